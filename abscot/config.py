@@ -1,0 +1,322 @@
+"""The recipe: a dataclass tree, read from YAML, then dotted overrides; unknown keys are refused."""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".arrow")
+DEFAULT_RECIPE = ROOT / "launch" / "recipes" / "tiny-cpu.yaml"
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that names the file, line or key, what was expected and what mends it."""
+
+
+@dataclass
+class WorldConfig:
+    """The world that the project makes itself (problems, tokenizer, base model). Null in recipes on real data."""
+
+    rows: int = 3600  # training rows
+    heldout: int = 300  # evaluation problems
+    changes: int = 3  # steps of a problem
+    max_total: int = 20  # running totals stay within 0 and this
+    max_change: int = 5  # a step adds or takes away at most this
+    hidden_size: int = 128  # of the base model
+    num_layers: int = 3
+    base_steps: int = 250  # optimizer steps of the base model
+    base_thinking_rows: int = 16  # a step, with CoT
+    base_direct_rows: int = 32  # a step, without
+    base_lr: float = 0.02  # of Muon, on matrices; a fifth of it of AdamW, on the rest
+
+
+@dataclass
+class ModelConfig:
+    base: str = "world"  # directory, hub id, or `world`
+    dtype: Literal["bf16", "fp32"] = "bf16"  # of weights and activations; the optimizer keeps fp32
+    attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"  # auto: varlen on CUDA, segments elsewhere
+    gradient_checkpointing: bool = True  # recompute activations in the backward pass
+    new_rows: Literal["mean", "normal", "zero"] = "mean"  # start of the 66 new embedding rows
+    new_rows_std: float = 1e-3  # N(0, std) added to `mean`; the spread of `normal`
+    loss_chunk_tokens: int = 1024  # supervised positions whose logits exist at the same time
+    trust_remote_code: bool = False  # run code that comes with the base model
+    random_init: bool = False  # random weights from the base's config.json: shape tests and benchmarks
+
+
+@dataclass
+class DataConfig:
+    source: str = "world"  # file, glob, hub id, or `world`
+    format: Literal["messages", "prompt_cot_answer", "problem_solution", "gsm8k"] = "messages"
+    split: str = "train"  # of a hub id
+    subset: str | None = None  # of a hub id that has several, e.g. `main`
+    revision: str | None = None  # of a hub id: commit or tag; pin it, the hub's files may change
+    rows: int | None = None  # drawn uniformly by a hash of (seed, id); null: all
+    system_prompt: str | None = "Please reason step by step, and put your final answer within \\boxed{}."
+    min_cot_chars: int = 200  # shorter CoTs are rejected
+    max_row_bytes: int = 4 * 2**20  # of text; larger rows are rejected unread
+    keep_sources: list[str] = field(default_factory=list)  # of dataset_source; empty: all
+    drop_sources: list[str] = field(default_factory=list)
+    long_rows: Literal["drop", "truncate_cot_left", "truncate_cot_middle", "truncate_cot_right"] = "drop"  # counted
+    shard_rows: int = 20_000  # a shard file is closed at this many rows ..
+    shard_chars: int = 256_000_000  # .. or characters of text, whichever comes first: the unit of work and of restart
+    decontaminate: bool = True  # leave out rows that overlap the evaluation sets
+    max_overlap: float = 0.5  # share of an evaluation problem's word 5-grams that a prompt may not reach
+
+
+@dataclass
+class TraceConfig:
+    m_min: int = 4  # codebook tokens; enforced by the sampler
+    m_max: int = 128  # paper
+    random: Literal["steps", "uniform"] = "steps"  # round 1: rand(1, |l|/2) tokens a CoT step (paper), or uniform
+    temperature: float = 1.0  # of trace sampling
+    top_p: float = 1.0  # of trace sampling
+    allow_empty: bool = False  # keep rows whose trace came back empty
+    on_collapse: Literal["warn", "stop"] = "warn"  # stop: a collapsed trace set ends the round
+    shards: int = 1  # independent engines, shard i of n
+    probe_prompts: int = 64  # prompts that get further samples, to see how much a trace tells about its prompt
+    probe_samples: int = 3  # samples a probed prompt
+
+
+@dataclass
+class TrainConfig:
+    deepspeed: str = "ds_configs/zero3.json"  # ZeRO stage, offload and buckets
+    capacity_tokens: int = 32_768  # of a packed bin; longer rows follow data.long_rows
+    global_batch_examples: int | None = 32  # rows an optimizer step, on any number of ranks
+    global_batch_tokens: int | None = None  # instead of the above
+    epochs: int = 1  # of each phase
+    lr: float = 1e-5  # peak
+    new_rows_lr: float | None = None  # learning rate of the embedding table; null: lr
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # over the true number of steps of the phase
+    warmup_ratio: float = 0.05  # share of the steps
+    min_lr_ratio: float = 0.0  # of the peak, at the last step
+    weight_decay: float = 0.0  # of matrices
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.95  # AdamW
+    grad_clip: float = 1.0  # global norm
+    supervise_end: bool = True  # loss on <endabstract>; without it a model cannot learn when to stop
+    supervise_begin: bool = False  # loss on <beginabstract>
+    checkpoint_every_steps: int | None = None  # the last step is always saved, until the model is exported
+    checkpoint_every_minutes: float | None = 30.0  # whichever comes first
+    keep_checkpoints: int = 2  # newest ones
+    num_gpus: int | None = None  # ranks that launch/round.py starts; null: all GPUs of the machine
+    phase_lr: dict[str, float] = field(default_factory=dict)  # phase name -> lr, where it differs
+    phase_epochs: dict[str, int] = field(default_factory=dict)  # phase name -> epochs, where they differ
+
+
+@dataclass
+class LoraConfig:
+    r: int = 32  # rank
+    alpha: int = 64  # scale is alpha / r
+    dropout: float = 0.0  # on the adapter input
+    target_modules: list[str] = field(  # linear layers that get an adapter
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    embeddings: Literal["new_rows", "full"] = "new_rows"  # full: the whole table, as the public reproduction does
+
+
+@dataclass
+class InferenceConfig:
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the machine computes in it
+    max_model_len_tokens: int = 40_960  # window; longer CoTs are cut in the middle, counted
+    max_num_seqs: int = 256  # sequences decoded together
+    tensor_parallel: int = 1  # GPUs an engine
+    gpu_memory_utilization: float = 0.9  # share of the GPU that vLLM takes
+    cpu_kv_cache_gib: int = 2  # KV cache of vLLM on a CPU
+    enforce_eager: bool = False  # no CUDA graphs
+    chunk_rows: int = 2048  # rows between two appends to a trace shard
+    batch_invariant: bool = False  # GPUs: bitwise the same results whatever is batched together, at some speed
+
+
+@dataclass
+class EvalConfig:
+    benchmarks: list[str] = field(default_factory=lambda: ["world"])  # names of abscot/benchmarks.py
+    modes: list[str] = field(default_factory=lambda: ["abstract"])  # of every round; the base is asked in base_modes
+    base_modes: list[str] = field(default_factory=lambda: ["verbal"])  # of the base
+    limit: int | None = None  # problems a benchmark
+    samples: int = 1  # a problem
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # of sampled answers
+    max_reasoning_tokens: int = 4096  # of a verbal CoT
+    max_answer_tokens: int = 1024  # after the reasoning
+    files: dict[str, str] = field(default_factory=dict)  # benchmark -> local file instead of the hub
+    judge_url: str | None = None  # OpenAI-compatible endpoint for alpaca_eval; null: answers are only written out
+    judge_model: str = "gpt-4.1"
+
+
+@dataclass
+class Recipe:
+    name: str = "tiny-cpu"  # the run directory is run_root/name
+    run_root: str = "runs"  # relative to the project
+    seed: int = 0  # every random draw comes from it and the example
+    rounds: int = 3  # T
+    staging: Literal["reuse", "partition"] = "reuse"  # partition: each phase sees its own part of the data (paper)
+    codebook_size: int = 64  # M
+    world: WorldConfig | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    traces: TraceConfig = field(default_factory=TraceConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig | None = None
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def load_recipe(path: str | os.PathLike | None = None, overrides: list[str] | None = None) -> Recipe:
+    """The recipe at `path` (default: tiny-cpu) with `key.path=value` overrides applied.
+
+    Raises UserError for a missing file, bad YAML, an unknown key or a value of the wrong type.
+    """
+    import yaml
+
+    path = Path(path) if path else DEFAULT_RECIPE
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.name for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such recipe; shipped in launch/recipes: {shipped}")
+    tree = _parse_yaml(path.read_text(), str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of recipe keys, found {type(tree).__name__}")
+    for override in overrides or []:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}: expected key.path=value, e.g. --set train.lr=1e-4")
+        _put(tree, key.strip().split("."), _parse_yaml(value, f"--set {override}"))
+    recipe = _build(Recipe, tree, str(path), "")
+    _check(recipe, str(path))
+    return recipe
+
+
+def local_path(value: str) -> Path | None:
+    """`value` as a local path, or None where it can only be a hub id (owner/name)."""
+    path = Path(value).expanduser()
+    if path.exists() or value.startswith((".", "/", "~")) or value.count("/") != 1 or "*" in value or path.suffix in FILE_SUFFIXES:
+        return path
+    return None
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raises UserError for a local file that the recipe names and that does not exist, before anything is written."""
+    if recipe.model.base != "world" and (path := local_path(recipe.model.base)) and not path.is_dir():
+        raise UserError(f"model.base: {path}: no such directory; give a model directory or a hub id such as Qwen/Qwen3-4B")
+    if recipe.data.source != "world" and (path := local_path(recipe.data.source)) and not any(path.parent.glob(path.name)):
+        raise UserError(f"data.source: {path}: no such file; give a file, a glob or a hub id such as allenai/Dolci-Think-SFT-7B")
+    config = Path(recipe.train.deepspeed)
+    config = config if config.is_absolute() else ROOT / config
+    if not config.is_file():
+        shipped = ", ".join(sorted(f"ds_configs/{p.name}" for p in (ROOT / "ds_configs").glob("*.json")))
+        raise UserError(f"train.deepspeed: {config}: no such file; shipped: {shipped}")
+    for benchmark, file in recipe.eval.files.items():
+        if not Path(file).expanduser().is_file():
+            raise UserError(f"eval.files.{benchmark}: {file}: no such file")
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load_recipe` of it gives the same recipe."""
+    import yaml
+
+    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
+
+
+def _parse_yaml(text: str, where: str):
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_float_loader())
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _float_loader():
+    """PyYAML reads 1e-4 as a string (YAML 1.1); recipes are full of such numbers."""
+    import re
+
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+    return Loader
+
+
+def _put(tree: dict, keys: list[str], value) -> None:
+    for key in keys[:-1]:
+        if not isinstance(tree.get(key), dict):
+            tree[key] = {}
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def _build(cls, tree: dict, where: str, prefix: str):
+    known = {f.name: f for f in fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
+        values[key] = _convert(hints[key], value, where, prefix + str(key))
+    return cls(**values)
+
+
+def _convert(hint, value, where: str, key: str):
+    """`value` as the type `hint`, or a UserError that says what was expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where, key)
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {key}: expected a mapping, found {value!r}")
+        return _build(hint, value, where, key + ".")
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{where}: {key}: expected one of {', '.join(map(str, args))}, found {value!r}")
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: {key}: expected a list, found {value!r}")
+        return [_convert(args[0], item, where, f"{key}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {key}: expected a mapping, found {value!r}")
+        return {_convert(args[0], k, where, key): _convert(args[1], v, where, f"{key}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where}: {key}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """What types cannot say."""
+    train, traces = recipe.train, recipe.traces
+    positive = {
+        "rounds": recipe.rounds,
+        "codebook_size": recipe.codebook_size,
+        "train.capacity_tokens": train.capacity_tokens,
+        "train.epochs": train.epochs,
+        "train.lr": train.lr,
+        "traces.m_max": traces.m_max,
+        "eval.samples": recipe.eval.samples,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{where}: {key}: expected a number above 0, found {value}")
+    if not 0 <= traces.m_min <= traces.m_max:
+        raise UserError(f"{where}: traces.m_min: expected 0 <= m_min <= m_max ({traces.m_max}), found {traces.m_min}")
+    if (train.global_batch_examples is None) == (train.global_batch_tokens is None):
+        raise UserError(f"{where}: train: set exactly one of global_batch_examples and global_batch_tokens")
+    if not recipe.name or Path(recipe.name).name != recipe.name or recipe.name.startswith("."):
+        raise UserError(f"{where}: name: expected a plain directory name, found {recipe.name!r}")
+    if recipe.world is None and "world" in (recipe.model.base, recipe.data.source):
+        raise UserError(f"{where}: world: model.base or data.source is `world`, so the recipe needs a world section")

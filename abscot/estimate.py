@@ -1,0 +1,240 @@
+"""What a run will need, from shapes alone: memory of a GPU, FLOPs, hours, disk."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abscot.config import LoraConfig, UserError
+
+GB = 1e9
+BF16, FP32 = 2, 4  # bytes
+ADAM_BYTES = 3 * FP32  # a parameter's fp32 copy and two moments
+RUNTIME_BYTES = 3 * GB  # CUDA context, NCCL and kernel workspaces, allocator waste
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory_gb: float
+    flops: float  # dense bf16, per second
+    bandwidth: float  # bytes of memory per second
+
+
+GPUS = (  # NVIDIA's data sheets
+    Gpu("A100 40 GB", 40, 312e12, 1.56e12),
+    Gpu("H100 80 GB", 80, 989e12, 3.35e12),
+    Gpu("H200 141 GB", 141, 989e12, 4.8e12),
+)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a decoder's config.json that size and speed depend on."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> "ModelShape":
+        """Raises UserError where there is no config.json of a known kind."""
+        path = Path(directory) / "config.json"
+        try:
+            config = json.loads(path.read_text())
+            hidden, heads = config["hidden_size"], config["num_attention_heads"]
+            return cls(
+                hidden, config["intermediate_size"], config["num_hidden_layers"], heads,
+                config.get("num_key_value_heads", heads), config.get("head_dim") or hidden // heads,
+                config["vocab_size"], config.get("tie_word_embeddings", False),
+            )  # fmt: skip
+        except (OSError, json.JSONDecodeError, KeyError) as error:
+            raise UserError(
+                f"{path}: not the config of a decoder model ({error!r}); give model.base a model directory"
+            ) from None
+
+    @property
+    def linear_parameters_a_layer(self) -> int:
+        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def parameters(self) -> int:
+        norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
+        tables = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.layers * self.linear_parameters_a_layer + norms + tables
+
+    @property
+    def pair_cost(self) -> float:
+        """FLOPs of one attended (query, key) pair over one token's linear layers, head left out."""
+        return 2 * self.heads * self.head_dim / self.linear_parameters_a_layer
+
+    def forward_flops(self, tokens: float, pairs: float) -> float:
+        """2 a weight and token, 4 a head dimension and pair (scores, and their product with the values)."""
+        return 2 * self.layers * self.linear_parameters_a_layer * (tokens + pairs * self.pair_cost)
+
+    def training_flops(self, tokens: float, pairs: float, supervised: float) -> float:
+        """Forward and backward (twice the forward). As in MFU, recomputation is not counted."""
+        return 3 * (self.forward_flops(tokens, pairs) + 2 * self.hidden * self.vocab * supervised)
+
+    @property
+    def kv_bytes_a_token(self) -> int:
+        return self.layers * 2 * self.kv_heads * self.head_dim * BF16
+
+    def lora_parameters(self, lora: LoraConfig, new_rows: int) -> int:
+        """Trainable parameters: r (in + out) a target layer, and the new rows or the whole tables."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        ends = {
+            "q_proj": self.hidden + query, "k_proj": self.hidden + key, "v_proj": self.hidden + key,
+            "o_proj": query + self.hidden, "gate_proj": self.hidden + self.intermediate,
+            "up_proj": self.hidden + self.intermediate, "down_proj": self.intermediate + self.hidden,
+        }  # fmt: skip
+        rows = new_rows if lora.embeddings == "new_rows" else self.vocab
+        adapters = lora.r * sum(ends.get(name, 0) for name in lora.target_modules) * self.layers
+        return adapters + rows * self.hidden * (1 if self.tied else 2)
+
+
+QWEN3 = {  # config.json of Qwen/Qwen3-*, for planning before anything is downloaded
+    "0.6B": ModelShape(1024, 3072, 28, 16, 8, 128, 151_936, True),
+    "1.7B": ModelShape(2048, 6144, 28, 16, 8, 128, 151_936, True),
+    "4B": ModelShape(2560, 9728, 36, 32, 8, 128, 151_936, True),
+    "8B": ModelShape(4096, 12_288, 36, 32, 8, 128, 151_936, False),
+    "14B": ModelShape(5120, 17_408, 40, 40, 8, 128, 151_936, False),
+    "32B": ModelShape(5120, 25_600, 64, 64, 8, 128, 151_936, False),
+}
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How DeepSpeed spreads a model: ZeRO stage, where the optimizer lives, what is trained."""
+
+    stage: int
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    max_live_parameters: float = 1e9
+    bucket: float = 5e7  # elements of a reduce bucket
+
+    @classmethod
+    def of_config(cls, config: dict) -> "Sharding":
+        zero = config.get("zero_optimization", {})
+        devices = [zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")]
+        return cls(
+            zero.get("stage", 0), devices[0] != "none", devices[1] != "none",
+            zero.get("stage3_max_live_parameters", 1e9), zero.get("reduce_bucket_size", 5e8),
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        offloaded = [
+            n
+            for n, on in (("optimizer", self.offload_optimizer), ("parameters", self.offload_parameters))
+            if on
+        ]
+        return f"ZeRO-{self.stage}" + (f" + {' and '.join(offloaded)} offloaded" if offloaded else "")
+
+
+def memory_bytes(
+    shape: ModelShape,
+    sharding: Sharding,
+    world: int,
+    bin_tokens: int,
+    *,
+    checkpointing: bool,
+    chunk_tokens: int,
+    trainable: int | None = None,
+) -> dict[str, float]:
+    """Peak bytes of one GPU by part. It trains bins of `bin_tokens` in bf16 and sums gradients in fp32.
+
+    trainable: parameters that are trained (default: all). `host` is CPU memory a rank, not part of `total`.
+    """
+    parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
+    parts: dict[str, float] = dict.fromkeys(("parameters", "gradients", "optimizer", "gathered", "host"), 0.0)
+    parts["parameters"] = BF16 * parameters / (world if sharding.stage >= 3 else 1)
+    parts["gradients"] = FP32 * trained / (world if sharding.stage >= 2 else 1)
+    parts["optimizer"] = ADAM_BYTES * trained / (world if sharding.stage >= 1 else 1)
+    if sharding.offload_optimizer:
+        parts["host"] = parts["optimizer"] + FP32 * trained / world
+        parts["optimizer"] = 0.0
+        parts["gradients"] = BF16 * trained / world
+    if sharding.offload_parameters:
+        parts["host"] += parts["parameters"]
+        parts["parameters"] = 0.0
+    buckets = 2 * FP32 * min(sharding.bucket, trained)
+    live = BF16 * min(sharding.max_live_parameters, parameters) if sharding.stage >= 3 else 0.0
+    parts["gathered"] = live + buckets
+    parts["activations"] = bin_tokens * activation_bytes_a_token(shape, checkpointing)
+    head_gradient = BF16 * shape.vocab * shape.hidden if trained >= shape.vocab * shape.hidden else 0.0
+    parts["loss head"] = head_gradient + chunk_tokens * shape.vocab * (BF16 + FP32)
+    parts["runtime"] = RUNTIME_BYTES
+    parts["total"] = sum(size for name, size in parts.items() if name != "host")
+    return parts
+
+
+def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:
+    """Saved by a layer: its norms' inputs and outputs, q k v through norm, RoPE and attention, the
+    attention's output, and the four tensors of the gated MLP; the norms work in fp32. With checkpointing a
+    layer keeps its input, and one layer at a time is computed again, with gradients as large as what it
+    saved."""
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    saved = BF16 * (5 * shape.hidden + 4 * query + 5 * key + 4 * shape.intermediate) + 2 * FP32 * shape.hidden
+    if not checkpointing:
+        return shape.layers * saved
+    return shape.layers * BF16 * shape.hidden + 2 * saved
+
+
+def smallest_world(limit_bytes: float, memory_of, most: int = 4096) -> int | None:
+    """The smallest power of two of GPUs with memory_of(world)["total"] <= limit_bytes, if there is one."""
+    world = 1
+    while world <= most:
+        if memory_of(world)["total"] <= limit_bytes:
+            return world
+        world *= 2
+    return None
+
+
+def trace_seconds(
+    shape: ModelShape,
+    gpu: Gpu,
+    prompt_tokens: np.ndarray,
+    trace_tokens: float,
+    *,
+    mfu: float,
+    bandwidth_share: float = 0.6,
+) -> float:
+    """GPU seconds to prefill `prompt_tokens` (a row each) and to decode `trace_tokens` more a row.
+
+    Prefill runs at `mfu`. Decoding reads, each step, all weights once and the KV cache of as many rows as fit
+    beside the weights in 0.9 of the memory (at most 256), at `bandwidth_share` of the bandwidth.
+    """
+    lengths = prompt_tokens.astype(float)
+    prefill = shape.forward_flops(lengths.sum(), (lengths * (lengths + 1) / 2).sum()) / (mfu * gpu.flops)
+    weights = BF16 * shape.parameters
+    row_bytes = shape.kv_bytes_a_token * (lengths.mean() + trace_tokens)
+    together = float(np.clip((0.9 * gpu.memory_gb * GB - weights) / row_bytes, 1, 256))
+    step_s = (weights + together * row_bytes) / (bandwidth_share * gpu.bandwidth)
+    return prefill + len(lengths) * trace_tokens * step_s / together
+
+
+def disk_bytes(
+    shape: ModelShape, rounds: int, checkpoints: int, row_tokens: float, trace_tokens: float, trainable: int
+) -> dict[str, float]:
+    """Shards, traces, checkpoints (one more exists while it is written) and exported models, in bytes."""
+    state = BF16 * shape.parameters + ADAM_BYTES * trainable
+    return {
+        "shards": FP32 * row_tokens * 1.02,
+        "traces": FP32 * trace_tokens,
+        "checkpoints": (checkpoints + 1) * state,
+        "models": BF16 * shape.parameters * (1 + 2 * rounds),  # base, and both phases of every round
+    }
+
+
+def dolci_like_lengths(rows: int, generator: np.random.Generator) -> np.ndarray:
+    """Tokens of whole documents with the quantiles of Dolci-Think-SFT-7B in Qwen3 tokens, int64 [rows]."""
+    at, tokens = [0, 0.1, 0.25, 0.5, 0.9, 1], [200, 1700, 8400, 20_000, 28_000, 32_700]
+    return np.interp(generator.random(rows), at, tokens).astype(np.int64)

@@ -1,0 +1,231 @@
+"""Evaluation: models x modes x benchmarks -> one result file each; one engine does all the jobs of its model."""
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abscot import benchmarks, judge, scoring, traces
+from abscot.benchmarks import BENCHMARKS, Problem
+from abscot.config import Recipe, UserError
+from abscot.dist import Progress, log, without_ranks
+from abscot.inference import VllmEngine
+from abscot.modes import MODES, Asker, Question
+from abscot.paths import Run, fingerprint, is_done, write_json_atomic, write_text_atomic
+from abscot.rounds import require
+
+BASELINE_MODES = {"sft_cot": ["verbal"], "sft_no_cot": ["no_cot"], "pause": ["pause"]}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result file: a model asked one benchmark in one mode."""
+
+    recipe: Recipe
+    run: Run
+    model: str
+    mode: str
+    benchmark: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}_{self.model}_{self.benchmark}"
+
+    @property
+    def result(self) -> Path:
+        return self.run.results / f"{self.name}.jsonl"
+
+    @property
+    def meta(self) -> Path:
+        return self.run.results / f"{self.name}.meta.json"
+
+    @property
+    def partial(self) -> Path:
+        """What has been generated so far; another model or other settings have another file."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+        return self.run.results / f".{self.name}.{digest}.partial"
+
+    def identity(self) -> dict:
+        config = self.recipe.eval
+        return {
+            "mode": self.mode,
+            "round": round_of(self.model, self.recipe.rounds),
+            "model": self.model,
+            "benchmark": self.benchmark,
+            "model_fingerprint": fingerprint(model_directory(self.run, self.model, self.recipe.rounds)),
+            "seed": self.recipe.seed,
+            "samples": config.samples,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "limit": config.limit,
+            "max_reasoning_tokens": config.max_reasoning_tokens,
+            "max_answer_tokens": config.max_answer_tokens,
+            "m_min": self.recipe.traces.m_min,
+            "m_max": self.recipe.traces.m_max,
+        }
+
+    def done(self) -> bool:
+        if not (self.meta.exists() and self.result.exists()):
+            return False
+        known = json.loads(self.meta.read_text())
+        return all(known.get(key) == value for key, value in self.identity().items())
+
+
+def model_names(recipe: Recipe) -> list[str]:
+    return ["base", *(f"round{r}" for r in range(1, recipe.rounds)), "final"]
+
+
+def model_directory(run: Run, model: str, rounds: int) -> Path:
+    """base/, roundN/, final/, or the export of a baseline such as sft_cot. Raises UserError for any other name."""
+    round_ = round_of(model, rounds)
+    return run.export(model, 0, rounds) if round_ is None else run.round_model(round_, rounds)
+
+
+def round_of(model: str, rounds: int) -> int | None:
+    """The round a model ends; 0: base, None: a baseline. Raises UserError for a name that is no model's."""
+    names = {"base": 0, **{f"round{r}": r for r in range(1, rounds)}, "final": rounds}
+    if model not in names and model not in BASELINE_MODES:
+        raise UserError(f"--model {model}: expected all or one of {', '.join([*names, *BASELINE_MODES])}")
+    return names.get(model)
+
+
+def jobs_of(recipe: Recipe, run: Run, model: str, modes: list[str] | None, names: list[str] | None) -> list[Job]:
+    """The jobs of one model: the recipe's modes and benchmarks unless others are asked for.
+
+    Raises UserError for an unknown mode or benchmark and for a model that is not there yet.
+    """
+    if modes is None:
+        modes = BASELINE_MODES.get(model) or (recipe.eval.base_modes if model == "base" else recipe.eval.modes)
+    for word, given, known in (("mode", modes, MODES), ("benchmark", names or recipe.eval.benchmarks, BENCHMARKS)):
+        if unknown := [name for name in given if name not in known]:
+            raise UserError(f"{word} {unknown[0]}: expected one of {', '.join(known)}")
+    require(recipe, model_directory(run, model, recipe.rounds))
+    return [Job(recipe, run, model, mode, name) for name in names or recipe.eval.benchmarks for mode in modes]
+
+
+def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
+    """Evaluates each model that has work left in a process of its own: an engine keeps its memory until that ends.
+
+    command: what evaluates one model when `--model NAME` is put behind it. Returns the exit code of the first failure.
+    """
+    for model, of_model in jobs.items():
+        if all(job.done() for job in of_model):
+            log(f"{model}: already done")
+        elif code := subprocess.call([*command, "--model", model], env=without_ranks(dict(os.environ))):
+            return code
+    return 0
+
+
+def evaluate(jobs: list[Job], engine: VllmEngine | None = None) -> None:
+    """Does what is left of the jobs of one model. engine: a started engine of that model; None starts one if needed."""
+    left = [job for job in jobs if not job.done()]
+    for job in jobs:
+        if job not in left:
+            log(f"{job.result}: already done")
+    if not left:
+        return
+    recipe, run = left[0].recipe, left[0].run
+    problems = {name: benchmarks.load(name, recipe, run) for name in dict.fromkeys(job.benchmark for job in left)}
+    model = model_directory(run, left[0].model, recipe.rounds)
+    asker = Asker(model, recipe, [job.mode for job in left], engine or VllmEngine(model, recipe.inference))
+    run.results.mkdir(parents=True, exist_ok=True)
+    for job in left:
+        questions = [Question(p, job.mode, s) for p in problems[job.benchmark] for s in range(recipe.eval.samples)]
+        _publish(job, questions, _generate(job, questions, asker))
+        job.partial.unlink()
+
+
+def evaluate_then_trace(jobs: list[Job]) -> None:
+    """The jobs of a round's model, then the traces of the next round's phase A, which the same model makes: one engine."""
+    recipe, run, model = jobs[0].recipe, jobs[0].run, jobs[0].model
+    round_ = round_of(model, recipe.rounds)
+    if round_ not in range(1, recipe.rounds):
+        raise UserError(f"--then-traces: no round follows {model}; expected --model round1 to round{recipe.rounds - 1}")
+    next_traces = traces.open_job(recipe, run, round_ + 1, "A")
+    if all(job.done() for job in jobs) and is_done(next_traces.final):
+        log(f"{next_traces.final}: already done")
+        return
+    engine = VllmEngine(model_directory(run, model, recipe.rounds), recipe.inference)
+    evaluate(jobs, engine)
+    traces.generate(next_traces, engine=engine)
+
+
+def _generate(job: Job, questions: list[Question], asker: Asker) -> list[dict]:
+    """The answers in the order of the questions. Each is on disk before the next one is waited for."""
+    answers = _read_partial(job.partial)
+    left = [i for i in range(len(questions)) if i not in answers]
+    spent_s, start = max((a["elapsed_s"] for a in answers.values()), default=0.0), time.monotonic()
+    with open(job.partial, "a", encoding="utf-8") as file, Progress(len(questions), "answers", job.name, len(answers)) as bar:
+        for index, completions in asker.engine.stream([asker.request(questions[i]) for i in left]):
+            number = left[index]
+            answers[number] = {
+                "number": number,
+                "elapsed_s": spent_s + time.monotonic() - start,
+                "computed": [c.prompt_tokens - c.cached_tokens for c in completions],
+                "row": asker.answer(questions[number], completions),
+            }
+            file.write(json.dumps(answers[number], ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update()
+    return [answers[i] for i in range(len(questions))]
+
+
+def _read_partial(path: Path) -> dict[int, dict]:
+    """Number of the question -> answer; a line that a kill cut short is taken out of the file."""
+    answers, whole_bytes = {}, 0
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                answer = json.loads(line)
+                answers[answer["number"]] = answer
+                whole_bytes += len(line)
+        os.truncate(path, whole_bytes)
+    return answers
+
+
+def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
+    """Scores all answers; the result file first and its meta last, so that a meta file vouches for its rows."""
+    rows = [_row(q, a["row"]) for q, a in zip(questions, answers, strict=True)]
+    _score(job, rows)
+    scores = [row["correct"] for row in rows if row["correct"] is not None]
+    wall_s = max(answer["elapsed_s"] for answer in answers)
+    tokens = sum(row["n_total_tokens"] for row in rows)
+    job.meta.unlink(missing_ok=True)
+    write_text_atomic(job.result, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    meta = {
+        **job.identity(),
+        "problems": len({row["id"] for row in rows}),
+        "accuracy": float(np.mean(scores)) if scores else None,
+        "mean_total_tokens": tokens / len(rows),
+        "wall_s": wall_s,
+        "tokens_per_s": tokens / max(wall_s, 1e-9),
+        "cut_prompts": sum(row["prompt_cut"] for row in rows),
+        "unfinished_answers": sum(row["finish_reason"] == "length" for row in rows),
+        "abstract_tokens_in_responses": sum(row["n_abstract_in_response"] for row in rows),
+        "prompt_tokens_computed": np.sum([a["computed"] for a in answers], axis=0).tolist(),  # a stage each
+    }
+    write_json_atomic(job.meta, meta)
+    accuracy = f"accuracy {meta['accuracy']:.3f}" if scores else "not judged"
+    log(f"{job.name}: {accuracy}, {meta['mean_total_tokens']:.1f} tokens an answer -> {job.result}")
+
+
+def _row(question: Question, answer: dict) -> dict:
+    problem: Problem = question.problem
+    return {"id": problem.id, "sample": question.sample, "problem": problem.problem, "gold": problem.gold, **answer}
+
+
+def _score(job: Job, rows: list[dict]) -> None:
+    """Adds prediction, correct (0..1; null where nobody judged) and scorer to each row."""
+    scorer = BENCHMARKS[job.benchmark].scorer
+    if scorer == "judge":
+        judge.write_answers(job.result.with_suffix(".answers.json"), rows, generator=job.name)
+        verdicts = judge.score_all(job.recipe, rows)
+    else:
+        verdicts = scoring.score_all(scorer, [row["response"] for row in rows], [row["gold"] for row in rows])
+    for row, verdict in zip(rows, verdicts, strict=True):
+        row.update(prediction=verdict.prediction, correct=verdict.score, scorer=verdict.scorer)

@@ -1,0 +1,78 @@
+"""Tokenises the training data into shards/: streamed, filtered, counted; by one process or by MPI ranks.
+
+  python launch/prepare.py                                                     the tiny recipe
+  mpiexec -n 8 python launch/prepare.py --recipe launch/recipes/qwen3-4b-full-600k.yaml
+  python launch/prepare.py --set name=mine --set data.source='data/*.jsonl.gz' --set data.rows=5000
+
+Every number of ranks writes the same shards. A killed run goes on when the same command is given again.
+"""
+
+import os
+import pathlib
+import shutil
+import sys
+from dataclasses import replace
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from abscot import cli, paths  # noqa: E402
+from abscot.config import Recipe  # noqa: E402
+from abscot.ranks import Ranks  # noqa: E402
+
+
+def main() -> None:
+    args = cli.recipe_parser(__doc__).parse_args()
+    ranks = Ranks()
+    recipe = cli.recipe_of(args)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(ranks.cores()))  # of the tokenizer
+    run = ranks.first(lambda: paths.claim(recipe))
+    if ranks.first(lambda: paths.is_done(run.shards)):
+        ranks.first(lambda: check(run))
+        return
+
+    from transformers import AutoTokenizer
+
+    from abscot.prepare import prepare
+
+    ranks.first(lambda: paths.read_done(run.base))
+    tokenizer = AutoTokenizer.from_pretrained(run.base)
+    store = prepare(recipe, run, tokenizer, ranks.first(lambda: evaluation_problems(recipe, run)), ranks)
+    if ranks.rank == 0:
+        print(summary(store))
+
+
+def evaluation_problems(recipe: Recipe, run: paths.Run) -> list[str]:
+    """All problems of the recipe's benchmarks; the world keeps its own held-out problems apart."""
+    from abscot import benchmarks
+
+    if not recipe.data.decontaminate:
+        return []
+    whole = replace(recipe, eval=replace(recipe.eval, limit=None))
+    names = [name for name in recipe.eval.benchmarks if name != "world"]
+    return [problem.problem for name in names for problem in benchmarks.load(name, whole, run)]
+
+
+def check(run: paths.Run) -> None:
+    from abscot.shards import ShardStore
+
+    store = ShardStore(run.shards)
+    store.verify()
+    shutil.rmtree(
+        run.shards.with_name("shards.work"), ignore_errors=True
+    )  # of a kill right after the publishing
+    print(f"{run.shards}: done, {len(store):,} rows, every checksum is right, hash {store.hash}")
+
+
+def summary(store) -> str:
+    counts = store.manifest["counts"]
+    lines = [f"{store.directory}: {counts['kept']:,} of {counts['read']:,} rows, hash {store.hash}"]
+    lines += [f"  not used: {n:>10,}  {reason}" for reason, n in counts["rejected"].items()]
+    if counts["truncated"]:
+        lines.append(f"  CoT cut:  {counts['truncated']:>10,}")
+    lines.append(f"  {'tokens':8}" + "".join(f"{p:>9}" for p in store.manifest["lengths"]["total"]))
+    for part, values in store.manifest["lengths"].items():
+        lines.append(f"  {part:8}" + "".join(f" {v:>8,}" for v in values.values()))
+    return "\n".join(lines)
+
+
+cli.run(main)

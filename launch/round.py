@@ -1,0 +1,40 @@
+"""Runs the stages of one round, or of the whole run: traces, training, export and evaluation.
+
+  python launch/round.py --round 2             one round (what an array task of slurm/round.sbatch runs)
+  python launch/round.py --round 0             what comes before the rounds: world or base, extension, shards
+  python launch/round.py --round all           everything, then the report
+  python launch/round.py --round all --dry-run the stages, their inputs, outputs and commands, and what is done
+
+A stage that is done is skipped; a stage that was killed goes on or starts again.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from abscot import cli, rounds, runner  # noqa: E402
+
+
+def main() -> None:
+    parser = cli.recipe_parser(__doc__)
+    parser.add_argument("--round", required=True, metavar="R", help="1 to rounds, 0 for what comes before them, or all")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+    args = parser.parse_args()
+    recipe = cli.recipe_of(args)
+    plan = rounds.select(recipe, args.round)
+    if args.dry_run:
+        runner.dry_run(recipe, plan)
+        return
+    runner.run_stages(recipe, plan)
+    if args.round == "all":
+        from abscot import report
+        from abscot.paths import Run
+
+        run = Run.of(recipe)
+        report.write(run)
+        print(report.table(run))
+        print(f"report: {run.report / 'index.html'}")
+
+
+cli.run(main)

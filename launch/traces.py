@@ -1,0 +1,48 @@
+"""Generates the teacher traces that one phase of one round trains on, with their collapse statistics."""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from abscot import cli  # noqa: E402
+from abscot.config import UserError  # noqa: E402
+from abscot.phases import ITERATED, PHASES  # noqa: E402
+
+
+def main() -> int:
+    parser = cli.recipe_parser(
+        __doc__ + "\n\nPhase A of round 1 draws random traces; every other phase asks a model, by vLLM. Killed and started"
+        "\nagain it goes on where it was, and makes the same traces. Shards may run anywhere at the same time."
+    )
+    parser.add_argument("--round", type=int, required=True, metavar="R")
+    parser.add_argument("--phase", choices=ITERATED, required=True)
+    parser.add_argument("--shard", type=int, metavar="I", help="only shard I (from 0) of --of N")
+    parser.add_argument("--of", type=int, metavar="N", help="number of shards (default: traces.shards of the recipe)")
+    args = parser.parse_args()
+    recipe = cli.recipe_of(args)
+    of = args.of or recipe.traces.shards
+    if not 1 <= args.round <= recipe.rounds:
+        raise UserError(f"--round {args.round}: expected 1 to {recipe.rounds}")
+    if args.shard is not None and not 0 <= args.shard < of:
+        raise UserError(f"--shard {args.shard}: expected 0 to {of - 1}, the shards being --of {of}")
+
+    from abscot import traces
+    from abscot.paths import Run, claim, is_done
+
+    run = Run.of(recipe)
+    final = run.traces(PHASES[args.phase].tag(args.round))
+    if is_done(final):
+        print(f"{final}: already done")
+        return 0
+    job = traces.open_job(recipe, run, args.round, args.phase)
+    claim(recipe)
+    if args.shard is None and of > 1 and job.model is not None:
+        return traces.generate_on_this_machine([sys.executable, *sys.argv], of, recipe.inference.tensor_parallel)
+    published = traces.generate(job, args.shard or 0, of if args.shard is not None else 1)
+    print(f"{final}: {'done' if published else 'waits for the other shards'}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

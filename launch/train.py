@@ -1,0 +1,39 @@
+"""Trains one phase of one round and exports its model.
+
+  deepspeed launch/train.py --phase A                           the tiny recipe, round 1
+  deepspeed launch/train.py --phase B --round 2 --recipe launch/recipes/qwen3-4b-full-600k.yaml
+  torchrun, srun (one task a GPU) and plain python start it too
+
+Phases: A and B of the rounds, and the baselines sft_cot, sft_no_cot and pause, trained once from the base.
+Its inputs come from the stages before it; where one is missing, the message names the command that makes it.
+A run that was killed goes on from its newest checkpoint; SIGTERM or SIGUSR1 saves one and exits with code 75.
+"""
+
+import argparse
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from abscot import cli  # noqa: E402
+from abscot.config import UserError  # noqa: E402
+from abscot.phases import PHASES  # noqa: E402
+
+
+def main() -> None:
+    parser = cli.recipe_parser(__doc__)
+    parser.add_argument("--phase", required=True, help=" | ".join(PHASES))
+    parser.add_argument("--round", type=int, default=1, help="1 to the recipe's rounds (default 1)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; unused
+    args = parser.parse_args()
+    if args.phase not in PHASES:
+        raise UserError(f"--phase {args.phase}: expected one of {', '.join(PHASES)}")
+    recipe = cli.recipe_of(args)
+    if not 1 <= args.round <= recipe.rounds:
+        raise UserError(f"--round {args.round}: expected 1 to {recipe.rounds} (rounds in the recipe)")
+    from abscot.train import train
+
+    train(recipe, PHASES[args.phase], args.round)
+
+
+cli.run(main)

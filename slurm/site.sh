@@ -1,0 +1,16 @@
+# What differs from cluster to cluster: edit it once. Sourced by submit.sh and by every job of this folder.
+
+# Read by sbatch, so they matter where sbatch is called: submit.sh does it, by hand it is `source slurm/site.sh` first.
+# export SBATCH_ACCOUNT=my-account
+# export SBATCH_PARTITION=gpu
+# export SBATCH_TIMELIMIT=1-00:00:00
+
+# module load cuda/12.8 gcc/12
+
+# The nodes see this folder, the virtual environment and the run directory under the same path, on a shared file system.
+if [ -f .venv/bin/activate ]; then
+    source .venv/bin/activate
+fi
+
+# How often a job may put itself back into the queue before it gives up.
+export ABSCOT_MAX_RESTARTS=${ABSCOT_MAX_RESTARTS:-100}

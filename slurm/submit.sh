@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Submits a whole run: prepare -> round 1 .. T -> eval -> report, each after the one before it is done.
+#
+#   bash slurm/submit.sh launch/recipes/qwen3-4b-full-600k.yaml --nodes 8 --gpus-per-node 8
+#   bash slurm/submit.sh launch/recipes/tiny-cpu.yaml --nodes 2
+#
+#   --nodes N          nodes of a round (default 1)
+#   --gpus-per-node G  GPUs, and so ranks, of each (default: CPUs only, two ranks a node)
+#   --set KEY=VALUE    change a recipe key (repeatable)
+#   --dry-run          print the jobs and what each runs; submit nothing
+#
+# Account, partition and time limit: slurm/site.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source slurm/site.sh
+fail() { echo "error: $*" >&2; exit 2; }
+
+recipe= nodes=1 gpus=0 dry= sets=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dry-run) dry=1 ;;
+        --nodes | --gpus-per-node | --set)
+            [ $# -gt 1 ] || fail "$1: expected a value"
+            case $1 in --nodes) nodes=$2 ;; --gpus-per-node) gpus=$2 ;; *) sets+=(--set "$2") ;; esac
+            shift ;;
+        -*) fail "$1: expected --nodes, --gpus-per-node, --set or --dry-run" ;;
+        *) recipe=$1 ;;
+    esac
+    shift
+done
+[ -n "$recipe" ] || fail "no recipe given, e.g. bash slurm/submit.sh launch/recipes/tiny-cpu.yaml"
+[[ $nodes =~ ^[1-9][0-9]*$ && $gpus =~ ^[0-9]+$ ]] || fail "--nodes $nodes --gpus-per-node $gpus: expected whole numbers"
+[ -n "$dry" ] || command -v sbatch > /dev/null || fail "sbatch not found: run this on a login node, or add --dry-run"
+
+arguments=(--recipe "$recipe" "${sets[@]}")
+rounds=$(python - "${arguments[@]}" <<'PY'
+import sys
+from abscot import cli
+cli.run(lambda: print(cli.recipe_of(cli.recipe_parser("").parse_args()).rounds))
+PY
+)
+tasks=$((gpus ? gpus : 2))
+one=() many=(--nodes="$nodes")
+if [ "$gpus" != 0 ]; then
+    one=(--gpus-per-node=1)
+    many+=(--ntasks-per-node="$gpus" --gpus-per-node="$gpus")
+fi
+MODELS="base$(seq -f ' round%g' -s '' 1 $((rounds - 1))) final"
+export MODELS
+
+# submit NAME SBATCH-ARGUMENT..: after the job before it. Sets `previous` to the new job's number.
+previous=
+submit() {
+    local name=$1 command
+    shift
+    command=(sbatch --parsable ${previous:+--dependency="afterok:$previous"} "$@")
+    if [ -n "$dry" ]; then
+        previous="<$name>"
+        printf '%s: %s\n' "$name" "${command[*]}"
+    else
+        previous=$("${command[@]}")
+        previous=${previous%%;*}  # of several clusters Slurm names which
+        printf '%-9s %s\n' "$previous" "$name"
+    fi
+}
+
+# The stages of a round as they will run on `nodes` nodes of `tasks` tasks.
+show() {
+    [ -z "$dry" ] || SLURM_JOB_ID=0 SLURM_JOB_NUM_NODES=$2 SLURM_NTASKS=$3 \
+        python launch/round.py --round "$1" --dry-run "${arguments[@]}" | sed 's/^/    /'
+}
+
+submit prepare "${one[@]}" slurm/prepare.sbatch "${arguments[@]}"
+show 0 1 1
+for round in $(seq 1 "$rounds"); do
+    submit "round $round" --array="$round" "${many[@]}" slurm/round.sbatch "${arguments[@]}"
+    show "$round" "$nodes" $((nodes * tasks))
+done
+submit eval --array="0-$rounds" "${one[@]}" slurm/eval.sbatch "${arguments[@]}"
+[ -z "$dry" ] || printf '    a task each: %s\n' "$MODELS"
+submit report slurm/report.sbatch "${arguments[@]}"
+[ -n "$dry" ] || echo "follow it with: squeue --me, and python launch/status.py runs/NAME"

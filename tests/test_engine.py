@@ -1,0 +1,50 @@
+"""The DeepSpeed side: schedule, groups and configuration; then real ranks: loss, LoRA, export, resume, NaN."""
+
+import json
+import math
+
+import pytest
+
+from abscot import engine
+from abscot.config import TrainConfig, UserError, load_recipe
+
+
+def schedule(n, **keys):
+    config = TrainConfig(**keys)
+    return [engine.lr_at(k, n, 1.0, config) for k in range(n)]
+
+
+def test_cosine_follows_the_formula_and_spends_no_step_at_zero():
+    lrs = schedule(100, warmup_ratio=0.05)
+    assert lrs[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert lrs[5] == 1.0 and lrs[52] == pytest.approx(0.5 * (1 + math.cos(math.pi * 47 / 95)))
+    assert all(a >= b for a, b in zip(lrs[4:], lrs[5:], strict=False)) and 0 < lrs[-1] < 0.01
+
+
+def test_wsd_holds_then_falls_and_constant_holds():
+    lrs = schedule(100, schedule="wsd", warmup_ratio=0.1, min_lr_ratio=0.1)
+    assert set(lrs[10:81]) == {1.0} and lrs[90] == pytest.approx(0.55) and lrs[-1] > 0.1
+    assert set(schedule(10, schedule="constant", warmup_ratio=0.0)) == {1.0}
+
+
+def test_one_step_is_taken_at_the_peak():
+    assert schedule(1) == [1.0] and schedule(1, warmup_ratio=0.0) == [1.0]
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "remove optimizer"),
+        ('{"zero_optimization": ', "not JSON"),
+    ],
+)
+def test_a_deepspeed_file_that_clashes_is_refused(tmp_path, text, says):
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        engine.deepspeed_config(load_recipe(None, [f"train.deepspeed={tmp_path / 'ds.json'}"]))
+
+
+def test_the_recipe_owns_batch_clipping_and_precision(tmp_path):
+    config = engine.deepspeed_config(load_recipe(None, ["train.grad_clip=0.5", "model.dtype=fp32"]))
+    assert config["gradient_clipping"] == 0.5 and config["bf16"]["enabled"] is False
+    assert json.dumps(config).count("auto") == 0

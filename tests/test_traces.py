@@ -1,0 +1,234 @@
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_run import make_model, make_tiny_run, tiny_tokenizer
+
+from abscot import paths, traces
+from abscot.config import ROOT, UserError, dump
+from abscot.trace_sources import Item, RandomTraces
+from abscot.traces import TraceSet, generate, open_job
+
+ROWS = 160
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("traces")
+    return root, *make_tiny_run(root, ROWS)
+
+
+@pytest.fixture
+def tiny(made):
+    """(recipe, run, vocab), the run without any traces."""
+    root, recipe, run, vocab = made
+    shutil.rmtree(run.root / "teacher_traces", ignore_errors=True)
+    return recipe, run, vocab
+
+
+def with_traces(recipe, **changes):
+    return dataclasses.replace(recipe, traces=dataclasses.replace(recipe.traces, **changes))
+
+
+def random_lengths(recipe, run, vocab, samples=300):
+    store = traces.ShardStore(run.shards)
+    source = RandomTraces(store, vocab, recipe.traces, recipe.seed)
+    made = source.traces([Item(row, f"{row}/{i}", 0) for row in range(len(store)) for i in range(samples // len(store) + 1)])
+    return store, made
+
+
+def test_random_traces_have_up_to_half_the_tokens_of_each_step(tiny):
+    recipe, run, vocab = tiny
+    recipe = with_traces(recipe, m_min=1, m_max=128)
+    store, made = random_lengths(recipe, run, vocab)
+    each = len(made) // len(store)
+    for row in range(len(store)):
+        halves = np.maximum(1, store.row(row).cot_steps // 2)
+        lengths = [len(t) for t in made[row * each : (row + 1) * each]]
+        assert len(halves) <= min(lengths) and max(lengths) <= halves.sum()
+    assert set(np.concatenate(made).tolist()) == set(vocab.codebook_ids)
+
+
+def test_random_traces_keep_the_limits(tiny):
+    recipe, run, vocab = tiny
+    for kind, m_min, m_max in (("steps", 6, 8), ("uniform", 6, 8), ("uniform", 3, 3)):
+        _, made = random_lengths(with_traces(recipe, random=kind, m_min=m_min, m_max=m_max), run, vocab)
+        assert {len(t) for t in made} == set(range(m_min, m_max + 1))
+
+
+def test_a_published_set_is_complete_and_loads(tiny):
+    recipe, run, vocab = tiny
+    job = open_job(recipe, run, 1, "A")
+    assert generate(job) and generate(job)
+    loaded = TraceSet.load(job.final, job.store, 1, "A")
+    assert loaded.rows.tolist() == list(range(ROWS))
+    assert loaded.lengths().tolist() == [len(loaded.trace(i)) for i in range(ROWS)]
+    assert set(loaded.flat()[0].tolist()) <= set(vocab.codebook_ids)
+    assert loaded.meta["model_fingerprint"] == traces.RANDOM and loaded.stats["traces"] == ROWS
+    paths.verify(job.final)
+    assert not job.parts.exists()
+
+
+def test_partition_gives_each_phase_its_own_rows(tiny):
+    recipe, run, _ = tiny
+    recipe = dataclasses.replace(recipe, staging="partition")
+    job = open_job(recipe, run, 1, "A")
+    generate(job)
+    loaded = TraceSet.load(job.final, job.store)
+    assert len(loaded) == len(job.rows) == ROWS // 4  # two rounds of two phases
+    other = next(row for row in range(ROWS) if row not in set(job.rows))
+    assert loaded.lengths()[other] == 0 and (loaded.lengths()[job.rows] > 0).all()
+    with pytest.raises(KeyError):
+        loaded.trace(other)
+
+
+def in_process(job, shard, of) -> int:
+    """Process id of a fork that makes one shard."""
+    if pid := os.fork():
+        return pid
+    try:
+        generate(job, shard, of)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("of", [1, 2, 3])
+def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, of):
+    recipe, run, _ = tiny
+    recipe = dataclasses.replace(recipe, inference=dataclasses.replace(recipe.inference, chunk_rows=1))
+    job = open_job(recipe, run, 1, "A")
+    generate(job)
+    expected = (job.final / traces.TRACES).read_bytes()
+    shutil.rmtree(run.root / "teacher_traces")
+
+    moments, killed_at_work = random.Random(of), 0
+    for _ in range(10):
+        shards = [in_process(job, shard, of) for shard in range(of)]
+        before = len(list(job.parts.glob("chunk_*.arrow")))
+        deadline = time.monotonic() + 20
+        while len(list(job.parts.glob("chunk_*.arrow"))) < before + moments.randrange(4) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for pid in shards:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        killed_at_work += not job.final.exists()
+    assert killed_at_work > 5
+    for shard in range(of):
+        generate(job, shard, of)
+    assert (job.final / traces.TRACES).read_bytes() == expected
+
+
+def test_the_command_publishes_and_then_says_so(tiny):
+    recipe, run, _ = tiny
+    run.config.write_text(dump(recipe))
+    command = [sys.executable, str(ROOT / "launch" / "traces.py"), "--recipe", str(run.config), "--round", "1", "--phase", "A"]
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0 and paths.is_done(run.traces("pi1_phaseA")), first.stderr
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and "already done" in again.stdout
+    wrong = subprocess.run([*command, "--shard", "2", "--of", "2"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --shard 2: expected 0 to 1")
+
+
+def test_shards_of_one_machine_run_together_and_a_failure_is_the_exit_code(tmp_path):
+    script = "import os, pathlib, sys; pathlib.Path(sys.argv[1], sys.argv[3]).touch(); sys.exit(3 * (sys.argv[3] == '1'))"
+    assert traces.generate_on_this_machine([sys.executable, "-c", script, str(tmp_path)], 3, 1) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
+def test_parts_of_another_job_are_refused(tiny):
+    recipe, run, _ = tiny
+    job = open_job(recipe, run, 1, "A")
+    assert not generate(job, 0, 3)
+    with pytest.raises(UserError, match="begun with another m_max"):
+        generate(open_job(with_traces(recipe, m_max=9), run, 1, "A"), 1, 3)
+
+
+def test_empty_traces_are_refused_unless_the_recipe_allows_them(tiny):
+    recipe, run, _ = tiny
+    recipe = with_traces(recipe, random="uniform", m_min=0, m_max=3)
+    with pytest.raises(UserError, match=r"\d+ of 160 traces are empty; .*traces.allow_empty"):
+        generate(open_job(recipe, run, 1, "A"))
+    shutil.rmtree(run.root / "teacher_traces")
+    job = open_job(with_traces(recipe, allow_empty=True), run, 1, "A")
+    generate(job)
+    loaded = TraceSet.load(job.final, job.store)
+    assert loaded.stats["empty_traces"] == (loaded.lengths() == 0).sum() > 0
+
+
+def test_a_collapse_stops_the_round_where_the_recipe_says_so(tiny, capsys):
+    recipe, run, _ = tiny
+    recipe = with_traces(recipe, random="steps", m_min=11, m_max=12, on_collapse="stop")
+    job = open_job(dataclasses.replace(recipe, codebook_size=3), run, 1, "A")
+    with pytest.raises(UserError, match="traces.on_collapse is `stop`, and few tokens"):
+        generate(job)
+    assert not job.final.exists() and "WARNING" in capsys.readouterr().out
+
+
+def corrupt(change):
+    """Rows, ids and traces of a good set, changed."""
+    table = {"row": [0, 1, 2], "id": ["row/0", "row/1", "row/2"], "trace": [[260, 261], [262], [263]]}
+    change(table)
+    return traces.pa.table(table, schema=traces.pa.schema([f for f in traces.SCHEMA if f.name != "sample"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(row=[0, 1, 1]), "cover 3 rows, not exactly"),
+        (lambda t: t.update(row=[0, 1, 3]), "cover 3 rows, not exactly"),
+        (lambda t: t.update(id=["row/0", "row/2", "row/1"]), "another row's id"),
+        (lambda t: t.update(trace=[[260], [5], [261]]), "outside V_abs"),
+        (lambda t: t.update(trace=[[260], [260] * 13, [261]]), "lengths 1..13 leave 1..12"),
+    ],
+)
+def test_validation_finds_what_is_wrong(tiny, change, message):
+    recipe, _, vocab = tiny
+    vocab = dataclasses.replace(vocab, codebook_ids=tuple(range(260, 324)))
+    rules = with_traces(recipe, m_min=1).traces
+    ids, rows = [f"row/{i}" for i in range(4)], np.arange(3)
+    TraceSet(corrupt(lambda t: None), 4, {}, {}).validate(ids, rows, vocab, rules)
+    with pytest.raises(ValueError, match=message):
+        TraceSet(corrupt(change), 4, {}, {}).validate(ids, rows, vocab, rules)
+
+
+def test_a_set_of_another_round_phase_or_store_is_refused(tiny):
+    recipe, run, _ = tiny
+    job = open_job(recipe, run, 1, "A")
+    generate(job)
+    for round_, phase, word in ((2, "A", "round 1"), (1, "B", "phase A")):
+        with pytest.raises(UserError, match=f"traces of {word}, expected"):
+            TraceSet.load(job.final, job.store, round_, phase)
+    done = json.loads((job.final / "DONE").read_text())
+    done["meta"]["store"] = "other"
+    (job.final / "DONE").write_text(json.dumps(done))
+    with pytest.raises(UserError, match="traces of store other, expected"):
+        TraceSet.load(job.final, job.store, 1, "A")
+
+
+def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
+    recipe, run, _ = tiny
+    with pytest.raises(UserError, match=r"checkpoints/pi1_phaseA/export: .* launch/round.py .*--round 1"):
+        open_job(recipe, run, 1, "B")
+    with pytest.raises(UserError, match=r"tiny/round1: .* launch/round.py .*--round 1"):
+        open_job(recipe, run, 2, "A")
+
+
+def test_the_fingerprint_follows_the_model(tiny):
+    recipe, run, _ = tiny
+    export = run.export("pi1_phaseA", 1, recipe.rounds)
+    seen = set()
+    for seed in (1, 2):
+        shutil.rmtree(export, ignore_errors=True)
+        make_model(export, tiny_tokenizer(), seed)
+        seen.add(open_job(recipe, run, 1, "B").identity()["model_fingerprint"])
+    shutil.rmtree(export)
+    assert len(seen) == 2

@@ -1,0 +1,187 @@
+"""The embedded world: its rows are right, its tokenizer behaves as Qwen3's, its base is the seed's alone."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from abscot import paths, world
+from abscot.config import UserError, WorldConfig
+from abscot.vocab import AbstractVocab, extend_tokenizer
+
+SMALL = WorldConfig(
+    rows=200, heldout=50, hidden_size=64, num_layers=1, base_steps=3, base_thinking_rows=4, base_direct_rows=4
+)
+PROBLEM = re.compile(r"(\w+) has (\d+) (\w+)\. \1 (.+)\. How many \3 are left\?")
+LINE = re.compile(r"\w+ has (\d+) \w+ and ([a-z ]+) (\d+), so (\d+)([+-])(\d+)=(\d+)\.")
+
+
+@pytest.fixture(scope="module")
+def rows_and_heldout():
+    return world.make_rows(SMALL, 0)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world") / "world"
+    world.write(directory, SMALL, 0, None)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(written):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(written / "model")
+
+
+def told(problem: str) -> tuple[int, tuple[int, ...]]:
+    """(start, changes) read from the words of a problem, by a reader that shares nothing with the writer."""
+    match = PROBLEM.fullmatch(problem)
+    steps = re.findall(r"([a-z]+(?: away)?) (\d+)", match[4].replace(" and ", ", "))
+    return int(match[2]), tuple(int(n) if verb in world.VERBS[True] else -int(n) for verb, n in steps)
+
+
+def test_every_row_is_worked_correctly(rows_and_heldout):
+    rows, heldout = rows_and_heldout
+    assert (len(rows), len(heldout)) == (SMALL.rows, SMALL.heldout)
+    for row in rows:
+        assert set(row) == {"id", "dataset_source", "messages"}
+        user, assistant = row["messages"]
+        total, changes = told(user["content"])
+        assert len(changes) == SMALL.changes
+        cot, answer = re.fullmatch(
+            r"<think>\n(.+)\n</think>\n\n\\boxed\{(\d+)\}", assistant["content"], re.DOTALL
+        ).groups()
+        for line, change in zip(cot.split("\n"), changes, strict=True):
+            before, _, by, left, sign, right, after = LINE.fullmatch(line).groups()
+            assert int(before) == int(left) == total
+            assert int(by) == int(right) == abs(change) and (sign == "+") == (change > 0)
+            total += change
+            assert int(after) == total and 0 <= total <= SMALL.max_total
+        assert int(answer) == total
+    for row in heldout:
+        start, changes = told(row["problem"])
+        assert int(row["answer"]) == start + sum(changes)
+
+
+def test_heldout_sums_do_not_occur_in_training(rows_and_heldout):
+    rows, heldout = rows_and_heldout
+    problems = [row["messages"][0]["content"] for row in rows] + [row["problem"] for row in heldout]
+    assert len(set(problems)) == len(problems)
+    assert not set(map(told, problems[: len(rows)])) & set(map(told, problems[len(rows) :]))
+
+
+def test_no_constant_answer_scores_more_than_its_turn(rows_and_heldout):
+    answers = [row["answer"] for row in rows_and_heldout[1]]
+    assert max(map(answers.count, answers)) == -(-SMALL.heldout // (SMALL.max_total + 1))
+
+
+def test_rows_are_the_seeds(rows_and_heldout):
+    assert world.make_rows(SMALL, 0) == rows_and_heldout
+    assert world.make_rows(SMALL, 1) != rows_and_heldout
+
+
+def test_a_world_too_small_for_its_rows_is_refused():
+    config = dataclasses.replace(SMALL, rows=2000, changes=1, max_change=1, max_total=2)
+    with pytest.raises(UserError, match="world.rows"):
+        world.make_rows(config, 0)
+
+
+def test_tokenizer_splits_digits_and_keeps_every_byte(tokenizer):
+    text = "Max has 117 pens; ça va, 数学 \\boxed{-20}\n\n\t<think>x</think>"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert not [t for t in map(tokenizer.decode, ids) if re.search(r"\d", t) and len(t) > 1]
+    assert tokenizer.convert_tokens_to_ids("<think>") in ids
+
+
+def test_template_is_qwen3s(tokenizer):
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    asked = {
+        thinking: tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        for thinking in (True, False)
+    }
+    open_turn = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    assert asked == {True: open_turn, False: open_turn + "<think>\n\n</think>\n\n"}
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_model_loads_tied_with_rows_to_spare(written, tokenizer):
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    paths.verify(written)
+    model = AutoModelForCausalLM.from_pretrained(written / "model", dtype="auto")
+    table = model.get_input_embeddings().weight
+    assert type(model).__name__ == "Qwen3ForCausalLM" and table.dtype == torch.bfloat16
+    assert model.get_output_embeddings().weight is table
+    assert table.shape[0] % 128 == 0
+    assert max(extend_tokenizer(tokenizer).allowed_ids) < table.shape[0]
+    assert AbstractVocab.of(tokenizer).begin_id < table.shape[0]
+    eos = GenerationConfig.from_pretrained(written / "model").eos_token_id
+    assert tokenizer.convert_ids_to_tokens(eos) == "<|im_end|>"
+
+
+def test_base_is_the_seeds_alone(written, tmp_path):
+    world.write(tmp_path / "again", SMALL, 0, None)
+    world.write(tmp_path / "other", SMALL, 1, None)
+    weights, again, other = (
+        (directory / "model" / "model.safetensors").read_bytes()
+        for directory in (written, tmp_path / "again", tmp_path / "other")
+    )
+    assert weights == again
+    assert weights != other
+    assert (written / "rows.jsonl").read_bytes() == (tmp_path / "again" / "rows.jsonl").read_bytes()
+
+
+def test_base_learns_replies_in_both_modes():
+    """A tiny base on a tiny world: 40 steps lower the loss of replies with and without CoT."""
+    import torch
+
+    config = dataclasses.replace(SMALL, rows=64, base_steps=40)
+    rows, _ = world.make_rows(config, 0)
+    tokenizer = world.make_tokenizer(world._texts(rows, None))
+    documents = world.documents(rows, tokenizer, None)
+    model = world.make_model(config, len(tokenizer), 0)
+
+    def losses() -> list[float]:
+        with torch.no_grad():
+            sums = [world._reply_loss(model, documents[thinking][:32]) for thinking in (True, False)]
+        return [float(total) / count for total, count in sums]
+
+    before = losses()
+    world.train_base(model, documents, config, 0)
+    after = losses()
+    assert after[0] < before[0] * 0.6 and after[1] < before[1] * 0.6
+
+
+def test_documents_end_the_turn_and_show_the_cot_only_when_thinking(rows_and_heldout, tokenizer):
+    rows = rows_and_heldout[0][:3]
+    documents = world.documents(rows, tokenizer, "Be brief.")
+    for thinking, made in documents.items():
+        for row, (ids, prompt_tokens) in zip(rows, made, strict=True):
+            prompt, reply = tokenizer.decode(ids[:prompt_tokens]), tokenizer.decode(ids[prompt_tokens:])
+            content = row["messages"][1]["content"]
+            assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt and reply.endswith("<|im_end|>")
+            expected = content if thinking else content.partition("</think>\n\n")[2]
+            assert reply == expected + "<|im_end|>"
+            assert prompt.endswith("</think>\n\n") != thinking
+
+
+def test_an_interrupted_world_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(world, "train_base", stop)
+    with pytest.raises(KeyboardInterrupt):
+        world.write(tmp_path / "world", SMALL, 0, None)
+    assert not (tmp_path / "world").exists()
+    monkeypatch.undo()
+    world.write(tmp_path / "world", SMALL, 0, None)
+    assert paths.is_done(tmp_path / "world")
+    assert len((tmp_path / "world" / "rows.jsonl").read_text().splitlines()) == SMALL.rows
+    assert json.loads((tmp_path / "world" / "heldout.jsonl").read_text().splitlines()[0])["id"] == "heldout-0"
