@@ -101,7 +101,7 @@ def run() -> dict:
         title = f"\n{mix}: {len(documents)} documents, {repeats} repeats"
         header = ["", "forward ms", "with backward ms", "over floor"]
         print(bench_tools.table(title, header, rows), flush=True)
-    return {"benchmark": "attention", **summary(mixes), "mixes": mixes, **bench_tools.environment()}
+    return {**summary(mixes), "mixes": mixes, **bench_tools.environment()}
 
 
 def summary(mixes: dict) -> dict[str, float]:

@@ -37,7 +37,7 @@ def run() -> dict:
     title = f"channel: {channel}, {STEPS} steps of {BATCH_ROWS} rows"
     print(bench_tools.table(title, ["", "answers right", "follow a swapped CoT", "seconds"], rows))
     scores["swap_followed"] = scores["mask_swap_followed"]
-    return {"benchmark": "channel", **scores, **bench_tools.environment()}
+    return {**scores, **bench_tools.environment()}
 
 
 class Pass:

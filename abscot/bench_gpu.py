@@ -69,7 +69,7 @@ def run() -> dict:
     """Prints the scorecard. Raises UserError without a CUDA GPU."""
     if not torch.cuda.is_available():
         raise UserError("bench.py gpu: no CUDA GPU here; run it on a machine with one, e.g. srun --gpus=1")
-    result = {"benchmark": "gpu", "kernel_tests_passed": kernel_tests_pass(), **bench_tools.environment()}
+    result = {"kernel_tests_passed": kernel_tests_pass(), **bench_tools.environment()}
     result |= attention_scores()
     for name, kind in CASES:
         for phase in "AB":

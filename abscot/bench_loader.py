@@ -8,8 +8,10 @@ makes one tensor of tokens a row in its own shuffled order, which is less work.
 import argparse
 import importlib.util
 import json
+import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +182,7 @@ def _resume(root: Path, number: str) -> dict:
 
 
 def _mosaicml(root: Path) -> dict:
+    sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")  # image sets: they want torchvision
     import streaming
 
     local = root / "mds"
@@ -229,8 +232,6 @@ def _peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    import sys
-
     reader, root, *rest = sys.argv[1:]
     found = {"ours": _ours, "resume": _resume, "mosaicml": _mosaicml, "datasets": _datasets}[reader](
         Path(root), *rest

@@ -84,6 +84,7 @@ def _against_trl(lengths: np.ndarray, capacity: int) -> dict:
     tokens = pa.ListArray.from_arrays(
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), np.zeros(lengths.sum(), np.int8)
     )
+    datasets.disable_progress_bars()
     table = datasets.Dataset(pa.table({"input_ids": tokens}))
     start = time.perf_counter()
     packed = pack_dataset(table, capacity, strategy="bfd")

@@ -4,11 +4,22 @@
   python launch/bench.py attention     every backend of this machine against dense, causal and the floor
   python launch/bench.py step          a whole training step against three other ways on the same rows
   python launch/bench.py gpu           kernels' tests, TFLOP/s and useful MFU on a CUDA GPU
+  python launch/bench.py plan          time, balance and fill of a plan of 600k rows, beside TRL's packing
+  python launch/bench.py loader        tokens/s, memory and resume of the batch stream, beside two libraries
+  python launch/bench.py traces        constrained traces a second, beside bare vLLM and transformers
   python launch/bench.py mask          the mask of one packed bin as a picture
+
+plan, loader and traces take options of their own: python launch/bench.py plan --help.
+TRL and mosaicml-streaming are no part of the project; where they are not installed they are left out.
+They want other versions of what the project pins, so put them beside it, without their requirements:
+  .venv/bin/pip install --no-deps --target .peers trl accelerate mosaicml-streaming catalogue \\
+      brotli python-snappy cramjam zstd xxhash
+  PYTHONPATH=.peers python launch/bench.py loader
 """
 
 import argparse
 import importlib
+import inspect
 import json
 import pathlib
 import sys
@@ -22,6 +33,9 @@ BENCHMARKS = {  # name -> module with `run() -> dict`, which prints its tables o
     "attention": "abscot.bench_attention",
     "step": "abscot.bench_step",
     "gpu": "abscot.bench_gpu",
+    "plan": "abscot.bench_plan",
+    "loader": "abscot.bench_loader",
+    "traces": "abscot.bench_traces",
     "mask": "abscot.bench_mask",
 }
 
@@ -30,12 +44,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("name", choices=BENCHMARKS, metavar="NAME")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="--json ends with one line of JSON")
     args = parser.parse_args()
-    result = importlib.import_module(BENCHMARKS[args.name]).run()
-    if args.json:
-        print(json.dumps(result))
+    options = [word for word in args.options if word != "--json"]
+    run = importlib.import_module(BENCHMARKS[args.name]).run
+    if options and not inspect.signature(run).parameters:
+        parser.error(f"{args.name} takes no options of its own: {' '.join(options)}")
+    result = run(options) if options else run()
+    if "--json" in args.options:
+        print(json.dumps({"benchmark": args.name, **result}))
 
 
 cli.run(main)
