@@ -25,7 +25,7 @@ ROWS_TOKENS = {  # capacity of a bin -> rows of the step
     8192: [8192, 3900, 2700, 1400],
     16_384: [16_384],
 }
-REPEATS = {4096: 2, 8192: 1, 16_384: 1}
+REPEATS, REPEATS_WITHOUT_BF16 = 3, 1  # a machine without bf16 instructions takes minutes for a step
 HEAD_TOKENS, HEAD_SUPERVISED_TOKENS = 32_768, 4096
 FULL_LOGITS_COPIES = 3  # logits, their log-softmax and its gradient, in fp32: what Hugging Face's loss holds
 
@@ -127,12 +127,13 @@ def adamw(lm):
 
 def run() -> dict:
     result, peaks = {}, {}
+    repeats = REPEATS if torch.cuda.is_available() or attention.cpu_has_bf16() else REPEATS_WITHOUT_BF16
     for capacity_tokens, names in TIMED.items():
         names = [name for name in names if _fits(name, capacity_tokens)]
         lm = small_qwen3()
         optimizer, rows_tokens = adamw(lm), ROWS_TOKENS[capacity_tokens]
         steps = {n: step_of(WAYS[n], lm, optimizer, capacity_tokens, rows_tokens) for n in names}
-        seconds = bench_tools.interleaved_medians(steps, REPEATS[capacity_tokens])
+        seconds = bench_tools.interleaved_medians(steps, repeats, warm_up=repeats > 1)
         del lm, optimizer, steps  # before the memory is measured elsewhere
         speed = {name: sum(rows_tokens) / s for name, s in seconds.items()}
         peaks |= {(n, capacity_tokens): _peak_bytes(n, capacity_tokens) for n in names}

@@ -54,10 +54,12 @@ def synthetic_bin(
     return Bin(input_ids, torch.where(supervised, input_ids, IGNORE), position_ids, document_id, segment_id)
 
 
-def interleaved_medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved_medians(
+    runs: dict[str, Callable[[], object]], repeats: int, warm_up: bool = True
+) -> dict[str, float]:
     """Median seconds of each run, in turns after a warm-up, so that a busy machine slows all alike."""
     times = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+    for repeat in range(not warm_up, repeats + 1):
         for name, run in runs.items():
             synchronize()
             started = time.perf_counter()
