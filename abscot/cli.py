@@ -25,12 +25,15 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a launch script's main. UserError: one line, exit 2. Ctrl-C: one line, exit 130."""
+    """Runs a launch script's main: one line and exit 2 where the same command would fail again (a user's mistake, a loss
+    that is not finite), exit 1 where it need not, exit 130 after Ctrl-C."""
     runner.die_with_parent()
     try:
         code = main() or 0
-    except UserError as error:
-        _end(f"error: {error}", 2)
+    except (UserError, FloatingPointError) as error:
+        _end(f"error: {error}", runner.NEEDS_A_PERSON)
+    except runner.StageCrashed as error:
+        _end(f"error: {error}", 1)
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on from the last finished piece of work", 130)
     except BrokenPipeError:

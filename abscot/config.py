@@ -156,6 +156,7 @@ class Recipe:
     rounds: int = 3  # T
     staging: Literal["reuse", "partition"] = "reuse"  # partition: each phase sees its own part of the data (paper)
     codebook_size: int = 64  # M
+    hang_minutes: float = 60.0  # a stage that prints nothing for so long is ended, and started again
     world: WorldConfig | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -302,6 +303,7 @@ def _check(recipe: Recipe, where: str) -> None:
     train, traces = recipe.train, recipe.traces
     positive = {
         "rounds": recipe.rounds,
+        "hang_minutes": recipe.hang_minutes,
         "codebook_size": recipe.codebook_size,
         "train.capacity_tokens": train.capacity_tokens,
         "train.epochs": train.epochs,

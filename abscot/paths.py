@@ -60,7 +60,8 @@ def claim(recipe: Recipe) -> Run:
     """The recipe's run directory, created or continued.
 
     Raises UserError when the directory holds a run of another recipe: mixing two would corrupt both. How a model
-    is served and asked (sections inference and eval) may change between two commands; config.yaml keeps the last.
+    is served and asked (sections inference and eval), and when it hangs, may change between two commands;
+    config.yaml keeps the last.
     """
     check_files(recipe)
     run = Run.of(recipe)
@@ -89,7 +90,7 @@ def _shaping(text: str) -> dict[str, object]:
 
     flat = {}
     for section, value in yaml.safe_load(text).items():
-        if section not in ("inference", "eval"):
+        if section not in ("inference", "eval", "hang_minutes"):
             flat |= {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
     return flat
 

@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import datetime
-import fcntl
+import json
 import os
 import signal
 import socket
@@ -12,22 +12,30 @@ import sys
 import threading
 import time
 
-from abscot import dist, paths
+from abscot import dist, lock, paths
 from abscot.config import Recipe, UserError
 from abscot.paths import Run
 from abscot.rounds import Stage, maker_of
 
 PARENT = "ABSCOT_PARENT_PID"
+NEEDS_A_PERSON = 2  # exit code of a stage that would fail again: a mistake in the input, a loss that is not finite
+MAX_CRASHES = 3  # of a stage, each soon after its start: then it needs a person too
+SOON_S = 1800
+
+
+class StageCrashed(Exception):
+    """A stage ended in a way that need not happen again: a node, a rank or a driver that died, no memory, a hang."""
 
 
 def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
-    """Runs what is not done, in order. Raises UserError where an input is missing or a stage fails.
+    """Runs what is not done, in order. Raises UserError where an input is missing or a stage fails for good,
+    StageCrashed where the same command may go on.
 
     SIGUSR1 ends it: with exit code 75, as soon as the stage that runs has saved what it must not lose.
     """
     _check_inputs(recipe, plan)
     run, stop = paths.claim(recipe), StopRequest()
-    with exclusive(run):
+    with lock.exclusive(run.root):
         for number, stage in enumerate(plan, 1):
             label = f"[{number}/{len(plan)}] {stage.name}"
             if stage.done():
@@ -36,7 +44,7 @@ def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
             if stop.asked:
                 raise SystemExit(dist.REQUEUE)
             print(f"{label} ..", flush=True)
-            seconds = run_stage(run, stage, stop)
+            seconds = run_stage(run, stage, stop, recipe.hang_minutes)
             print(f"{label}: done in {dist.format_s(seconds)}", flush=True)
 
 
@@ -47,22 +55,6 @@ def _check_inputs(recipe: Recipe, plan: list[Stage]) -> None:
         for path in stage.missing_inputs():
             if not stage.done() and path not in made:
                 raise UserError(f"{stage.name}: {path} is missing; make it with: {maker_of(recipe, path)}")
-
-
-@contextlib.contextmanager
-def exclusive(run: Run):
-    """One writer a run directory. The lock is the process's own: it is free the moment the process dies."""
-    run.root.mkdir(parents=True, exist_ok=True)
-    with open(run.root / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(f"{run.root}: another process works on this run ({lock.read().strip()}); wait for it or end it") from None
-        lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
 
 
 class StopRequest:
@@ -83,17 +75,20 @@ class StopRequest:
             os.killpg(self.process.pid, signal.SIGUSR1)  # srun hands it on to its tasks; a SIGTERM it would make a SIGKILL
 
 
-def run_stage(run: Run, stage: Stage, stop: StopRequest) -> float:
+def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) -> float:
     """Runs one stage to its end; returns its seconds.
 
-    Raises UserError with its last error line, SystemExit(75) where it was asked to stop before its end.
+    Raises UserError with its last error line where it would fail again, StageCrashed where it need not, SystemExit(75)
+    where it was asked to stop before its end.
     """
     run.logs.mkdir(exist_ok=True)
     state_file, log_file = run.logs / f"{stage.name}.json", run.logs / f"{stage.name}.log"
+    before = json.loads(state_file.read_text()) if state_file.is_file() else {}
     command = stage.command(run.config, _free_port())
     state = {
         "state": "running", "started": _now(), "ended": None, "pid": None, "host": socket.gethostname(),
-        "job_id": os.environ.get("SLURM_JOB_ID"), "error": None, "attempt": _attempt(state_file), "command": command,
+        "job_id": os.environ.get("SLURM_JOB_ID"), "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "error": None, "attempt": before.get("attempt", 0) + 1, "crashes": before.get("crashes", 0), "command": command,
     }
     start = time.monotonic()
     process = stop.process = subprocess.Popen(
@@ -102,22 +97,67 @@ def run_stage(run: Run, stage: Stage, stop: StopRequest) -> float:
     )
     paths.write_json_atomic(state_file, {**state, "pid": process.pid})
     try:
-        tail = _tee(process, log_file)
-        code = process.wait()
+        with Watchdog(process, 60 * hang_minutes) as watchdog:
+            tail = _tee(process, log_file, watchdog)
+            code = process.wait()
     finally:
         stop.process = None
         _end_group(process)
+    seconds = time.monotonic() - start
     failed = code != 0 or not stage.done()
-    stopped = failed and (stop.asked or code == dist.REQUEUE)
-    outcome = "stopped" if stopped else "failed" if failed else "done"
-    state |= {"state": outcome, "ended": _now(), "error": _last_error(tail) if outcome == "failed" else None}
-    paths.write_json_atomic(state_file, state)
-    if stopped:
+    outcome = _outcome(failed, code, stop.asked)
+    crashes = (state["crashes"] + 1 if seconds < SOON_S else 1) if outcome == "crashed" else 0
+    error = None
+    if outcome in ("failed", "crashed"):
+        error = f"printed nothing for {hang_minutes:g} minutes (hang_minutes)" if watchdog.fired else _last_error(tail)
+    paths.write_json_atomic(state_file, {**state, "state": outcome, "ended": _now(), "crashes": crashes, "error": error})
+    if outcome == "stopped":
         print(f"{stage.name}: stopped; the same command goes on from here", flush=True)
         raise SystemExit(dist.REQUEUE)
-    if failed:
-        raise UserError(f"stage {stage.name} failed (exit {code}): {state['error']}; its log: {log_file}")
-    return time.monotonic() - start
+    what = f"(exit {code}): {error}; its log: {log_file}"
+    if outcome == "failed" or crashes >= MAX_CRASHES:
+        often = f"crashed {crashes} times in a row" if crashes else "failed"
+        raise UserError(f"stage {stage.name} {often} {what}")
+    if outcome == "crashed":
+        raise StageCrashed(f"stage {stage.name} crashed {what}; the same command goes on from there")
+    return seconds
+
+
+def _outcome(failed: bool, code: int, stop_asked: bool) -> str:
+    """done | stopped (asked to) | failed (would fail again) | crashed (need not)."""
+    if not failed:
+        return "done"
+    if stop_asked or code == dist.REQUEUE:
+        return "stopped"
+    return "failed" if code in (0, NEEDS_A_PERSON) else "crashed"
+
+
+class Watchdog:
+    """Ends a stage that has printed nothing for `limit_s`: ranks that wait for each other for ever."""
+
+    def __init__(self, process: subprocess.Popen, limit_s: float):
+        self.process, self.limit_s, self.fired = process, limit_s, False
+        self._ended = threading.Event()
+
+    def __enter__(self):
+        self.seen()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+
+    def seen(self) -> None:
+        self.seen_s = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(5.0, self.limit_s / 4)):
+            if time.monotonic() - self.seen_s > self.limit_s:
+                self.fired = True
+                _end_group(self.process)
+                return
 
 
 def _environ(stage: Stage, command: list[str]) -> dict[str, str]:
@@ -130,12 +170,13 @@ def _environ(stage: Stage, command: list[str]) -> dict[str, str]:
     return environ
 
 
-def _tee(process, log_file) -> collections.deque:
+def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
     """Copies the stage's output into its log, and its own lines to the terminal. Returns the last lines."""
     tail = collections.deque(maxlen=200)
     with open(log_file, "a", encoding="utf-8") as log:
         log.write(f"--- {_now()} {' '.join(process.args)}\n")
         for line in process.stdout:
+            watchdog.seen()
             log.write(line)
             log.flush()
             tail.append(line.rstrip())
@@ -177,12 +218,6 @@ def _watch(parent: int) -> None:
         except ProcessLookupError:
             os._exit(1)
         time.sleep(1)
-
-
-def _attempt(state_file) -> int:
-    import json
-
-    return json.loads(state_file.read_text())["attempt"] + 1 if state_file.is_file() else 1
 
 
 def _free_port() -> int:

@@ -17,12 +17,13 @@ from abscot.paths import Run
 from abscot.rounds import Stage
 
 TAIL_BYTES = 65_536
+SHOWN_STATES = ("running", "stopped", "crashed", "failed")
 SILENT_S = 600  # a running stage whose log is older than this may hang
 
 
 @dataclasses.dataclass(frozen=True)
 class StageStatus:
-    """state: done | running | stopped (its process is gone) | failed | ready | waiting."""
+    """state: done | running | stopped (its process is gone) | crashed | failed | ready | waiting."""
 
     stage: Stage
     state: str
@@ -41,7 +42,7 @@ def screen(root: Path | str) -> str:
     done = sum(s.state == "done" for s in statuses)
     before, after = ([s for s in statuses if bool(s.stage.round) is late] for late in (False, True))
     parts = [f"{root}: {done} of {len(statuses)} stages done", _grid(before).text(), _grid(after).text()]
-    details = [_detail(run, s) for s in statuses if s.state in ("running", "stopped", "failed")]
+    details = [_detail(run, s) for s in statuses if s.state in SHOWN_STATES]
     ready = next((s for s in statuses if s.state == "ready"), None)
     if ready and not any(s.state == "running" for s in statuses):
         details.append(
@@ -61,8 +62,8 @@ def stage_status(run: Run, stage: Stage) -> StageStatus:
         return StageStatus(stage, "done", seconds, _train_summary(run, stage))
     if known is None or known["state"] == "done":  # done once, and its outputs removed since
         return StageStatus(stage, "waiting" if stage.missing_inputs() else "ready")
-    if known["state"] == "failed":
-        return StageStatus(stage, "failed", seconds, known["error"])
+    if known["state"] in ("failed", "crashed"):
+        return StageStatus(stage, known["state"], seconds, known["error"])
     gone = known["state"] == "stopped" or known["host"] == socket.gethostname() and known["pid"] is not None and not _alive(known["pid"])
     return StageStatus(
         stage, "stopped" if gone else "running", None if gone else seconds, _last_words(run, stage)
@@ -131,17 +132,19 @@ def _cell(status: StageStatus) -> str:
 
 
 def _detail(run: Run, status: StageStatus) -> str:
-    """A line on a stage that runs, was stopped or failed."""
+    """A line on a stage that runs, or ended without being done."""
     known = json.loads((run.logs / f"{status.stage.name}.json").read_text())
     log = run.logs / f"{status.stage.name}.log"
     who = [f"attempt {known['attempt']}", f"pid {known['pid']} on {known['host']}"]
-    who += [f"job {known['job_id']}"] if known["job_id"] else []
+    who += [f"job {known['job_id']}, {known['restarts']} restarts"] if known["job_id"] else []
     notes = [status.detail or "no word yet"]
     if status.state == "running":
         silent_s = time.time() - log.stat().st_mtime if log.is_file() else 0
         notes += [f"silent for {format_s(silent_s)}: hung?"] if silent_s > SILENT_S else []
     if status.state == "stopped":
         notes.append("its process is gone; the same command goes on from here")
+    if status.state == "crashed":
+        notes.append(f"{known['crashes']} in a row; the same command goes on from here")
     if status.state != "running":
         notes.append(f"log: {log}")
     return f"{status.state:<8} {status.stage.name}: {'; '.join(notes)}  ({', '.join(who)})"

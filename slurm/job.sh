@@ -14,7 +14,8 @@ restarts=${SLURM_RESTART_COUNT:-0}
 
 # Runs COMMAND. SIGUSR1, which Slurm sends the batch shell alone when the time limit is near, is handed on to it: it
 # saves and exits with 75, or is ended by the signal (138) where it keeps its work piece by piece. The job then queues
-# again. After SIGTERM (scancel, a preemption without warning) nothing is done: Slurm itself ends or requeues the job.
+# again, as it does after a crash that need not happen again (1; 137: no memory left for COMMAND itself).
+# After SIGTERM (scancel, a preemption without warning) nothing is done: Slurm itself ends or requeues the job.
 requeueing() {
     local pid code=0 next interrupted
     "$@" &
@@ -26,9 +27,7 @@ requeueing() {
         [ $next = 127 ] || code=$next
         [ -n "$interrupted" ] || break
     done
-    if [ $code != 75 ] && [ $code != 138 ]; then
-        exit $code
-    fi
+    case $code in 1 | 75 | 137 | 138) ;; *) exit $code ;; esac
     if [ "$restarts" -ge "$ABSCOT_MAX_RESTARTS" ]; then
         echo "error: job $job is not done after $restarts restarts, and ABSCOT_MAX_RESTARTS allows no more" >&2
         exit 1

@@ -1,0 +1,71 @@
+"""How a stage may end: done, stopped, crashed, failed for good; and what is known of it afterwards."""
+
+import json
+
+import pytest
+
+from abscot import dist, rounds, runner
+from abscot.config import UserError
+from abscot.paths import Run
+from abscot.rounds import Stage
+from abscot.runner import StageCrashed, StopRequest
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch):
+    """Runs Python source as a stage; returns what the state file says afterwards."""
+    monkeypatch.setattr(rounds, "LAUNCH", tmp_path)
+    run = Run(tmp_path / "run")
+    run.root.mkdir()
+    stage = Stage("train_x", 1, (), (tmp_path / "out.json",), "script.py", ())
+
+    def go(source: str, hang_minutes: float = 1.0) -> dict:
+        (tmp_path / "script.py").write_text(source)
+        runner.run_stage(run, stage, StopRequest(), hang_minutes)
+
+    def state() -> dict:
+        return json.loads((run.logs / "train_x.json").read_text())
+
+    go.state = state
+    go.done = f"open({str(tmp_path / 'out.json')!r}, 'w')"
+    return go
+
+
+def test_what_need_not_happen_again_may_be_tried_again(run_script):
+    with pytest.raises(StageCrashed, match=r"crashed \(exit -9\): last words"):
+        run_script("import os; print('last words', flush=True); os.kill(os.getpid(), 9)")
+    assert run_script.state()["state"] == "crashed" and run_script.state()["crashes"] == 1
+    run_script(run_script.done)
+    assert run_script.state()["state"] == "done" and run_script.state()["crashes"] == 0
+    assert run_script.state()["attempt"] == 2
+
+
+def test_the_third_crash_in_a_row_needs_a_person(run_script):
+    for _ in range(2):
+        with pytest.raises(StageCrashed):
+            run_script("1 / 0")
+    with pytest.raises(UserError, match="crashed 3 times in a row .*ZeroDivisionError"):
+        run_script("1 / 0")
+
+
+def test_a_mistake_is_not_tried_again(run_script):
+    with pytest.raises(UserError, match=r"failed \(exit 2\): error: no such key"):
+        run_script("import sys; print('error: no such key'); sys.exit(2)")
+    with pytest.raises(UserError, match=r"failed \(exit 0\)"):
+        run_script("print('made nothing')")
+
+
+def test_a_saved_and_stopped_stage_asks_to_be_queued_again(run_script):
+    with pytest.raises(SystemExit) as ended:
+        run_script(f"import sys; sys.exit({dist.REQUEUE})")
+    assert ended.value.code == dist.REQUEUE and run_script.state()["state"] == "stopped"
+
+
+def test_a_hung_stage_is_ended_and_counts_as_crashed(run_script):
+    with pytest.raises(StageCrashed, match=r"printed nothing for 0.02 minutes \(hang_minutes\)"):
+        run_script("import time; print('begun', flush=True); time.sleep(600)", hang_minutes=0.02)
+
+
+def test_a_slow_stage_that_talks_is_not_hung(run_script):
+    talk = "import time\nfor _ in range(8): print('.', flush=True); time.sleep(0.4)\n"
+    run_script(talk + run_script.done, hang_minutes=0.02)
