@@ -82,7 +82,7 @@ class ChatTokenizer:
     def _checked(self, ids: list[int]) -> np.ndarray:
         ids = np.array(ids, np.int32)
         suspect = ids[ids >= self._control[0]] if len(self._control) else ids[:0]
-        assert not np.isin(suspect, self._control).any(), "a control token out of plain text"
+        assert not (suspect.size and np.isin(suspect, self._control).any()), "a control token out of plain text"
         return ids
 
     def _fill(self, turns: list[dict[str, str]]) -> list[str | np.ndarray] | None:

@@ -32,6 +32,12 @@ def local_world_size() -> int:
     return world_size()
 
 
+def cores_a_rank() -> int:
+    """CPU cores of this rank: what Slurm gave it, or its share of the machine's."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // local_world_size())
+
+
 class Allocation(NamedTuple):
     """Nodes of a Slurm job, and the tasks that srun may start on them: one a GPU."""
 

@@ -23,7 +23,7 @@ def init_ranks() -> torch.device:
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.local_world_size()))
+        torch.set_num_threads(dist.cores_a_rank())
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device("cuda", dist.local_rank()) if cuda else torch.device("cpu")
     if cuda:

@@ -9,6 +9,7 @@ import numpy as np
 
 from abscot import estimate, packing
 from abscot.config import ROOT, LoraConfig, Recipe, UserError, local_path
+from abscot.dist import format_s
 from abscot.estimate import GB, GPUS, ModelShape, Sharding, memory_bytes
 from abscot.paths import Run, is_done
 from abscot.phases import ITERATED, PHASES, Phase
@@ -224,21 +225,38 @@ def _hours(
     """GPU-hours and hours on `world` GPUs of all rounds, by GPU kind."""
     answers = []
     for gpu in GPUS:
-        train = recipe.rounds * sum(p["flops"] / p["utilisation"] for p in phases) / (mfu * gpu.flops)
-        trace = 0.0
-        for phase, rounds in zip(
-            phases, (recipe.rounds - 1, recipe.rounds), strict=True
-        ):  # round 1 phase A: random traces
-            prompts = lengths.prompt + (lengths.cot if PHASES[phase["phase"]].sees_cot else 0)
+        stages = {}  # GPU-hours of one stage
+        for phase in phases:
+            name = phase["phase"]
+            prompts = lengths.prompt + (lengths.cot if PHASES[name].sees_cot else 0)
             share = phase["rows"] / len(prompts)
-            trace += (
-                rounds * share * estimate.trace_seconds(shape, gpu, prompts, recipe.traces.m_max, mfu=mfu)
-            )
+            traces_s = share * estimate.trace_seconds(shape, gpu, prompts, recipe.traces.m_max, mfu=mfu)
+            stages[f"traces {name}"] = traces_s / 3600
+            stages[f"train {name}"] = phase["flops"] / phase["utilisation"] / (mfu * gpu.flops) / 3600
+        train = recipe.rounds * (stages["train A"] + stages["train B"])
+        # Round 1 phase A has random traces.
+        trace = (recipe.rounds - 1) * stages["traces A"] + recipe.rounds * stages["traces B"]
         answers.append({
-            "gpu": gpu.name, "training_gpu_hours": train / 3600, "trace_gpu_hours": trace / 3600,
-            "wall_hours": (train + trace) / 3600 / world,
+            "gpu": gpu.name, "training_gpu_hours": train, "trace_gpu_hours": trace, "stage_gpu_hours": stages,
+            "wall_hours": (train + trace) / world,
         })  # fmt: skip
     return answers
+
+
+def stage_walltimes(recipe: Recipe, world: int, gpu: str = "H100 80 GB", mfu: float = 0.4) -> dict[str, str]:
+    """Stage -> about how long it takes on `world` GPUs; empty where the base's shape is not known."""
+    try:
+        hours = next(h for h in preflight(recipe, world, mfu)["hours"] if h["gpu"] == gpu)["stage_gpu_hours"]
+    except UserError:
+        return {}
+    walltimes = {}
+    for round_ in range(1, recipe.rounds + 1):
+        for name, gpu_hours in hours.items():
+            kind, phase = name.split()
+            random = (kind, phase, round_) == ("traces", "A", 1)
+            about = f"about {format_s(3600 * gpu_hours / world)} on {world} x {gpu} at MFU {mfu:.2f}"
+            walltimes[f"{kind}_{PHASES[phase].tag(round_)}"] = "minutes: random traces" if random else about
+    return walltimes
 
 
 def _advice(recipe: Recipe, shape: ModelShape, report: dict) -> Iterator[str]:

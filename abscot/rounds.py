@@ -30,6 +30,7 @@ class Stage:
     arguments: tuple[str, ...]
     ranks: int = 0
     start: Path | None = None  # the model that a training stage starts from
+    mpi: bool = False  # in a Slurm job of several tasks: as many MPI ranks share the work
     gpus_an_engine: int = 0  # in a Slurm job of several tasks: an engine on every so many GPUs, each a shard of the work
 
     def done(self) -> bool:
@@ -43,14 +44,20 @@ class Stage:
         job = dist.allocation()
         if job and self.ranks:
             return [*srun(self.ranks), f"--wait={LAST_RANK_S}", sys.executable, *arguments]
+        if job and self.mpi:  # the wheel's mpiexec starts its daemons with srun; ranks may use all cores of their node
+            return [beside_python("mpiexec"), "--bind-to", "none", "-n", str(job.tasks), sys.executable, *arguments]
         if job and self.gpus_an_engine:
             a_node = max(1, job.tasks // job.nodes // self.gpus_an_engine)
             shard = [f"--ntasks-per-node={a_node}", "bash", str(SHARD), str(self.gpus_an_engine)]
             return [*srun(job.nodes * a_node), *shard, sys.executable, *arguments]
         if not self.ranks:
             return [sys.executable, *arguments]
-        launcher = str(Path(sys.executable).with_name("deepspeed"))
-        return [launcher, "--num_gpus", str(self.ranks), "--master_port", str(port), *arguments]
+        return [beside_python("deepspeed"), "--num_gpus", str(self.ranks), "--master_port", str(port), *arguments]
+
+
+def beside_python(name: str) -> str:
+    """A program of the same virtual environment."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def srun(tasks: int) -> list[str]:
@@ -77,7 +84,7 @@ def before_rounds(recipe: Recipe, run: Run) -> list[Stage]:
     return [
         *world,
         Stage("extend", 0, source, (run.base,), "extend.py", ()),
-        Stage("prepare", 0, (run.base,), (run.shards,), "prepare.py", ()),
+        Stage("prepare", 0, (run.base,), (run.shards,), "prepare.py", (), mpi=True),
         _evaluation(recipe, run, 0),
     ]
 

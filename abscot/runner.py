@@ -163,7 +163,7 @@ class Watchdog:
 def _environ(stage: Stage, command: list[str]) -> dict[str, str]:
     """A plain process must not inherit ranks (vllm#1865); a rank gets its own from its launcher."""
     environ = {**dist.without_ranks(dict(os.environ)), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    if command[0] == "srun":
+    if command[0] == "srun" or command[0].endswith("mpiexec"):
         del environ[PARENT]  # not to be seen from other nodes; Slurm ends a step with its job
         if stage.ranks:
             environ |= {key: os.environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in os.environ}
@@ -230,8 +230,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def dry_run(recipe: Recipe, plan: list[Stage]) -> None:
-    """Prints the stages: what is done, what they read and write, and their commands."""
+def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str]) -> None:
+    """Prints the stages: what is done, what they read and write, how long they may take, and their commands."""
     run = Run.of(recipe)
     for stage in plan:
         state = "done" if stage.done() else "ready" if not stage.missing_inputs() else "waits"
@@ -240,5 +240,13 @@ def dry_run(recipe: Recipe, plan: list[Stage]) -> None:
             for path in names:
                 shown = path.relative_to(run.root) if path.is_relative_to(run.root) else path
                 print(f"    {title}  {shown}")
+        if stage.name in walltimes:
+            print(f"    for  {walltimes[stage.name]}{_checkpoints(recipe) if stage.ranks else ''}")
         command = " ".join(stage.command(run.config))
         print(f"    run  {command.replace(sys.prefix + '/bin/', '')}")
+
+
+def _checkpoints(recipe: Recipe) -> str:
+    every = {"steps": recipe.train.checkpoint_every_steps, "minutes": recipe.train.checkpoint_every_minutes}
+    named = " or ".join(f"{n:g} {unit}" for unit, n in every.items() if n)
+    return f"; a checkpoint every {named}" if named else ""

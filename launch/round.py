@@ -13,18 +13,26 @@ import sys
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from abscot import cli, rounds, runner  # noqa: E402
+from abscot import cli, dist, rounds, runner  # noqa: E402
 
 
 def main() -> None:
     parser = cli.recipe_parser(__doc__)
     parser.add_argument("--round", required=True, metavar="R", help="1 to rounds, 0 for what comes before them, or all")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+    parser.add_argument("--without-evaluation", action="store_true", help="leave that to launch/evaluate.py")
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
     plan = rounds.select(recipe, args.round)
+    if args.without_evaluation:
+        plan = [stage for stage in plan if stage.script != "evaluate.py"]
     if args.dry_run:
-        runner.dry_run(recipe, plan)
+        job, walltimes = dist.allocation(), {}
+        if job:
+            from abscot import preflight
+
+            walltimes = preflight.stage_walltimes(recipe, job.tasks)
+        runner.dry_run(recipe, plan, walltimes)
         return
     runner.run_stages(recipe, plan)
     if args.round == "all":

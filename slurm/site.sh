@@ -14,3 +14,6 @@ fi
 
 # How often a job may put itself back into the queue before it gives up.
 export ABSCOT_MAX_RESTARTS=${ABSCOT_MAX_RESTARTS:-100}
+
+# Evaluation is an array job of its own (eval.sbatch), so that the nodes of a round do not wait for it.
+WITHOUT_EVALUATION=$([ "${ABSCOT_EVALUATE:-0}" = 1 ] || echo --without-evaluation)

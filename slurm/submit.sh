@@ -40,11 +40,7 @@ cli.run(lambda: print(cli.recipe_of(cli.recipe_parser("").parse_args()).rounds))
 PY
 )
 tasks=$((gpus ? gpus : 2))
-one=() many=(--nodes="$nodes")
-if [ "$gpus" != 0 ]; then
-    one=(--gpus-per-node=1)
-    many+=(--ntasks-per-node="$gpus" --gpus-per-node="$gpus")
-fi
+one=() many=(--nodes="$nodes" --ntasks-per-node="$tasks")
 MODELS="base$(seq -f ' round%g' -s '' 1 $((rounds - 1))) final"
 export MODELS
 
@@ -67,11 +63,15 @@ submit() {
 # The stages of a round as they will run on `nodes` nodes of `tasks` tasks.
 show() {
     [ -z "$dry" ] || SLURM_JOB_ID=0 SLURM_JOB_NUM_NODES=$2 SLURM_NTASKS=$3 \
-        python launch/round.py --round "$1" --dry-run "${arguments[@]}" | sed 's/^/    /'
+        python launch/round.py --round "$1" $WITHOUT_EVALUATION --dry-run "${arguments[@]}" | sed 's/^/    /'
 }
 
-submit prepare "${one[@]}" slurm/prepare.sbatch "${arguments[@]}"
-show 0 1 1
+submit prepare "${many[@]}" slurm/prepare.sbatch "${arguments[@]}"
+show 0 "$nodes" $((nodes * tasks))
+if [ "$gpus" != 0 ]; then
+    one=(--gpus-per-node=1)
+    many+=(--gpus-per-node="$gpus")
+fi
 for round in $(seq 1 "$rounds"); do
     submit "round $round" --array="$round" "${many[@]}" slurm/round.sbatch "${arguments[@]}"
     show "$round" "$nodes" $((nodes * tasks))

@@ -75,7 +75,7 @@ def write_rows(root: Path, rows: int, seed: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
     draw = rng("prepare drill rows", seed)
     text = " ".join(WORDS[i] for i in draw.integers(len(WORDS), size=200_000))
-    starts, lengths = draw.integers(len(text) - 2000, size=rows), draw.integers(250, 1500, rows)
+    starts, lengths = draw.integers(len(text) - 2000, size=rows), draw.integers(250, 600, rows)
     with Progress(rows, "rows", "write") as progress:
         for part in range(FILES):
             with gzip.open(root / f"rows_{part}.jsonl.gz", "wt", compresslevel=1) as file:

@@ -6,14 +6,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from abscot.config import ROOT
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
-NODES = ("n1", "n2")
+NODES, CPUS_A_NODE = ("n1", "n2"), 2
 
 CONFIG = """
 ClusterName=abscot
@@ -21,7 +21,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
-AuthInfo=socket={root}/munge.socket
+AuthInfo=socket={root}/munge.socket,cred_expire=10
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool.%n
 SlurmctldPidFile={root}/slurmctld.pid
@@ -38,6 +38,7 @@ MpiDefault=none
 JobRequeue=1
 ReturnToService=2
 KillWait=10
+SlurmdTimeout=10
 {nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -48,7 +49,30 @@ class Cluster:
 
     def __init__(self, root: Path):
         self.root = root
+        self.daemons: dict[str, subprocess.Popen] = {}  # munged, slurmctld and a slurmd a node, by the node's name
         self.environ = {**os.environ, "SLURM_CONF": str(root / "slurm.conf"), "PATH": PATH}
+
+    def start(self, name: str) -> None:
+        """Starts a daemon, for the first time or again."""
+        files = ("key-file", "socket", "pid-file", "log-file", "seed-file")
+        munge = [f"--{file}={self.root}/munge.{file}" for file in files]
+        command = {
+            "munged": ["munged", "--foreground", "--force", *munge],
+            "slurmctld": ["slurmctld", "-D"],
+        }.get(name, ["slurmd", "-D", "-N", name])
+        with open(self.root / "daemons.log", "a") as log:
+            self.daemons[name] = subprocess.Popen(
+                command, env=self.environ, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def end(self, name: str, kill: bool = False) -> None:
+        process = self.daemons.pop(name)
+        process.kill() if kill else process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def call(self, *command: str, check: bool = True) -> str:
         done = subprocess.run(command, env=self.environ, cwd=ROOT, capture_output=True, text=True)
@@ -91,21 +115,18 @@ def cluster(root: Path) -> Iterator[Cluster]:
     ports = free_ports(1 + len(NODES))
     host = socket.gethostname().partition(".")[0]
     nodes = [
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2"
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS_A_NODE}"
         for name, port in zip(NODES, ports[1:], strict=True)
     ]
     user = subprocess.check_output(["id", "-un"], text=True).strip()
     config = CONFIG.format(host=host, port=ports[0], user=user, root=root, nodes="\n".join(nodes))
     (root / "slurm.conf").write_text(config)
     started = Cluster(root)
-    with ExitStack() as stack:
-        files = ("key-file", "socket", "pid-file", "log-file", "seed-file")
-        munge = [f"--{name}={root}/munge.{name}" for name in files]
-        stack.enter_context(daemon(started, "munged", "--foreground", "--force", *munge))
+    try:
+        started.start("munged")
         until(lambda: (root / "munge.socket").exists())
-        stack.enter_context(daemon(started, "slurmctld", "-D"))
-        for name in NODES:
-            stack.enter_context(daemon(started, "slurmd", "-D", "-N", name))
+        for name in ("slurmctld", *NODES):
+            started.start(name)
         idle = ("sinfo", "--noheader", "--states=idle", "--format=%D")
         until(lambda: started.call(*idle, check=False) == str(len(NODES)))
         try:
@@ -113,21 +134,9 @@ def cluster(root: Path) -> Iterator[Cluster]:
         finally:
             started.call("scancel", f"--user={user}", check=False)
             until(lambda: not started.call("squeue", "--noheader", check=False))
-
-
-@contextmanager
-def daemon(of: Cluster, *command: str) -> Iterator[None]:
-    with open(of.root / "daemons.log", "a") as log:
-        process = subprocess.Popen(command, env=of.environ, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        for name in reversed(list(started.daemons)):
+            started.end(name)
 
 
 def until(condition, seconds: float = 30) -> None:

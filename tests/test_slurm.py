@@ -67,12 +67,17 @@ def test_the_submission_of_eight_nodes_is_printed_whole():
     assert [job.partition(":")[0] for job in jobs] == ["prepare", "round 1", "round 2", "round 3", "eval", "report"]
     for before, job in zip(jobs, jobs[1:], strict=False):
         assert f"--dependency=afterok:<{before.partition(':')[0]}>" in job and "--set name=big" in job
+    assert "run  mpiexec --bind-to none -n 64 python" in done.stdout
     for number in (1, 2, 3):
         assert f"--array={number} --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 slurm/round.sbatch" in jobs[number]
     runs = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("    " * 2 + "run  ")]
     tasks = [words[1] for words in runs if words[0] == "srun"]
     assert tasks == ["--ntasks=64"] * 12  # two trace sets and two trainings a round
-    assert [words[-1] for words in runs if "evaluate.py" in " ".join(words)] == ["base", "round1", "round2", "final"]
+    assert "a task each: base round1 round2 final" in done.stdout
+    walltimes = [line.split("for  ")[1] for line in done.stdout.splitlines() if line.startswith("        for  ")]
+    assert len(walltimes) == 12 and walltimes[0] == "minutes: random traces"
+    assert all("on 64 x H100 80 GB at MFU 0.40" in line for line in walltimes[1:])
+    assert sum("a checkpoint every 30 minutes" in line for line in walltimes) == 6
     assert not (ROOT / "runs" / "big").exists()
 
 
