@@ -249,15 +249,19 @@ def _probe(traces: "TraceSet", table: pa.Table) -> dict[int, list[np.ndarray]]:
     return probe
 
 
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array: the mapped one where the file holds it in one piece, as a published set's does."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 class TraceSet:
     """The published traces of one phase, memory-mapped."""
 
     def __init__(self, table: pa.Table, store_rows: int, meta: dict, stats: dict):
         self.meta, self.stats = meta, stats
         self._ids = table["id"]
-        self.rows = table["row"].to_numpy()
-        column = table["trace"].combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        self.rows = _whole(table["row"]).to_numpy()
+        column = _whole(table["trace"])
         self._offsets = column.offsets.to_numpy()
         self._values = column.values.to_numpy()
         self._entry = np.full(store_rows, -1, np.int64)
