@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from abscot import model_card, paths
+from abscot import ladder, model_card, paths
 from abscot.config import Recipe
 from abscot.dist import format_s
 from abscot.document import Block, Code, Figure, Heading, Paragraph, Table, Warnings, to_html, to_markdown
@@ -66,6 +66,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         Paragraph(PAPER, note=True),
         *figure("accuracy_tokens.png"),
         *figure("rounds.png"),
+        *_ladder(data),
         *_differences(data),
         Heading("Training"),
         *figure("training.png"),
@@ -168,6 +169,25 @@ def _differences(data: RunData) -> list[Block]:
         return []
     columns = ("benchmark", "of", "against", "problems", "difference, points", "95% interval")
     return [Heading("Paired differences", 3), Table(columns, tuple(rows), 3)]
+
+
+def _ladder(data: RunData) -> list[Block]:
+    """The paper's rows where the baselines were trained, and the channel where it was measured."""
+    blocks: list[Block] = []
+    if ladder.is_run(data):
+        note = (
+            f"{ladder.equalised(data.recipe)} Answers and supervised tokens: what the train logs count behind the base. "
+            "The difference to SFT (no CoT) is paired, in points; the paper's numbers are of MATH-500 with Qwen3-4B."
+        )
+        blocks += [Heading("The ladder", 3), ladder.table(data), Paragraph(note, note=True)]
+    channel = ladder.channel_table(data)
+    if channel:
+        note = (
+            "Channel: phase A's model is given the gold CoT, samples a trace in its sight and answers with the CoT hidden, "
+            "so that what the answer knows of it came through the trace. Without CoT: the round's model. Gap: paired."
+        )
+        blocks += [Heading("The channel", 3), channel, Paragraph(note, note=True)]
+    return blocks
 
 
 def _phase_table(data: RunData) -> Table:
