@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from abscot import benchmarks, judge, scoring, traces
 from abscot.benchmarks import BENCHMARKS, Problem
 from abscot.config import Recipe, UserError
 from abscot.dist import Progress, log, without_ranks
-from abscot.inference import TransformersEngine, VllmEngine
+from abscot.inference import TransformersEngine, VllmEngine, machine_dtype
 from abscot.modes import MODES, Asker, Question
 from abscot.paths import Run, fingerprint, is_done, write_json_atomic, write_text_atomic
 from abscot.phases import PHASES
@@ -168,7 +170,7 @@ def _ask(jobs: list[Job], problems: dict[str, list[Problem]], engine: VllmEngine
     for job in jobs:
         samples = range(1 if MODES[job.mode].cot else recipe.eval.samples)
         questions = [Question(p, job.mode, s) for p in problems[job.benchmark][: job.limit] for s in samples]
-        _publish(job, questions, _generate(job, questions, asker))
+        _publish(job, questions, _generate(job, questions, asker), asker.engine)
         job.partial.unlink()
 
 
@@ -226,7 +228,7 @@ def _read_partial(path: Path) -> dict[int, dict]:
     return answers
 
 
-def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
+def _publish(job: Job, questions: list[Question], answers: list[dict], engine) -> None:
     """Scores all answers; the result file first and its meta last, so that a meta file vouches for its rows."""
     rows = [_row(q, a["row"]) for q, a in zip(questions, answers, strict=True)]
     _score(job, rows)
@@ -245,11 +247,22 @@ def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
         "cut_prompts": sum(row["prompt_cut"] for row in rows),
         "unfinished_answers": sum(row["finish_reason"] == "length" for row in rows),
         "abstract_tokens_in_responses": sum(row["n_abstract_in_response"] for row in rows),
+        "environment": {"engine": type(engine).__name__, "dtype": machine_dtype(job.recipe.inference), "device": device_name()},
         "prompt_tokens_computed": np.sum([a["computed"] for a in answers], axis=0).tolist(),  # a stage each
     }
     write_json_atomic(job.meta, meta)
     accuracy = f"accuracy {meta['accuracy']:.3f}" if scores else "not judged"
     log(f"{job.name}: {accuracy}, {meta['mean_total_tokens']:.1f} tokens an answer -> {job.result}")
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    return names[0] if names else platform.machine()
 
 
 def _row(question: Question, answer: dict) -> dict:

