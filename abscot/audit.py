@@ -14,7 +14,7 @@ import numpy as np
 from abscot.config import Recipe, UserError
 from abscot.packing import Plan, plan_file, rows_digest, rows_of_phase
 from abscot.paths import Run, is_done
-from abscot.phases import ITERATED, PHASES, Phase
+from abscot.phases import ITERATED, PHASES, Phase, epochs_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def audit(recipe: Recipe, run: Run) -> list[Finding]:
 def _audit_phase(recipe: Recipe, run: Run, phase: Phase, round_: int, num_rows: int) -> Finding:
     tag = phase.tag(round_)
     rows = rows_of_phase(recipe, phase, round_, num_rows)
-    epochs = recipe.train.phase_epochs.get(phase.name, recipe.train.epochs)
+    epochs = epochs_of(recipe, phase)
     log_path, plan_path = run.train_log(tag), plan_file(run, tag)
     for path in (log_path, plan_path):
         if not path.is_file():

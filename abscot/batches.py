@@ -20,7 +20,7 @@ from abscot.config import Recipe, TraceConfig, TrainConfig, UserError
 from abscot.dist import log
 from abscot.estimate import ModelShape
 from abscot.paths import Run
-from abscot.phases import SEGMENT_OF, SEGMENT_X, SEGMENT_Y, SEGMENT_Z, Phase
+from abscot.phases import SEGMENT_OF, SEGMENT_X, SEGMENT_Y, SEGMENT_Z, Phase, epochs_of
 from abscot.shards import ShardStore
 from abscot.traces import RANDOM, TraceSet, source_model
 from abscot.vocab import AbstractVocab
@@ -162,7 +162,7 @@ def plan_of(recipe: Recipe, run: Run, phase: Phase, round_: int, documents: Docu
         _check_traces(recipe, run, phase, round_, documents.traces, rows)
     options = {
         "seed": recipe.seed, "round_": round_, "phase": phase.name,
-        "epochs": train.phase_epochs.get(phase.name, train.epochs), "capacity_tokens": train.capacity_tokens,
+        "epochs": epochs_of(recipe, phase), "capacity_tokens": train.capacity_tokens,
         "global_batch_examples": train.global_batch_examples,
         "global_batch_tokens": train.global_batch_tokens,
         "pair_cost": ModelShape.of_directory(run.base).pair_cost,

@@ -1,6 +1,7 @@
 """The benchmarks, a table: where the problems come from, how they are asked, which answer is right, who scores."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from abscot.vocab import rng
 
 @dataclass(frozen=True)
 class Problem:
-    """gold: the right answer as text, or the reference that a judge compares with."""
+    """gold: the right answer as text, or the reference that a judge compares with. cot: its verbal CoT, where known."""
 
     id: str
     problem: str
     gold: str
+    cot: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Benchmark:
     """hub: (data set, configuration or None, split) on the hub; a local file of the same rows stands in for it.
 
     read: row -> (problem, gold). scorer: a name in scoring.SCORERS, or `judge`. subset: a fixed draw of so many problems.
+    cot: row -> its gold CoT, None where the benchmark has none.
     """
 
     hub: tuple[str, str | None, str] | None
@@ -31,6 +34,7 @@ class Benchmark:
     scorer: str
     id_field: str | None = None
     subset: int | None = None
+    cot: Callable[[dict], str | None] | None = None
 
 
 def _fields(problem: str, gold: str) -> Callable[[dict], tuple[str, str]]:
@@ -39,6 +43,11 @@ def _fields(problem: str, gold: str) -> Callable[[dict], tuple[str, str]]:
 
 def _gsm8k(row: dict) -> tuple[str, str]:
     return row["question"], row["answer"].rpartition("####")[2].strip().replace(",", "")
+
+
+def _gsm8k_steps(row: dict) -> str:
+    """The steps as training reads them: without the calculator's notes."""
+    return re.sub(r"<<[^<>]*>>", "", row["answer"].rpartition("####")[0]).strip()
 
 
 def _gpqa(row: dict) -> tuple[str, str]:
@@ -55,9 +64,12 @@ def _hotpot(row: dict) -> tuple[str, str]:
 
 
 BENCHMARKS = {
-    "world": Benchmark(None, _fields("problem", "answer"), "math", "id"),
-    "math500": Benchmark(("HuggingFaceH4/MATH-500", None, "test"), _fields("problem", "answer"), "math", "unique_id"),
-    "gsm8k": Benchmark(("openai/gsm8k", "main", "test"), _gsm8k, "math"),
+    "world": Benchmark(None, _fields("problem", "answer"), "math", "id", cot=lambda row: row.get("cot")),
+    "math500": Benchmark(
+        ("HuggingFaceH4/MATH-500", None, "test"), _fields("problem", "answer"), "math", "unique_id",
+        cot=lambda row: row.get("solution"),
+    ),  # fmt: skip
+    "gsm8k": Benchmark(("openai/gsm8k", "main", "test"), _gsm8k, "math", cot=_gsm8k_steps),
     "aime24": Benchmark(("math-ai/aime24", None, "test"), _fields("problem", "answer"), "math", "id"),
     "aime25": Benchmark(("math-ai/aime25", None, "test"), _fields("problem", "answer"), "math", "id"),
     "gpqa_diamond": Benchmark(("Idavidrein/gpqa", "gpqa_diamond", "train"), _gpqa, "choice"),
@@ -84,9 +96,10 @@ def load(name: str, recipe: Recipe, run: Run) -> list[Problem]:
         try:
             problem, gold = benchmark.read(row)
             identity = row[benchmark.id_field] if benchmark.id_field else number
+            cot = benchmark.cot(row) if benchmark.cot else None
         except (KeyError, TypeError) as error:
             raise UserError(f"{where}: row {number + 1}: no field {error}; found {', '.join(map(str, row))}") from None
-        problems.append(Problem(f"{name}/{identity}", problem, gold))
+        problems.append(Problem(f"{name}/{identity}", problem, gold, cot))
     if not problems:
         raise UserError(f"{where}: no problems for benchmark {name}")
     return problems

@@ -88,7 +88,7 @@ class TrainConfig:
     capacity_tokens: int = 32_768  # of a packed bin; longer rows follow data.long_rows
     global_batch_examples: int | None = 32  # rows an optimizer step, on any number of ranks
     global_batch_tokens: int | None = None  # instead of the above
-    epochs: int = 1  # of each phase
+    epochs: int = 1  # of each phase; a baseline gets as many as all rounds together
     lr: float = 1e-5  # peak
     new_rows_lr: float | None = None  # learning rate of the embedding table; null: lr
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # over the true number of steps of the phase
@@ -146,6 +146,7 @@ class EvalConfig:
     files: dict[str, str] = field(default_factory=dict)  # benchmark -> local file instead of the hub
     judge_url: str | None = None  # OpenAI-compatible endpoint for alpaca_eval; null: answers are only written out
     judge_model: str = "gpt-4.1"
+    channel_problems: int = 200  # first ones of a benchmark that mode `channel` asks: it decodes without vLLM
 
 
 @dataclass
@@ -174,7 +175,7 @@ def load_recipe(path: str | os.PathLike | None = None, overrides: list[str] | No
     """
     import yaml
 
-    path = Path(path) if path else DEFAULT_RECIPE
+    path = _recipe_path(path)
     if not path.is_file():
         shipped = ", ".join(sorted(p.name for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such recipe; shipped in launch/recipes: {shipped}")
@@ -189,6 +190,13 @@ def load_recipe(path: str | os.PathLike | None = None, overrides: list[str] | No
     recipe = _build(Recipe, tree, str(path), "")
     _check(recipe, str(path))
     return recipe
+
+
+def _recipe_path(path: str | os.PathLike | None) -> Path:
+    """A file, or the bare name of a shipped recipe."""
+    path = Path(path) if path else DEFAULT_RECIPE
+    shipped = DEFAULT_RECIPE.parent / f"{path}.yaml"
+    return shipped if not path.is_file() and shipped.is_file() else path
 
 
 def local_path(value: str) -> Path | None:

@@ -1,8 +1,11 @@
 """Evaluation: models x modes x benchmarks -> one result file each; one engine does all the jobs of its model."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import platform
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -14,11 +17,13 @@ from abscot import benchmarks, judge, scoring, traces
 from abscot.benchmarks import BENCHMARKS, Problem
 from abscot.config import Recipe, UserError
 from abscot.dist import Progress, log, without_ranks
-from abscot.inference import VllmEngine
+from abscot.inference import TransformersEngine, VllmEngine, machine_dtype
 from abscot.modes import MODES, Asker, Question
 from abscot.paths import Run, fingerprint, is_done, write_json_atomic, write_text_atomic
+from abscot.phases import PHASES
 from abscot.rounds import require
 
+CHANNEL_BATCH = 16  # sequences with their CoTs, in transformers' padded cache
 BASELINE_MODES = {"sft_cot": ["verbal"], "sft_no_cot": ["no_cot"], "pause": ["pause"]}
 
 
@@ -62,12 +67,19 @@ class Job:
             "samples": config.samples,
             "temperature": config.temperature,
             "top_p": config.top_p,
-            "limit": config.limit,
+            "limit": self.limit,
             "max_reasoning_tokens": config.max_reasoning_tokens,
             "max_answer_tokens": config.max_answer_tokens,
             "m_min": self.recipe.traces.m_min,
             "m_max": self.recipe.traces.m_max,
+            **({"trace_temperature": self.recipe.traces.temperature} if MODES[self.mode].cot else {}),
         }
+
+    @property
+    def limit(self) -> int | None:
+        """Problems that are asked, the first ones; None: all."""
+        limits = [self.recipe.eval.limit, self.recipe.eval.channel_problems if MODES[self.mode].cot else None]
+        return min((n for n in limits if n is not None), default=None)
 
     def done(self) -> bool:
         if not (self.meta.exists() and self.result.exists()):
@@ -81,14 +93,20 @@ def model_names(recipe: Recipe) -> list[str]:
 
 
 def model_directory(run: Run, model: str, rounds: int) -> Path:
-    """base/, roundN/, final/, or the export of a baseline such as sft_cot. Raises UserError for any other name."""
+    """base/, roundN/, final/, or the export of a phase: pi1_phaseA, sft_cot. Raises UserError for any other name."""
     round_ = round_of(model, rounds)
-    return run.export(model, 0, rounds) if round_ is None else run.round_model(round_, rounds)
+    is_phase = model in BASELINE_MODES or model in _bottlenecked(rounds)
+    return run.export(model, round_, rounds) if is_phase else run.round_model(round_, rounds)
+
+
+def _bottlenecked(rounds: int) -> dict[str, int]:
+    """The models of phase A, which mode `channel` asks, and their rounds."""
+    return {PHASES["A"].tag(r): r for r in range(1, rounds + 1)}
 
 
 def round_of(model: str, rounds: int) -> int | None:
-    """The round a model ends; 0: base, None: a baseline. Raises UserError for a name that is no model's."""
-    names = {"base": 0, **{f"round{r}": r for r in range(1, rounds)}, "final": rounds}
+    """The round a model belongs to; 0: base, None: a baseline. Raises UserError for a name that is no model's."""
+    names = {"base": 0, **{f"round{r}": r for r in range(1, rounds)}, "final": rounds, **_bottlenecked(rounds)}
     if model not in names and model not in BASELINE_MODES:
         raise UserError(f"--model {model}: expected all or one of {', '.join([*names, *BASELINE_MODES])}")
     return names.get(model)
@@ -100,12 +118,18 @@ def jobs_of(recipe: Recipe, run: Run, model: str, modes: list[str] | None, names
     Raises UserError for an unknown mode or benchmark and for a model that is not there yet.
     """
     if modes is None:
-        modes = BASELINE_MODES.get(model) or (recipe.eval.base_modes if model == "base" else recipe.eval.modes)
+        modes = default_modes(recipe, model)
     for word, given, known in (("mode", modes, MODES), ("benchmark", names or recipe.eval.benchmarks, BENCHMARKS)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"{word} {unknown[0]}: expected one of {', '.join(known)}")
     require(recipe, model_directory(run, model, recipe.rounds))
     return [Job(recipe, run, model, mode, name) for name in names or recipe.eval.benchmarks for mode in modes]
+
+
+def default_modes(recipe: Recipe, model: str) -> list[str]:
+    if model in _bottlenecked(recipe.rounds):
+        return ["channel"]
+    return BASELINE_MODES.get(model) or (recipe.eval.base_modes if model == "base" else recipe.eval.modes)
 
 
 def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
@@ -131,20 +155,36 @@ def evaluate(jobs: list[Job], engine: VllmEngine | None = None) -> None:
         return
     recipe, run = left[0].recipe, left[0].run
     problems = {name: benchmarks.load(name, recipe, run) for name in dict.fromkeys(job.benchmark for job in left)}
-    model = model_directory(run, left[0].model, recipe.rounds)
-    asker = Asker(model, recipe, [job.mode for job in left], engine or VllmEngine(model, recipe.inference))
     run.results.mkdir(parents=True, exist_ok=True)
-    for job in left:
-        questions = [Question(p, job.mode, s) for p in problems[job.benchmark] for s in range(recipe.eval.samples)]
-        _publish(job, questions, _generate(job, questions, asker))
+    for hides in (False, True):
+        same_engine = [job for job in left if MODES[job.mode].cot is hides]
+        if same_engine:
+            _ask(same_engine, problems, _masking_engine(same_engine[0]) if hides else engine)
+
+
+def _ask(jobs: list[Job], problems: dict[str, list[Problem]], engine: VllmEngine | TransformersEngine | None) -> None:
+    """Jobs of one model by one engine. A job with a bottleneck is greedy: one sample a problem."""
+    recipe, run = jobs[0].recipe, jobs[0].run
+    model = model_directory(run, jobs[0].model, recipe.rounds)
+    asker = Asker(model, recipe, [job.mode for job in jobs], engine or VllmEngine(model, recipe.inference))
+    for job in jobs:
+        samples = range(1 if MODES[job.mode].cot else recipe.eval.samples)
+        questions = [Question(p, job.mode, s) for p in problems[job.benchmark][: job.limit] for s in samples]
+        _publish(job, questions, _generate(job, questions, asker), asker.engine)
         job.partial.unlink()
+
+
+def _masking_engine(job: Job) -> TransformersEngine:
+    """vLLM cannot hide a CoT that is in its cache."""
+    config = dataclasses.replace(job.recipe.inference, max_num_seqs=CHANNEL_BATCH)
+    return TransformersEngine(model_directory(job.run, job.model, job.recipe.rounds), config)
 
 
 def evaluate_then_trace(jobs: list[Job]) -> None:
     """The jobs of a round's model, then the traces of the next round's phase A, which the same model makes: one engine."""
     recipe, run, model = jobs[0].recipe, jobs[0].run, jobs[0].model
     round_ = round_of(model, recipe.rounds)
-    if round_ not in range(1, recipe.rounds):
+    if round_ not in range(1, recipe.rounds) or model != run.round_model(round_, recipe.rounds).name:
         raise UserError(f"--then-traces: no round follows {model}; expected --model round1 to round{recipe.rounds - 1}")
     next_traces = traces.open_job(recipe, run, round_ + 1, "A")
     if all(job.done() for job in jobs) and is_done(next_traces.final):
@@ -188,7 +228,7 @@ def _read_partial(path: Path) -> dict[int, dict]:
     return answers
 
 
-def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
+def _publish(job: Job, questions: list[Question], answers: list[dict], engine) -> None:
     """Scores all answers; the result file first and its meta last, so that a meta file vouches for its rows."""
     rows = [_row(q, a["row"]) for q, a in zip(questions, answers, strict=True)]
     _score(job, rows)
@@ -207,11 +247,22 @@ def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
         "cut_prompts": sum(row["prompt_cut"] for row in rows),
         "unfinished_answers": sum(row["finish_reason"] == "length" for row in rows),
         "abstract_tokens_in_responses": sum(row["n_abstract_in_response"] for row in rows),
+        "environment": {"engine": type(engine).__name__, "dtype": machine_dtype(job.recipe.inference), "device": device_name()},
         "prompt_tokens_computed": np.sum([a["computed"] for a in answers], axis=0).tolist(),  # a stage each
     }
     write_json_atomic(job.meta, meta)
     accuracy = f"accuracy {meta['accuracy']:.3f}" if scores else "not judged"
     log(f"{job.name}: {accuracy}, {meta['mean_total_tokens']:.1f} tokens an answer -> {job.result}")
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    return names[0] if names else platform.machine()
 
 
 def _row(question: Question, answer: dict) -> dict:

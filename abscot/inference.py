@@ -46,10 +46,22 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """Positions start .. stop of a prompt that its tokens from `behind` on, and all that is generated, cannot see."""
+
+    start: int
+    stop: int
+    behind: int
+
+
+@dataclass(frozen=True)
 class Request:
+    """hidden: the bottleneck of phase A; TransformersEngine alone can do it, greedily."""
+
     prompt: Sequence[int]
     sampling: Sampling
     then: Callable[[Completion], "Request"] | None = None  # the next stage, made from this one's completion
+    hidden: Hidden | None = None
 
 
 def trace_request(prompt: Sequence[int], vocab: AbstractVocab, config: TraceConfig, seed: int) -> Request:
@@ -157,6 +169,7 @@ class VllmEngine:
 
     def _start(self, inside: dict[str, "_Running"], running: "_Running") -> None:
         """Hands the engine a new request; it stays open for more tokens if there is a follow-up."""
+        assert running.request.hidden is None, "vLLM cannot hide what its cache holds"
         name, self._serial = str(self._serial), self._serial + 1
         running.new_tokens, running.in_session = len(running.request.prompt), 0
         running.session_open = running.request.then is not None
@@ -234,9 +247,11 @@ class TransformersEngine:
         running = [_Running(index, request) for index, request in enumerate(requests)]
         while running:
             first = running[0].request.sampling
+            hides = running[0].request.hidden is not None
             rules = [r for r in running if dataclasses.replace(r.request.sampling, seed=first.seed) == first]
-            batch = rules[: self.batch_size]
-            for one, completion in zip(batch, self._generate([r.request for r in batch]), strict=True):
+            batch = [r for r in rules if (r.request.hidden is not None) is hides][: self.batch_size]
+            generate = self._generate_hidden if hides else self._generate
+            for one, completion in zip(batch, generate([r.request for r in batch]), strict=True):
                 one.stages.append(completion)
                 if one.request.then is None:
                     running.remove(one)
@@ -249,12 +264,9 @@ class TransformersEngine:
         import torch
         from transformers import LogitsProcessorList
 
-        sampling, longest = requests[0].sampling, max(len(r.prompt) for r in requests)
-        ids = torch.zeros((len(requests), longest), dtype=torch.long, device=self.device)
-        mask = torch.zeros_like(ids)
-        for row, request in enumerate(requests):
-            ids[row, longest - len(request.prompt) :] = torch.tensor(list(request.prompt))
-            mask[row, longest - len(request.prompt) :] = 1
+        sampling = requests[0].sampling
+        ids, mask = self._left_padded([r.prompt for r in requests])
+        longest = ids.shape[1]
         torch.manual_seed(sampling.seed)
         chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         out = self.lm.generate(
@@ -267,6 +279,46 @@ class TransformersEngine:
             **(chosen if sampling.temperature > 0 else {"do_sample": False}),
         )
         return [_until_stop(row, len(r.prompt), sampling) for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
+
+    def _generate_hidden(self, requests: list[Request]) -> list[Completion]:
+        """Greedy decoding behind the bottleneck, in one KV cache: what stands before `behind` is computed in full sight,
+        then the hidden keys are masked for good. Positions run on, as in the one pass of training."""
+        import torch
+
+        sampling, rows = requests[0].sampling, len(requests)
+        assert sampling.temperature == 0, "behind the bottleneck decoding is greedy"
+        ids, mask = self._left_padded([r.prompt[: r.hidden.behind] for r in requests])
+        new = torch.tensor([list(r.prompt[r.hidden.behind :]) for r in requests], device=self.device)
+        with torch.inference_mode():
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            cache = self.lm.model(ids, attention_mask=mask, position_ids=positions, use_cache=True).past_key_values
+            for row, r in enumerate(requests):
+                first = ids.shape[1] - r.hidden.behind
+                mask[row, first + r.hidden.start : first + r.hidden.stop] = 0
+            at, made, ended = positions[:, -1:] + 1, [], torch.zeros(rows, dtype=torch.bool, device=self.device)
+            while len(made) < sampling.max_tokens and not ended.all():
+                mask = torch.cat([mask, torch.ones_like(new)], 1)
+                positions = at + torch.arange(new.shape[1], device=self.device)
+                out = self.lm(
+                    new, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+                at, new = at + new.shape[1], out.logits[:, -1:].argmax(-1)
+                made.append(new)
+                ended |= torch.isin(new[:, 0], torch.tensor(sampling.stop_ids, device=self.device))
+        tokens = torch.cat(made, 1).tolist()
+        return [_until_stop(row, len(r.prompt), sampling) for row, r in zip(tokens, requests, strict=True)]
+
+    def _left_padded(self, prompts: list[Sequence[int]]):
+        """(ids, mask): int64 [prompts, longest prompt]; the mask is 0 where padding."""
+        import torch
+
+        longest = max(map(len, prompts))
+        ids = torch.zeros((len(prompts), longest), dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+            mask[row, longest - len(prompt) :] = 1
+        return ids, mask
 
     def forget(self) -> None:
         """Nothing is kept between batches."""

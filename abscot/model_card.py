@@ -7,6 +7,7 @@ from abscot import paths
 from abscot.benchmarks import BENCHMARKS
 from abscot.config import ROOT, Recipe, local_path
 from abscot.document import Table
+from abscot.evaluate import BASELINE_MODES
 from abscot.run_data import RunData
 from abscot.statistics import Summary
 from abscot.vocab import codebook_tokens
@@ -173,7 +174,7 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         epochs_text=f"{recipe.train.epochs} epoch{'s' * (recipe.train.epochs > 1)} a phase",
         codebook_size=recipe.codebook_size,
         last_token=codebook_tokens(recipe.codebook_size)[-1],
-        results=_results([s for s in data.scored if s.model in ("base", final)]),
+        results=_results([s for s in data.scored if s.model in ("base", final, *BASELINE_MODES)]),
         published=PUBLISHED,
         model_id=json.dumps(model_id),
         context_tokens=context_tokens,

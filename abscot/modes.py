@@ -7,6 +7,11 @@
     abstract_permuted    the same z, shuffled                                does the order of z matter? (paper table 6)
     abstract_truncated_k the first k tokens of the same z                    how much of z is needed? (paper table 5)
     pause                m_max pause tokens in place of z                    is it only the extra positions?
+    channel              gold CoT, z sampled in its sight, then free,        what phase A's answers really get:
+                         the CoT hidden from the answer                      C -> H_Z -> Y
+
+`channel` is phase A's situation on problems that it was not trained on: z as phase A's model itself samples it at
+traces.temperature, the answer decoded greedily behind the bottleneck. vLLM has no such mask: transformers does it.
 """
 
 import dataclasses
@@ -19,7 +24,7 @@ import numpy as np
 from abscot.benchmarks import Problem
 from abscot.chat import ChatTokenizer
 from abscot.config import Recipe, UserError
-from abscot.inference import Completion, Request, Sampling, codebook_tokens_of, cut_middle, trace_request
+from abscot.inference import Completion, Hidden, Request, Sampling, codebook_tokens_of, cut_middle, trace_request
 from abscot.vocab import AbstractVocab, keyed_seed, rng
 
 TRUNCATIONS = (32, 48, 64)
@@ -32,6 +37,7 @@ class Mode:
     thinking: bool = False
     trace: str | None = None  # model | pause | None
     edit: Callable[[list[int], np.random.Generator], list[int]] = lambda trace, draw: trace
+    cot: bool = False  # the gold CoT stands before the trace, and the answer cannot see it
 
 
 def _permute(trace: list[int], draw: np.random.Generator) -> list[int]:
@@ -49,6 +55,7 @@ MODES = {
     "abstract_permuted": Mode(trace="model", edit=_permute),
     **{f"abstract_truncated_{k}": Mode(trace="model", edit=_truncate(k)) for k in TRUNCATIONS},
     "pause": Mode(trace="pause"),
+    "channel": Mode(trace="model", cot=True),
 }
 
 
@@ -104,6 +111,8 @@ class Asker:
     def request(self, question: Question) -> Request:
         """The first stage; with a trace of the model, the second one behind it."""
         mode, config = MODES[question.mode], self.recipe.eval
+        if mode.cot:
+            return self._behind_the_bottleneck(question)
         x = cut_middle(self.prompt(question), self.room(question.mode))
         seed = keyed_seed(self.recipe.seed, "eval", question.problem.id, question.sample)
         most = config.max_answer_tokens + (config.max_reasoning_tokens if mode.thinking else 0)
@@ -119,6 +128,26 @@ class Asker:
             return Request([*begun, *self.trace(question, [completion]), *self.bridge], free)
 
         return dataclasses.replace(trace_request(begun, self.vocab, rules, seed), then=answer_stage)
+
+    def _behind_the_bottleneck(self, question: Question) -> Request:
+        """X C <begin> z in sight of all; then, C hidden: newline and a greedy answer. A long CoT loses its middle."""
+        x, c = self.prompt(question), self.cot(question)
+        c = cut_middle(c, max(0, self.room(question.mode) - len(x)))
+        begun = [*x, *c, self.vocab.begin_id]
+        seed = keyed_seed(self.recipe.seed, question.mode, question.problem.id, question.sample)
+        free = Sampling(self.recipe.eval.max_answer_tokens, stop_ids=self.stop_ids)
+
+        def answer_stage(completion: Completion) -> Request:
+            seen = [*begun, *self.trace(question, [completion]), self.vocab.end_id]
+            return Request([*seen, *self.bridge[1:]], free, hidden=Hidden(len(x), len(x) + len(c), len(seen)))
+
+        return dataclasses.replace(trace_request(begun, self.vocab, self.recipe.traces, seed), then=answer_stage)
+
+    def cot(self, question: Question) -> list[int]:
+        """C as in training. Raises UserError for a benchmark that has no gold CoTs."""
+        if question.problem.cot is None:
+            raise UserError(f"{question.problem.id}: no gold CoT, which mode {question.mode} needs; ask another benchmark")
+        return self.chat.cots([question.problem.cot])[0][0].tolist()
 
     def trace(self, question: Question, completions: list[Completion]) -> list[int]:
         """The codebook tokens that the answer sees."""
@@ -153,7 +182,7 @@ class Asker:
             "n_response_tokens": n_response,
             "n_total_tokens": n_reasoning + n_response,
             "n_abstract_in_response": sum(token in self.vocab.allowed_ids for token in response),
-            "prompt_cut": len(self.prompt(question)) > self.room(question.mode),
+            "prompt_cut": len(self.prompt(question)) + (len(self.cot(question)) if mode.cot else 0) > self.room(question.mode),
         }
 
     def _split_thought(self, tokens: list[int]) -> tuple[list[int], list[int]]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from abscot.config import Recipe
+
 SEGMENT_PAD, SEGMENT_X, SEGMENT_C, SEGMENT_Z, SEGMENT_Y = 0, 1, 2, 3, 4
 SEGMENT_OF = {"X": SEGMENT_X, "C": SEGMENT_C, "Z": SEGMENT_Z, "Y": SEGMENT_Y}
 
@@ -44,3 +46,21 @@ PHASES = {
     )
 }
 ITERATED = tuple(name for name, phase in PHASES.items() if phase.iterated)
+
+
+def epochs_of(recipe: Recipe, phase: Phase) -> int:
+    """Epochs of one training of `phase` over its rows: phase_epochs, else `train.epochs` for the phases of a round.
+
+    A baseline is trained once, on as many answers as all rounds together, rounded to whole epochs: the rows of the
+    ladder then differ in what stands before an answer, not in how often a model has seen it.
+    """
+    train = recipe.train
+    if phase.iterated or phase.name in train.phase_epochs:
+        return train.phase_epochs.get(phase.name, train.epochs)
+    return max(1, round(answers_a_row(recipe)))
+
+
+def answers_a_row(recipe: Recipe) -> float:
+    """How often the rounds train on the answer of a row of the store, in the mean."""
+    share = 1 / (len(ITERATED) * recipe.rounds) if recipe.staging == "partition" else 1
+    return recipe.rounds * share * sum(epochs_of(recipe, PHASES[name]) for name in ITERATED)

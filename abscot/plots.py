@@ -24,6 +24,7 @@ MODE = {
     "pause": "#a07d3b",
     "abstract": "#2166ac",
     "abstract_permuted": "#c23b4b",
+    "channel": "#1f8a84",
 }
 OTHER_MODES = ("#2a9d8f", "#7fb069", "#d1662b", "#e0a030", "#8c6bb1")  # truncations and what a recipe may add
 STYLE = {
@@ -204,11 +205,12 @@ def token_frequency(data: RunData):
 
 def accuracy_tokens(data: RunData):
     """What an answer costs and how often it is right: a panel a benchmark."""
-    if not data.scored:
+    scored = [s for s in data.scored if s.mode != "channel"]  # it is given a CoT, which costs nothing there
+    if not scored:
         return None
     figure, panels = _panels(data)
     for benchmark, axes in panels.items():
-        cells = [s for s in data.scored if s.benchmark == benchmark]
+        cells = [s for s in scored if s.benchmark == benchmark]
         for s in cells:
             x, y = s.total_tokens, s.accuracy
             axes.errorbar(
@@ -233,12 +235,12 @@ def accuracy_tokens(data: RunData):
         axes.set_xlabel("mean generated tokens an answer (log)")
         axes.set_ylim(low, high)
         axes.set_ylabel("accuracy, %")
-    _mode_legend(data, figure, [s.mode for s in data.scored])
+    _mode_legend(data, figure, [s.mode for s in scored])
     return figure, "Accuracy against mean generated tokens, with 95% intervals. Up and left is better."
 
 
 def rounds(data: RunData):
-    """Accuracy and mean tokens after each round, a curve a mode; the base's modes as level lines."""
+    """Accuracy and mean tokens after each round, a curve a mode; the base and the SFT baselines as level lines."""
     names = list(dict.fromkeys(s.benchmark for s in data.scored if s.round))
     if not names:
         return None
@@ -256,7 +258,7 @@ def rounds(data: RunData):
         cells = [s for s in data.scored if s.benchmark == benchmark]
         above.set_title(benchmark)
         _curves(data, above, cells, lambda s: s.accuracy, 100)
-        _curves(data, below, cells, lambda s: s.total_tokens, 1)
+        _curves(data, below, [s for s in cells if s.mode != "channel"], lambda s: s.total_tokens, 1)
         above.set_ylim(*_percent_limits(cells))
         above.set_ylabel("accuracy, %")
         below.set_yscale("log")
@@ -268,12 +270,12 @@ def rounds(data: RunData):
     _mode_legend(data, figure, [s.mode for s in data.scored])
     return (
         figure,
-        "Accuracy and mean generated tokens after each round, with 95% intervals; dashed: the base.",
+        "Accuracy and mean generated tokens after each round, with 95% intervals; dashed: the base, dotted: SFT baselines.",
     )
 
 
 def _curves(data: RunData, axes, cells: list[Summary], of, scale: float) -> None:
-    """of: Summary -> Interval. Rounds as a curve with its band, the base as a level line with its band."""
+    """of: Summary -> Interval. Rounds as a curve with its band, what has no round as a level line with its band."""
     for mode in dict.fromkeys(s.mode for s in cells):
         colour = _colour(data, mode)
         curve = sorted((s for s in cells if s.mode == mode and s.round), key=lambda s: s.round)
@@ -281,9 +283,10 @@ def _curves(data: RunData, axes, cells: list[Summary], of, scale: float) -> None
         axes.plot(at, [scale * b.value for b in bands], color=colour, marker="o", markersize=5)
         low, high = [scale * b.low for b in bands], [scale * b.high for b in bands]
         axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
-        for base in (of(s) for s in cells if s.mode == mode and s.model == "base"):
-            axes.axhline(scale * base.value, color=colour, linewidth=1.3, linestyle=(0, (4, 3)))
-            axes.axhspan(scale * base.low, scale * base.high, color=colour, alpha=0.1, linewidth=0)
+        for s in (s for s in cells if s.mode == mode and not s.round):
+            level, dashes = of(s), (4, 3) if s.model == "base" else (1, 2)
+            axes.axhline(scale * level.value, color=colour, linewidth=1.3, linestyle=(0, dashes))
+            axes.axhspan(scale * level.low, scale * level.high, color=colour, alpha=0.1, linewidth=0)
 
 
 PICTURES = {

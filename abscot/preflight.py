@@ -12,7 +12,7 @@ from abscot.config import ROOT, LoraConfig, Recipe, UserError, local_path
 from abscot.dist import format_s
 from abscot.estimate import GB, GPUS, ModelShape, Sharding, memory_bytes
 from abscot.paths import Run, is_done
-from abscot.phases import ITERATED, PHASES, Phase
+from abscot.phases import ITERATED, PHASES, Phase, epochs_of
 from abscot.shards import ShardStore
 from abscot.traces import TraceSet
 from abscot.vocab import rng
@@ -177,7 +177,7 @@ def _phase(recipe: Recipe, run: Run, shape: ModelShape, phase: Phase, lengths: L
     )  # fmt: skip
     sums = {name: int(documents[name][rows].sum()) for name in ("total", "supervised", "pairs")}
     bin_tokens = np.add.reduceat(documents["total"][plan.rows], plan.bin_starts[:-1])
-    epochs = train.phase_epochs.get(phase.name, train.epochs)
+    epochs = epochs_of(recipe, phase)
     return {
         "phase": phase.name, "rows": len(rows), "epochs": epochs, "steps": plan.num_steps * epochs,
         "tokens": sums["total"], "supervised_tokens": sums["supervised"],

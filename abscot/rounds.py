@@ -127,10 +127,15 @@ def train_stage(recipe: Recipe, run: Run, phase: Phase, round_: int) -> Stage:
 def _evaluation(recipe: Recipe, run: Run, round_: int) -> Stage:
     model = run.round_model(round_, recipe.rounds)
     modes = recipe.eval.modes if round_ else recipe.eval.base_modes
-    outputs = tuple(
-        run.results / f"{mode}_{model.name}_{benchmark}.meta.json" for benchmark in recipe.eval.benchmarks for mode in modes
-    )
-    return Stage(f"evaluate_{model.name}", round_, (model,), outputs, "evaluate.py", ("--model", model.name))
+    return evaluation_stage(run, model.name, model, round_, modes, recipe.eval.benchmarks)
+
+
+def evaluation_stage(
+    run: Run, name: str, model: Path, round_: int, modes: list[str], benchmarks: list[str], arguments: tuple[str, ...] = ()
+) -> Stage:
+    """The evaluation of one model, called `name` there, in the modes that launch/evaluate.py asks it by itself."""
+    outputs = tuple(run.results / f"{mode}_{name}_{benchmark}.meta.json" for benchmark in benchmarks for mode in modes)
+    return Stage(f"evaluate_{name}", round_, (model,), outputs, "evaluate.py", ("--model", name, *arguments))
 
 
 def gpus() -> int:
@@ -161,6 +166,9 @@ def maker_of(recipe: Recipe, path: Path) -> str:
             config = Run.of(recipe).config
             named = f" --recipe {config}" if config.is_file() else ""
             return f"python launch/round.py{named} --round {stage.round}"
+    for phase in PHASES.values():
+        if not phase.iterated and path in train_stage(recipe, Run.of(recipe), phase, 1).outputs:
+            return f"deepspeed launch/train.py --phase {phase.name}"
     return "python launch/round.py --round all"
 
 

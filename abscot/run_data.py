@@ -10,7 +10,7 @@ from abscot.paths import Run
 from abscot.phases import ITERATED, PHASES
 from abscot.statistics import Summary, summarise
 
-MODES = ("verbal", "no_cot", "pause", "abstract", "abstract_permuted", "abstract_truncated")  # in tables
+MODES = ("verbal", "no_cot", "pause", "abstract", "abstract_permuted", "abstract_truncated", "channel")  # in tables
 
 
 @dataclass

@@ -52,7 +52,7 @@ SEQUENCE_TOKENS = 1024
 
 
 def make_rows(config: WorldConfig, seed: int) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows). Held-out rows carry id, problem, answer.
+    """(training rows, held-out rows). Held-out rows carry id, problem, cot, answer.
 
     No problem occurs twice, and no held-out start and changes occur in training, whatever the names. The
     answers take turns, so that always giving the same one scores 1 / (max_total + 1).
@@ -74,8 +74,8 @@ def make_rows(config: WorldConfig, seed: int) -> tuple[list[dict], list[dict]]:
             heldout_sums.add((start, *changes))
         made.append((problem, cot, answer))
     heldout = [
-        {"id": f"heldout-{number}", "problem": problem, "answer": answer}
-        for number, (problem, _, answer) in enumerate(made[: config.heldout])
+        {"id": f"heldout-{number}", "problem": problem, "cot": cot, "answer": answer}
+        for number, (problem, cot, answer) in enumerate(made[: config.heldout])
     ]
     return [_dolci_row(number, *row) for number, row in enumerate(made[config.heldout :])], heldout
 

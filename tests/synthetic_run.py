@@ -88,7 +88,7 @@ def add_results(
     Path(f"{stem}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     meta = {
         "mode": mode,
-        "round": round_,
+        "round": round_ or None if model in ("sft_no_cot", "sft_cot", "pause") else round_,
         "model": model,
         "benchmark": benchmark,
         "seed": 0,
@@ -101,7 +101,7 @@ def add_results(
 
 
 def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
-    draw, base = rng(tag), 2.4 / int(tag[2])
+    draw, base = rng(tag), 2.4 / int(tag[2] if tag[2].isdigit() else 1)
     entries = []
     for step in range(steps):
         z, y = (
@@ -119,6 +119,7 @@ def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
                 "lr": lr,
                 "grad_norm": 1.0,
                 "supervised_tokens": 900,
+                "examples": 16,
                 "tokens": 5000,
                 "tokens_per_s": 10_000.0,
                 "wall_s": 0.5,
@@ -126,7 +127,8 @@ def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
         )
     meta = {"device": "cpu", "world_size": 2, "num_steps": steps, "torch": "2.13.0"}
     paths.write_json_atomic(run.train_log(tag), {"meta": meta, "steps": entries})
-    add_traces(run, tag, recipe)
+    if tag.startswith("pi"):
+        add_traces(run, tag, recipe)
 
 
 def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:

@@ -125,6 +125,15 @@ def test_the_same_files_give_the_same_bytes(whole):
     assert {p.name: p.read_bytes() for p in whole.report.iterdir()} == before
 
 
+def test_the_second_stages_share_of_the_prefill_is_shown(tmp_path):
+    run = make_run(tmp_path, rounds=1)
+    path = run.results / "abstract_final_world.meta.json"
+    meta = json.loads(path.read_text())
+    paths.write_json_atomic(path, {**meta, "prompt_tokens_computed": [2000, 50], "environment": {"device": "a GPU"}})
+    text = text_of(run)
+    assert "| 2,000 + 50 (2.5%) |" in text and "| evaluation | device | a GPU |" in text and "| this page | torch |" in text
+
+
 def test_half_a_run_shows_what_is_missing(tmp_path):
     run = make_run(tmp_path, rounds=2)
     for path in [*run.results.glob("*final*"), run.train_log("pi2_phaseB")]:

@@ -14,8 +14,10 @@ from tiny_run import make_model, make_tiny_run, tiny_tokenizer
 
 from abscot import paths, traces
 from abscot.config import ROOT, UserError, dump
+from abscot.inference import Completion
 from abscot.trace_sources import Item, RandomTraces
 from abscot.traces import TraceSet, generate, open_job
+from abscot.vocab import rng
 
 ROWS = 160
 
@@ -90,22 +92,45 @@ def test_partition_gives_each_phase_its_own_rows(tiny):
         loaded.trace(other)
 
 
+class KeyedEngine:
+    """Stands in for vLLM, which takes seconds to start: a trace depends on its prompt and seed, and comes after a while."""
+
+    window_tokens = 256
+
+    def forget(self):
+        self.forgotten = True
+
+    def stream(self, requests):
+        assert self.forgotten
+        for index in np.random.default_rng().permutation(len(requests)):  # requests finish in any order
+            time.sleep(0.002)
+            prompt, sampling = list(requests[index].prompt), requests[index].sampling
+            draw = rng("keyed", sampling.seed, prompt)
+            length = draw.integers(sampling.min_tokens, sampling.max_tokens + 1)
+            tokens = draw.choice(sampling.allowed_ids[:-1], length).tolist()
+            yield int(index), [Completion(tokens, "length", len(prompt), 0)]
+
+
 def in_process(job, shard, of) -> int:
     """Process id of a fork that makes one shard."""
     if pid := os.fork():
         return pid
     try:
-        generate(job, shard, of)
+        generate(job, shard, of, KeyedEngine())
     finally:
         os._exit(0)
 
 
 @pytest.mark.parametrize("of", [1, 2, 3])
-def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, of):
+@pytest.mark.parametrize("phase", ["A", "B"])
+def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, of, phase):
+    """Phase A of round 1 draws random traces; phase B asks an engine, and is killed with requests in it too."""
     recipe, run, _ = tiny
-    recipe = dataclasses.replace(recipe, inference=dataclasses.replace(recipe.inference, chunk_rows=1))
-    job = open_job(recipe, run, 1, "A")
-    generate(job)
+    recipe = dataclasses.replace(recipe, inference=dataclasses.replace(recipe.inference, chunk_rows=1 if phase == "A" else 3))
+    if phase == "B" and not (export := run.export("pi1_phaseA", 1, recipe.rounds)).exists():
+        shutil.copytree(run.base, export)
+    job = open_job(recipe, run, 1, phase)
+    generate(job, engine=KeyedEngine())
     expected = (job.final / traces.TRACES).read_bytes()
     shutil.rmtree(run.root / "teacher_traces")
 
@@ -122,7 +147,9 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
         killed_at_work += not job.final.exists()
     assert killed_at_work > 5
     for shard in range(of):
-        generate(job, shard, of)
+        generate(job, shard, of, KeyedEngine())
+    if phase == "B":
+        shutil.rmtree(run.export("pi1_phaseA", 1, recipe.rounds))
     assert (job.final / traces.TRACES).read_bytes() == expected
 
 

@@ -116,7 +116,7 @@ def trace_sets(engine, recipe, run) -> dict:
 
 def answers(engine, recipe, run) -> dict:
     """All modes; one job is interrupted: its partial file is cut in the middle of a line."""
-    every = list(modes.MODES)
+    every = [name for name, mode in modes.MODES.items() if not mode.cot]
     jobs = evaluate.jobs_of(recipe, run, "round1", every, None)
     evaluate.evaluate(jobs, engine)
     rows = {job.mode: [json.loads(line) for line in job.result.read_text().splitlines()] for job in jobs}

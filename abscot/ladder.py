@@ -1,0 +1,153 @@
+"""The ladder: the paper's rows on one base and one data set, trained on equally many answers, in one table.
+
+What is equal: each baseline trains on the answers (Y) of the same rows as often as all rounds together (rounds x (epochs
+of A + epochs of B); with `staging: partition` a phase has its part of the rows), rounded to whole epochs, so that the
+supervised Y tokens agree. Not equal, and shown: Abstract-CoT and SFT (CoT) are supervised on Z or C as well, and the
+rounds restart the learning rate schedule with each phase where a baseline has one schedule over all its steps.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from abscot import benchmarks, evaluate, rounds
+from abscot.config import Recipe
+from abscot.document import Table
+from abscot.paths import Run
+from abscot.phases import ITERATED, PHASES, answers_a_row, epochs_of
+from abscot.rounds import Stage
+from abscot.run_data import RunData
+from abscot.statistics import Interval, paired_difference
+
+BASELINES = ("sft_no_cot", "sft_cot", "pause")
+PAPER_VERBAL, PAPER_WARM_UP = ("83.2", "1087"), ("86.2", "168")  # MATH-500 accuracy and tokens, Qwen3-4B
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table. trained: the phases that its model went through after the base, in order."""
+
+    label: str
+    mode: str
+    model: str
+    trained: tuple[str, ...] = ()
+    paper: tuple[str, str] = (NONE, NONE)
+
+
+def recipe_of(recipe: Recipe) -> Recipe:
+    """The recipe, its base asked verbally and directly, its rounds in mode abstract, whatever else is asked."""
+    config = recipe.eval
+    base_modes = list(dict.fromkeys(["verbal", "no_cot", *config.base_modes]))
+    modes = list(dict.fromkeys(["abstract", *config.modes]))
+    return dataclasses.replace(recipe, eval=dataclasses.replace(config, base_modes=base_modes, modes=modes))
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The whole run, then the baselines and their evaluation, then the channel of every round."""
+    run, plan = Run.of(recipe), rounds.stages(recipe)
+    for name in BASELINES:
+        train = rounds.train_stage(recipe, run, PHASES[name], 1)
+        modes = evaluate.BASELINE_MODES[name]
+        plan += [train, rounds.evaluation_stage(run, name, train.outputs[0], 1, modes, recipe.eval.benchmarks)]
+    open_ = [name for name in recipe.eval.benchmarks if has_cots(name)]
+    asked = tuple(word for name in open_ for word in ("--benchmark", name))
+    for round_ in range(1, recipe.rounds + 1) if open_ else ():
+        tag = PHASES["A"].tag(round_)
+        model = run.export(tag, round_, recipe.rounds)
+        plan.append(rounds.evaluation_stage(run, tag, model, round_, ["channel"], open_, asked))
+    return plan
+
+
+def has_cots(benchmark: str) -> bool:
+    """Whether a benchmark's problems come with gold CoTs."""
+    known = benchmarks.BENCHMARKS.get(benchmark)
+    return known is not None and known.cot is not None
+
+
+def rows(recipe: Recipe, run: Run) -> list[Row]:
+    made = [
+        Row("verbal CoT, base", "verbal", "base", paper=PAPER_VERBAL),
+        Row("no CoT, base", "no_cot", "base"),
+        Row("SFT (no CoT)", "no_cot", "sft_no_cot", ("sft_no_cot",)),
+        Row("SFT (CoT)", "verbal", "sft_cot", ("sft_cot",)),
+        Row("pause tokens", "pause", "pause", ("pause",)),
+    ]
+    trained: tuple[str, ...] = ()
+    for round_ in range(1, recipe.rounds + 1):
+        trained += tuple(PHASES[name].tag(round_) for name in ITERATED)
+        paper = PAPER_WARM_UP if round_ == recipe.rounds else (NONE, NONE)
+        made.append(Row(f"Abstract-CoT, round {round_}", "abstract", run.round_model(round_, recipe.rounds).name, trained, paper))
+    return made
+
+
+def equalised(recipe: Recipe) -> str:
+    """What the rows share, in one line, with what rounding to whole epochs has changed."""
+    asked, lines = answers_a_row(recipe), []
+    for name in BASELINES:
+        given = epochs_of(recipe, PHASES[name])
+        why = " (train.phase_epochs)" if name in recipe.train.phase_epochs else ""
+        lines.append(f"{name} {given}{why}")
+    each = "each answer" if recipe.staging == "reuse" else "each answer, in its part of the data,"
+    return f"Equal: how often {each} is trained on: {asked:g} times by {recipe.rounds} rounds; epochs of {', '.join(lines)}."
+
+
+def table(data: RunData) -> Table:
+    """One line a row and benchmark. `answers` and `supervised` are what the train logs say was spent after the base."""
+    columns = (
+        "row", "benchmark", "n", "accuracy %", "95% interval", "against SFT (no CoT)", "reasoning", "total", "answers",
+        "supervised", "paper %", "paper tokens",
+    )  # fmt: skip
+    cells = []
+    for benchmark in data.recipe.eval.benchmarks:
+        reference = data.of("no_cot", "sft_no_cot", benchmark)
+        for row in rows(data.recipe, data.run):
+            found = data.of(row.mode, row.model, benchmark)
+            spent = _spent(data, row)
+            if found is None or found.accuracy is None:
+                cells.append((row.label, benchmark, "missing", *[NONE] * 5, *spent, *row.paper))
+                continue
+            difference = NONE
+            if reference and reference is not found and reference.scores.keys() & found.scores.keys():
+                difference = _points(paired_difference(found.scores, reference.scores)[0])
+            tokens = (f"{found.reasoning_tokens:.1f}", f"{found.total_tokens.value:.1f}")
+            cells.append((row.label, benchmark, str(found.problems), *_percent(found.accuracy), difference, *tokens, *spent, *row.paper))
+    return Table(columns, tuple(cells), 2, frozenset(i for i, c in enumerate(cells) if c[2] == "missing"))
+
+
+def _spent(data: RunData, row: Row) -> tuple[str, str]:
+    """(answers trained on, supervised tokens) of all the phases behind a row."""
+    logs = [data.logs[tag]["steps"] for tag in row.trained if tag in data.logs]
+    if not row.trained or len(logs) < len(row.trained):
+        return NONE, NONE
+    steps = [step for log in logs for step in log]
+    return tuple(f"{sum(step.get(key, 0) for step in steps):,}" for key in ("examples", "supervised_tokens"))
+
+
+def channel_table(data: RunData) -> Table | None:
+    """Per round: the answer with the CoT behind the mask, the answer without any CoT, and the gap between the two."""
+    cells = []
+    for channel in (s for s in data.scored if s.mode == "channel"):
+        without = data.of("abstract", data.run.round_model(channel.round, data.recipe.rounds).name, channel.benchmark)
+        gap = NONE, NONE, NONE
+        if without and without.scores.keys() & channel.scores.keys():
+            shared = channel.scores.keys() & without.scores.keys()
+            mean = sum(without.scores[i] for i in shared) / len(shared)
+            gap = f"{100 * mean:.1f}", *_points(paired_difference(channel.scores, without.scores)[0]).split(" ", 1)
+        cells.append((str(channel.round), channel.benchmark, str(channel.problems), *_percent(channel.accuracy), *gap))
+    columns = (
+        "round", "benchmark", "n", "channel %", "95% interval", "without CoT %", "gap, points", "95% interval of the gap",
+    )  # fmt: skip
+    return Table(columns, tuple(cells), 2) if cells else None
+
+
+def is_run(data: RunData) -> bool:
+    """Whether a baseline was evaluated: only then is there a ladder to show."""
+    return any(s.model in BASELINES for s in data.summaries)
+
+
+def _percent(interval: Interval) -> tuple[str, str]:
+    return f"{100 * interval.value:.1f}", f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.value:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
