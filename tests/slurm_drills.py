@@ -27,7 +27,7 @@ from abscot.paths import Run
 
 KEYS = [
     "world.rows=96", "world.heldout=8", "world.base_steps=2", "eval.modes=[]", "eval.base_modes=[]", "traces.probe_prompts=2",
-    "traces.shards=2", "train.num_gpus=2", "train.phase_epochs={A: 12, B: 6}", "train.checkpoint_every_steps=5",
+    "traces.shards=2", "train.num_gpus=2", "train.phase_epochs={A: 6, B: 1}", "train.checkpoint_every_steps=6",
 ]
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 DRILL_S = 600
