@@ -1,5 +1,6 @@
 """Evaluation: models x modes x benchmarks -> one result file each; one engine does all the jobs of its model."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -49,11 +50,18 @@ class Job:
     def meta(self) -> Path:
         return self.run.results / f"{self.name}.meta.json"
 
-    @property
-    def partial(self) -> Path:
-        """What has been generated so far; another model or other settings have another file."""
+    def partial(self, sample: int) -> Path:
+        """What has been generated of one sample a problem; another model or other settings have another file."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
-        return self.run.results / f".{self.name}.{digest}.partial"
+        return self.run.results / f".{self.name}.{digest}.{sample}.partial"
+
+    @property
+    def samples(self) -> list[int]:
+        """Samples a problem. A job with a bottleneck is greedy: one."""
+        return list(range(1 if MODES[self.mode].cot else self.recipe.eval.samples))
+
+    def questions(self, problems: list[Problem]) -> list[Question]:
+        return [Question(p, self.mode, s) for p in problems[: self.limit] for s in self.samples]
 
     def identity(self) -> dict:
         config = self.recipe.eval
@@ -145,8 +153,12 @@ def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
     return 0
 
 
-def evaluate(jobs: list[Job], engine: VllmEngine | None = None) -> None:
-    """Does what is left of the jobs of one model. engine: a started engine of that model; None starts one if needed."""
+def evaluate(jobs: list[Job], engine: VllmEngine | None = None, sample: int | None = None) -> None:
+    """Does what is left of the jobs of one model. engine: a started engine of that model; None starts one if needed.
+
+    sample: only these answers are made, and kept for the call without `sample` that publishes them all: cells of a
+    grid, each in a process of its own.
+    """
     left = [job for job in jobs if not job.done()]
     for job in jobs:
         if job not in left:
@@ -157,21 +169,36 @@ def evaluate(jobs: list[Job], engine: VllmEngine | None = None) -> None:
     problems = {name: benchmarks.load(name, recipe, run) for name in dict.fromkeys(job.benchmark for job in left)}
     run.results.mkdir(parents=True, exist_ok=True)
     for hides in (False, True):
-        same_engine = [job for job in left if MODES[job.mode].cot is hides]
+        same_engine = [(job, job.questions(problems[job.benchmark])) for job in left if MODES[job.mode].cot is hides]
         if same_engine:
-            _ask(same_engine, problems, _masking_engine(same_engine[0]) if hides else engine)
+            _ask(same_engine, engine, hides, sample)
 
 
-def _ask(jobs: list[Job], problems: dict[str, list[Problem]], engine: VllmEngine | TransformersEngine | None) -> None:
-    """Jobs of one model by one engine. A job with a bottleneck is greedy: one sample a problem."""
-    recipe, run = jobs[0].recipe, jobs[0].run
-    model = model_directory(run, jobs[0].model, recipe.rounds)
-    asker = Asker(model, recipe, [job.mode for job in jobs], engine or VllmEngine(model, recipe.inference))
-    for job in jobs:
-        samples = range(1 if MODES[job.mode].cot else recipe.eval.samples)
-        questions = [Question(p, job.mode, s) for p in problems[job.benchmark][: job.limit] for s in samples]
-        _publish(job, questions, _generate(job, questions, asker), asker.engine)
-        job.partial.unlink()
+def _ask(
+    jobs: list[tuple[Job, list[Question]]], engine: VllmEngine | None, hides: bool, sample: int | None
+) -> None:
+    """Jobs of one model by one engine, which starts only if an answer is missing."""
+    asker = None
+    for job, questions in jobs:
+        samples = [s for s in job.samples if sample in (None, s)]
+        answers = _kept(job, samples)
+        left = [i for i, q in enumerate(questions) if q.sample in samples and i not in answers]
+        if left:
+            asker = asker or _asker([job for job, _ in jobs], engine, hides)
+            _generate(job, questions, left, answers, asker)
+        if sample is None:
+            _publish(job, questions, [answers[i] for i in range(len(questions))])
+            for each in samples:
+                job.partial(each).unlink()
+        else:
+            log(f"{job.name}: sample {sample} is done; python launch/evaluate.py without --sample puts all together")
+
+
+def _asker(jobs: list[Job], engine: VllmEngine | None, hides: bool) -> Asker:
+    recipe = jobs[0].recipe
+    model = model_directory(jobs[0].run, jobs[0].model, recipe.rounds)
+    engine = _masking_engine(jobs[0]) if hides else engine or VllmEngine(model, recipe.inference)
+    return Asker(model, recipe, [job.mode for job in jobs], engine)
 
 
 def _masking_engine(job: Job) -> TransformersEngine:
@@ -195,30 +222,35 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
     traces.generate(next_traces, engine=engine)
 
 
-def _generate(job: Job, questions: list[Question], asker: Asker) -> list[dict]:
-    """The answers in the order of the questions. Each is on disk before the next one is waited for."""
-    answers = _read_partial(job.partial)
-    left = [i for i in range(len(questions)) if i not in answers]
+def _generate(job: Job, questions: list[Question], left: list[int], answers: dict[int, dict], asker: Asker) -> None:
+    """Adds the answers to the questions `left`. Each is on disk before the next one is waited for."""
     spent_s, start = max((a["elapsed_s"] for a in answers.values()), default=0.0), time.monotonic()
-    with open(job.partial, "a", encoding="utf-8") as file, Progress(len(questions), "answers", job.name, len(answers)) as bar:
+    environment = {
+        "engine": type(asker.engine).__name__, "dtype": machine_dtype(job.recipe.inference), "device": device_name(),
+    }  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        files = {s: stack.enter_context(open(job.partial(s), "a")) for s in sorted({questions[i].sample for i in left})}
+        bar = stack.enter_context(Progress(len(left) + len(answers), "answers", job.name, len(answers)))
         for index, completions in asker.engine.stream([asker.request(questions[i]) for i in left]):
             number = left[index]
+            question = questions[number]
             answers[number] = {
                 "number": number,
                 "elapsed_s": spent_s + time.monotonic() - start,
                 "computed": [c.prompt_tokens - c.cached_tokens for c in completions],
-                "row": asker.answer(questions[number], completions),
+                "row": asker.answer(question, completions),
+                "environment": environment,
             }
-            file.write(json.dumps(answers[number], ensure_ascii=False) + "\n")
-            file.flush()
+            files[question.sample].write(json.dumps(answers[number], ensure_ascii=False) + "\n")
+            files[question.sample].flush()
             bar.update()
-    return [answers[i] for i in range(len(questions))]
 
 
-def _read_partial(path: Path) -> dict[int, dict]:
-    """Number of the question -> answer; a line that a kill cut short is taken out of the file."""
-    answers, whole_bytes = {}, 0
-    if path.exists():
+def _kept(job: Job, samples: list[int]) -> dict[int, dict]:
+    """Number of the question -> answer that is on disk; a line that a kill cut short is taken out of its file."""
+    answers = {}
+    for path in filter(Path.exists, map(job.partial, samples)):
+        whole_bytes = 0
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
                 answer = json.loads(line)
@@ -228,7 +260,7 @@ def _read_partial(path: Path) -> dict[int, dict]:
     return answers
 
 
-def _publish(job: Job, questions: list[Question], answers: list[dict], engine) -> None:
+def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
     """Scores all answers; the result file first and its meta last, so that a meta file vouches for its rows."""
     rows = [_row(q, a["row"]) for q, a in zip(questions, answers, strict=True)]
     _score(job, rows)
@@ -247,7 +279,7 @@ def _publish(job: Job, questions: list[Question], answers: list[dict], engine) -
         "cut_prompts": sum(row["prompt_cut"] for row in rows),
         "unfinished_answers": sum(row["finish_reason"] == "length" for row in rows),
         "abstract_tokens_in_responses": sum(row["n_abstract_in_response"] for row in rows),
-        "environment": {"engine": type(engine).__name__, "dtype": machine_dtype(job.recipe.inference), "device": device_name()},
+        "environment": answers[0]["environment"],
         "prompt_tokens_computed": np.sum([a["computed"] for a in answers], axis=0).tolist(),  # a stage each
     }
     write_json_atomic(job.meta, meta)

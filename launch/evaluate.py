@@ -13,10 +13,13 @@ def main() -> int:
         __doc__ + "\n\nKilled and started again it goes on with the next answer. The results stand in RUN/results."
     )
     parser.add_argument(
-        "--model", default="final", help="base, round1, .., final, a baseline such as sft_cot, or all (default: final)"
+        "--model", help="base, round1, .., final, a baseline such as sft_cot, or all (default: final, or the grid's)"
     )
     parser.add_argument("--mode", action="append", help="instead of the recipe's modes (repeatable)")
     parser.add_argument("--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)")
+    parser.add_argument("--grid", metavar="FILE", help="models, benchmarks and seeds instead of the above: slurm/grid.yaml")
+    parser.add_argument("--cell", type=int, metavar="N", help="make the answers of the grid's cell N alone; from 0")
+    parser.add_argument("--cells", action="store_true", help="print the grid's cells, and do nothing")
     parser.add_argument(
         "--then-traces", action="store_true",
         help="with the same engine, make the next round's phase A traces too (the round's model makes them)",
@@ -27,13 +30,29 @@ def main() -> int:
     from abscot import evaluate
     from abscot.paths import Run, claim
 
-    run = Run.of(recipe)
-    models = evaluate.model_names(recipe) if args.model == "all" else [args.model]
-    jobs = {model: evaluate.jobs_of(recipe, run, model, args.mode, args.benchmark) for model in models}
+    run, sample, models, benchmarks = Run.of(recipe), None, [args.model or "final"], args.benchmark
+    if args.grid or args.cells or args.cell is not None:
+        from abscot.grid import Grid
+
+        grid = Grid.of(recipe, args.grid)
+        if args.cells:
+            print("\n".join(f"{number}  {cell}" for number, cell in enumerate(grid.cells())))
+            return 0
+        recipe.eval.samples, benchmarks = grid.seeds, grid.benchmarks
+        models = [args.model] if args.model else grid.models
+        if args.cell is not None:
+            model, benchmark, sample = grid.cell(args.cell)
+            models, benchmarks = [model], [benchmark]
+    elif args.model == "all":
+        models = evaluate.model_names(recipe)
+    jobs = {model: evaluate.jobs_of(recipe, run, model, args.mode, benchmarks) for model in models}
     claim(recipe)
-    if args.model == "all":
+    if len(models) > 1:
         return evaluate.evaluate_models(jobs, [sys.executable, *sys.argv])
-    (evaluate.evaluate_then_trace if args.then_traces else evaluate.evaluate)(jobs[args.model])
+    if args.then_traces:
+        evaluate.evaluate_then_trace(jobs[models[0]])
+    else:
+        evaluate.evaluate(jobs[models[0]], sample=sample)
     return 0
 
 

@@ -6,6 +6,7 @@
 #
 #   --nodes N          nodes of a round (default 1)
 #   --gpus-per-node G  GPUs, and so ranks, of each (default: CPUs only, two ranks a node)
+#   --grid FILE        cells of the evaluation, like slurm/grid.yaml (default: every model, the recipe's benchmarks)
 #   --set KEY=VALUE    change a recipe key (repeatable)
 #   --dry-run          print the jobs and what each runs; submit nothing
 #
@@ -15,15 +16,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source slurm/site.sh
 fail() { echo "error: $*" >&2; exit 2; }
 
-recipe= nodes=1 gpus=0 dry= sets=()
+recipe= nodes=1 gpus=0 dry= sets=() grid=()
 while [ $# -gt 0 ]; do
     case $1 in
         --dry-run) dry=1 ;;
-        --nodes | --gpus-per-node | --set)
+        --nodes | --gpus-per-node | --grid | --set)
             [ $# -gt 1 ] || fail "$1: expected a value"
-            case $1 in --nodes) nodes=$2 ;; --gpus-per-node) gpus=$2 ;; *) sets+=(--set "$2") ;; esac
+            case $1 in
+                --nodes) nodes=$2 ;;
+                --gpus-per-node) gpus=$2 ;;
+                --grid) grid=(--grid "$2") && export GRID=$2 ;;
+                *) sets+=(--set "$2") ;;
+            esac
             shift ;;
-        -*) fail "$1: expected --nodes, --gpus-per-node, --set or --dry-run" ;;
+        -*) fail "$1: expected --nodes, --gpus-per-node, --grid, --set or --dry-run" ;;
         *) recipe=$1 ;;
     esac
     shift
@@ -41,8 +47,7 @@ PY
 )
 tasks=$((gpus ? gpus : 2))
 one=() many=(--nodes="$nodes" --ntasks-per-node="$tasks")
-MODELS="base$(seq -f ' round%g' -s '' 1 $((rounds - 1))) final"
-export MODELS
+cells=$(python launch/evaluate.py "${arguments[@]}" "${grid[@]}" --cells)
 
 # submit NAME SBATCH-ARGUMENT..: after the job before it. Sets `previous` to the new job's number.
 previous=
@@ -76,7 +81,7 @@ for round in $(seq 1 "$rounds"); do
     submit "round $round" --array="$round" "${many[@]}" slurm/round.sbatch "${arguments[@]}"
     show "$round" "$nodes" $((nodes * tasks))
 done
-submit eval --array="0-$rounds" "${one[@]}" slurm/eval.sbatch "${arguments[@]}"
-[ -z "$dry" ] || printf '    a task each: %s\n' "$MODELS"
-submit report slurm/report.sbatch "${arguments[@]}"
+submit eval --array="0-$(($(wc -l <<< "$cells") - 1))" "${one[@]}" slurm/eval.sbatch "${arguments[@]}"
+[ -z "$dry" ] || sed 's/^/    cell /' <<< "$cells"
+submit report "${one[@]}" slurm/report.sbatch "${arguments[@]}"
 [ -n "$dry" ] || echo "follow it with: squeue --me, and python launch/status.py runs/NAME"

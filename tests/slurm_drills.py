@@ -43,7 +43,7 @@ class Drill:
 
     def __init__(self, cluster: Cluster, root: Path, prepared: Run, name: str, rounds: int = 1):
         self.cluster, self.name = cluster, name
-        self.overrides, self.rounds = overrides(root, name, rounds), rounds
+        self.overrides, self.rounds, self.prepared = overrides(root, name, rounds), rounds, prepared
         self.run = paths.claim(load_recipe(None, self.overrides[1::2]))
         for made in (prepared.world, prepared.base, prepared.shards):
             shutil.copytree(made, self.run.root / made.name)
@@ -193,11 +193,32 @@ def disk_full_in_checkpoint(drill: Drill) -> None:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+def evaluation_cell_killed(drill: Drill) -> None:
+    """2 models x 2 seeds, a task each, one killed and requeued; then the dependent job that puts them together."""
+    shutil.copytree(drill.prepared.root / "final", drill.run.root / "final")
+    grid = drill.run.root / "grid.yaml"
+    grid.write_text("{models: [base, final], benchmarks: [world], seeds: 2}")
+    drill.cluster.environ["GRID"] = str(grid)
+    sampled = ["--set", "eval.modes=[abstract]", "--set", "eval.base_modes=[no_cot]", "--set", "eval.temperature=1.0"]
+    job = drill.cluster.sbatch("--array=0-3%2", "slurm/eval.sbatch", *drill.overrides, *sampled)
+    until(lambda: any(drill.run.results.glob(".*_base_*.0.partial")), DRILL_S)
+    drill.cluster.call("scontrol", "requeue", f"{job}_0")
+    drill.hits += 1
+    report = drill.cluster.sbatch(f"--dependency=afterok:{job}", "slurm/report.sbatch", *drill.overrides, *sampled)
+    drill.finish(report)
+    for name in ("no_cot_base_world", "abstract_final_world"):
+        rows = [json.loads(line) for line in (drill.run.results / f"{name}.jsonl").read_text().splitlines()]
+        answered = sorted((row["id"], row["sample"]) for row in rows)
+        assert answered == sorted((f"world/heldout-{i}", s) for i in range(8) for s in (0, 1)), answered
+    assert not any(drill.run.results.glob(".*.partial"))
+
+
 DRILLS: dict[str, Callable[[Drill], None]] = {
     f.__name__: f
     for f in (
         calm, requeued_in_traces, requeued_in_training, requeued_in_export, asked_to_stop, time_limit_too_short,
         rank_killed, node_down_and_back, controller_restarted, submitted_twice, disk_full_in_checkpoint,
+        evaluation_cell_killed,
     )
 }  # fmt: skip
 

@@ -73,7 +73,8 @@ def test_the_submission_of_eight_nodes_is_printed_whole():
     runs = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("    " * 2 + "run  ")]
     tasks = [words[1] for words in runs if words[0] == "srun"]
     assert tasks == ["--ntasks=64"] * 12  # two trace sets and two trainings a round
-    assert "a task each: base round1 round2 final" in done.stdout
+    assert "--array=0-7 --gpus-per-node=1 slurm/eval.sbatch" in jobs[4] and done.stdout.count("    cell ") == 8
+    assert "    cell 7  final gsm8k seed 0\n" in done.stdout
     walltimes = [line.split("for  ")[1] for line in done.stdout.splitlines() if line.startswith("        for  ")]
     assert len(walltimes) == 12 and walltimes[0] == "minutes: random traces"
     assert all("on 64 x H100 80 GB at MFU 0.40" in line for line in walltimes[1:])

@@ -13,7 +13,7 @@ import tiny_run
 
 from abscot import benchmarks, evaluate, inference, modes, traces
 from abscot.inference import Request, Sampling, trace_request
-from abscot.modes import Asker, Question
+from abscot.modes import Asker
 from abscot.paths import Run
 from abscot.vocab import AbstractVocab, keyed_seed
 
@@ -125,9 +125,11 @@ def answers(engine, recipe, run) -> dict:
     job = jobs[every.index("abstract")]
     asker = Asker(evaluate.model_directory(run, "round1", recipe.rounds), recipe, every, engine)
     problems = benchmarks.load("world", recipe, run)
-    evaluate._generate(job, [Question(p, "abstract", 0) for p in problems], asker)
-    kept = job.partial.read_bytes().splitlines(keepends=True)
-    job.partial.write_bytes(b"".join(kept[:2]) + kept[2][:20])
+    questions = job.questions(problems)
+    evaluate._generate(job, questions, list(range(len(questions))), {}, asker)
+    partial = job.partial(0)
+    kept = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join(kept[:2]) + kept[2][:20])
     job.meta.unlink()
     evaluate.evaluate([job], engine)
     resumed = [json.loads(line) for line in job.result.read_text().splitlines()]
