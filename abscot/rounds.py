@@ -164,8 +164,9 @@ def maker_of(recipe: Recipe, path: Path) -> str:
     for stage in stages(recipe):
         if path in stage.outputs:
             config = Run.of(recipe).config
-            named = f" --recipe {config}" if config.is_file() else ""
-            return f"python launch/round.py{named} --round {stage.round}"
+            if config.is_file():
+                return f"python launch/round.py --recipe {config} --round {stage.round}"
+            return f"python launch/round.py --round {stage.round}, with the same --recipe and --set"
     for phase in PHASES.values():
         if not phase.iterated and path in train_stage(recipe, Run.of(recipe), phase, 1).outputs:
             return f"deepspeed launch/train.py --phase {phase.name}"

@@ -1,13 +1,15 @@
 """The jobs of slurm/ on a private cluster of two nodes; the submission of a large run as it would be printed."""
 
 import os
+import shutil
 import subprocess
 
 import pytest
 import slurm_cluster
 from conftest import launch, overrides_of
 
-from abscot.config import ROOT
+from abscot import paths
+from abscot.config import ROOT, load_recipe
 
 ROUND = "slurm/round.sbatch"
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
@@ -35,6 +37,23 @@ def test_a_round_that_fails_cancels_the_rounds_after_it(cluster, tmp_path):
     job = cluster.sbatch("--array=1-3%1", *TWO_NODES, ROUND, *overrides_of(tmp_path, "rounds=3"))
     states = {number: task["JobState"] for number, task in cluster.wait(job, 90).items()}
     assert states == {"1": "FAILED", "2": "CANCELLED", "3": "CANCELLED"}
+
+
+@pytest.mark.slurm
+def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_model(cluster, small_run, tmp_path):
+    """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a vLLM engine on each node."""
+    overrides = overrides_of(tmp_path, "traces.shards=2")
+    run = paths.claim(load_recipe(None, overrides[1::2]))
+    for made in ("world", "base", "shards"):
+        shutil.copytree(small_run.run.root / made, run.root / made)
+    job = cluster.sbatch("--array=1", *TWO_NODES, ROUND, *overrides)
+    log = run.logs / "train_pi1_phaseA.log"
+    slurm_cluster.until(lambda: log.is_file() and "parameters trained" in log.read_text(), 300)
+    cluster.call("scancel", "--signal=USR1", "--batch", f"{job}_1")
+    task = cluster.wait(job, 600)["1"]
+    assert (task["JobState"], task["Restarts"]) == ("COMPLETED", "1"), cluster.job_log(task)
+    made, expected = (paths.fingerprint(r.root / "round1") for r in (run, small_run.run))
+    assert made == expected, cluster.job_log(task)
 
 
 @pytest.mark.slurm
