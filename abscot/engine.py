@@ -1,6 +1,7 @@
 """The DeepSpeed engine: ranks, configuration, optimizer groups and the learning rate, which nobody else sets."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.torch import build_shm_op
 
 from abscot import dist, model, paths
 from abscot.config import ROOT, Recipe, TrainConfig, UserError
@@ -24,11 +26,26 @@ def init_ranks() -> torch.device:
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(dist.cores_a_rank())
+        with _one_builder_a_host():
+            build_shm_op()
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device("cuda", dist.local_rank()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     return device
+
+
+@contextlib.contextmanager
+def _one_builder_a_host():
+    """DeepSpeed's operators are compiled on first use. torch guards that by a lock file, which outlives a process that
+    is killed, and which the next one would wait for without end; the kernel's lock does not."""
+    folder = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / socket.gethostname()))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / "abscot.lock", "w") as kernels:
+        fcntl.flock(kernels, fcntl.LOCK_EX)
+        for left_over in Path(folder).rglob("lock"):
+            left_over.unlink()
+        yield
 
 
 def _free_port() -> str:
@@ -114,7 +131,8 @@ def _optimizer(groups: list[dict], config: TrainConfig, offload: bool, device: t
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
         try:
-            CPUAdamBuilder().load(verbose=False)
+            with _one_builder_a_host():
+                CPUAdamBuilder().load(verbose=False)
         except Exception as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"train.deepspeed: offload needs DeepSpeed's CPUAdam, which does not build here ({reason}); load a CUDA "

@@ -48,3 +48,12 @@ def test_the_recipe_owns_batch_clipping_and_precision(tmp_path):
     config = engine.deepspeed_config(load_recipe(None, ["train.grad_clip=0.5", "model.dtype=fp32"]))
     assert config["gradient_clipping"] == 0.5 and config["bf16"]["enabled"] is False
     assert json.dumps(config).count("auto") == 0
+
+
+def test_a_build_that_was_killed_does_not_block_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    left_over = tmp_path / "deepspeed_shm_comm" / "lock"
+    left_over.parent.mkdir()
+    left_over.touch()
+    with engine._one_builder_a_host():
+        assert not left_over.exists()
