@@ -281,28 +281,26 @@ class TransformersEngine:
         return [_until_stop(row, len(r.prompt), sampling) for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
 
     def _generate_hidden(self, requests: list[Request]) -> list[Completion]:
-        """Greedy decoding behind the bottleneck, in one KV cache: what stands before `behind` is computed in full sight,
-        then the hidden keys are masked for good. Positions run on, as in the one pass of training."""
+        """Greedy, in one KV cache: what stands before `behind` is computed in full sight, then the hidden keys are
+        masked for good. Positions run on, as in the one pass of training."""
         import torch
 
-        sampling, rows = requests[0].sampling, len(requests)
+        sampling = requests[0].sampling
         assert sampling.temperature == 0, "behind the bottleneck decoding is greedy"
         ids, mask = self._left_padded([r.prompt[: r.hidden.behind] for r in requests])
         new = torch.tensor([list(r.prompt[r.hidden.behind :]) for r in requests], device=self.device)
         with torch.inference_mode():
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             cache = self.lm.model(ids, attention_mask=mask, position_ids=positions, use_cache=True).past_key_values
-            for row, r in enumerate(requests):
-                first = ids.shape[1] - r.hidden.behind
-                mask[row, first + r.hidden.start : first + r.hidden.stop] = 0
-            at, made, ended = positions[:, -1:] + 1, [], torch.zeros(rows, dtype=torch.bool, device=self.device)
+            for row, hidden in enumerate(r.hidden for r in requests):
+                padding = ids.shape[1] - hidden.behind
+                mask[row, padding + hidden.start : padding + hidden.stop] = 0
+            at, made, ended = positions[:, -1:] + 1, [], torch.zeros_like(mask[:, 0], dtype=torch.bool)
             while len(made) < sampling.max_tokens and not ended.all():
                 mask = torch.cat([mask, torch.ones_like(new)], 1)
                 positions = at + torch.arange(new.shape[1], device=self.device)
-                out = self.lm(
-                    new, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-                at, new = at + new.shape[1], out.logits[:, -1:].argmax(-1)
+                logits = self.lm(new, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+                at, new = at + new.shape[1], logits[:, -1:].argmax(-1)
                 made.append(new)
                 ended |= torch.isin(new[:, 0], torch.tensor(sampling.stop_ids, device=self.device))
         tokens = torch.cat(made, 1).tolist()

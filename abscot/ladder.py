@@ -1,9 +1,9 @@
 """The ladder: the paper's rows on one base and one data set, trained on equally many answers, in one table.
 
-What is equal: each baseline trains on the answers (Y) of the same rows as often as all rounds together (rounds x (epochs
-of A + epochs of B); with `staging: partition` a phase has its part of the rows), rounded to whole epochs, so that the
-supervised Y tokens agree. Not equal, and shown: Abstract-CoT and SFT (CoT) are supervised on Z or C as well, and the
-rounds restart the learning rate schedule with each phase where a baseline has one schedule over all its steps.
+What is equal: each baseline trains on the answers (Y) of the same rows as often as all rounds together (rounds x
+(epochs of A + epochs of B); with `staging: partition` a phase has its part of the rows), rounded to whole epochs, so
+that the supervised Y tokens agree. Not equal, and shown: Abstract-CoT and SFT (CoT) are supervised on Z or C as well,
+and the rounds restart the learning rate schedule with each phase where a baseline has one schedule over all its steps.
 """
 
 import dataclasses
@@ -76,7 +76,8 @@ def rows(recipe: Recipe, run: Run) -> list[Row]:
     for round_ in range(1, recipe.rounds + 1):
         trained += tuple(PHASES[name].tag(round_) for name in ITERATED)
         paper = PAPER_WARM_UP if round_ == recipe.rounds else (NONE, NONE)
-        made.append(Row(f"Abstract-CoT, round {round_}", "abstract", run.round_model(round_, recipe.rounds).name, trained, paper))
+        model = run.round_model(round_, recipe.rounds).name
+        made.append(Row(f"Abstract-CoT, round {round_}", "abstract", model, trained, paper))
     return made
 
 
@@ -88,14 +89,15 @@ def equalised(recipe: Recipe) -> str:
         why = " (train.phase_epochs)" if name in recipe.train.phase_epochs else ""
         lines.append(f"{name} {given}{why}")
     each = "each answer" if recipe.staging == "reuse" else "each answer, in its part of the data,"
-    return f"Equal: how often {each} is trained on: {asked:g} times by {recipe.rounds} rounds; epochs of {', '.join(lines)}."
+    times = f"{asked:g} times by {recipe.rounds} round{'s' * (recipe.rounds > 1)}"
+    return f"Equal: how often {each} is trained on: {times}; epochs of {', '.join(lines)}."
 
 
 def table(data: RunData) -> Table:
     """One line a row and benchmark. `answers` and `supervised` are what the train logs say was spent after the base."""
     columns = (
-        "row", "benchmark", "n", "accuracy %", "95% interval", "against SFT (no CoT)", "reasoning", "total", "answers",
-        "supervised", "paper %", "paper tokens",
+        "row", "benchmark", "n", "accuracy %", "95% interval", "against SFT (no CoT)", "reasoning", "total",
+        "answers", "supervised", "paper %", "paper tokens",
     )  # fmt: skip
     cells = []
     for benchmark in data.recipe.eval.benchmarks:
@@ -110,7 +112,8 @@ def table(data: RunData) -> Table:
             if reference and reference is not found and reference.scores.keys() & found.scores.keys():
                 difference = _points(paired_difference(found.scores, reference.scores)[0])
             tokens = (f"{found.reasoning_tokens:.1f}", f"{found.total_tokens.value:.1f}")
-            cells.append((row.label, benchmark, str(found.problems), *_percent(found.accuracy), difference, *tokens, *spent, *row.paper))
+            right = (str(found.problems), *_percent(found.accuracy), difference)
+            cells.append((row.label, benchmark, *right, *tokens, *spent, *row.paper))
     return Table(columns, tuple(cells), 2, frozenset(i for i, c in enumerate(cells) if c[2] == "missing"))
 
 
@@ -133,10 +136,9 @@ def channel_table(data: RunData) -> Table | None:
             shared = channel.scores.keys() & without.scores.keys()
             mean = sum(without.scores[i] for i in shared) / len(shared)
             gap = f"{100 * mean:.1f}", *_points(paired_difference(channel.scores, without.scores)[0]).split(" ", 1)
-        cells.append((str(channel.round), channel.benchmark, str(channel.problems), *_percent(channel.accuracy), *gap))
-    columns = (
-        "round", "benchmark", "n", "channel %", "95% interval", "without CoT %", "gap, points", "95% interval of the gap",
-    )  # fmt: skip
+        with_cot = _percent(channel.accuracy)
+        cells.append((str(channel.round), channel.benchmark, str(channel.problems), *with_cot, *gap))
+    columns = ("round", "benchmark", "n", "channel %", "95% interval", "without CoT %", "gap, points", "its interval")
     return Table(columns, tuple(cells), 2) if cells else None
 
 

@@ -146,7 +146,8 @@ class Asker:
     def cot(self, question: Question) -> list[int]:
         """C as in training. Raises UserError for a benchmark that has no gold CoTs."""
         if question.problem.cot is None:
-            raise UserError(f"{question.problem.id}: no gold CoT, which mode {question.mode} needs; ask another benchmark")
+            mend = "ask another benchmark, or add the CoTs to its file"
+            raise UserError(f"{question.problem.id}: no gold CoT, which mode {question.mode} needs; {mend}")
         return self.chat.cots([question.problem.cot])[0][0].tolist()
 
     def trace(self, question: Question, completions: list[Completion]) -> list[int]:
@@ -182,8 +183,12 @@ class Asker:
             "n_response_tokens": n_response,
             "n_total_tokens": n_reasoning + n_response,
             "n_abstract_in_response": sum(token in self.vocab.allowed_ids for token in response),
-            "prompt_cut": len(self.prompt(question)) + (len(self.cot(question)) if mode.cot else 0) > self.room(question.mode),
+            "prompt_cut": self._input_tokens(question) > self.room(question.mode),
         }
+
+    def _input_tokens(self, question: Question) -> int:
+        cot = self.cot(question) if MODES[question.mode].cot else []
+        return len(self.prompt(question)) + len(cot)
 
     def _split_thought(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         """(up to and including `</think>`, the rest). A thought that never closes has no response."""

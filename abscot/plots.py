@@ -268,10 +268,8 @@ def rounds(data: RunData):
         below.set_xticks(range(1, data.recipe.rounds + 1))
         below.set_xlabel("round")
     _mode_legend(data, figure, [s.mode for s in data.scored])
-    return (
-        figure,
-        "Accuracy and mean generated tokens after each round, with 95% intervals; dashed: the base, dotted: SFT baselines.",
-    )
+    caption = "Accuracy and mean generated tokens after each round, with 95% intervals; dashed: the base"
+    return figure, f"{caption}, dotted: SFT baselines."
 
 
 def _curves(data: RunData, axes, cells: list[Summary], of, scale: float) -> None:

@@ -38,7 +38,8 @@ class Upload:
         lines.append("")
         for top in dict.fromkeys(path.parts[0] for path in self.files):
             of_top = [size for path, size in sizes.items() if path.parts[0] == top]
-            lines.append(f"{_size(sum(of_top)):>10}  {top}{'/' if (self.run.root / top).is_dir() else ''} ({len(of_top)} files)")
+            slash = "/" if (self.run.root / top).is_dir() else ""
+            lines.append(f"{_size(sum(of_top)):>10}  {top}{slash} ({len(of_top)} files)")
         return "\n".join([*lines, f"{_size(sum(sizes.values())):>10}  in all, {len(sizes) + 1} files"])
 
 
@@ -100,7 +101,8 @@ def upload(prepared: Upload, repo: str, private: bool, api=None) -> str:
         api.upload_folder(repo_id=repo, folder_path=prepared.run.root, allow_patterns=files)
         api.upload_file(path_or_fileobj=prepared.card.encode(), path_in_repo=CARD, repo_id=repo)
     except (OSError, ValueError) as error:  # the hub client's own errors are OSErrors and ValueErrors
-        raise UserError(f"--repo {repo}: {(str(error).splitlines() or [type(error).__name__])[0]}; the same command goes on") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--repo {repo}: {reason}; the same command goes on") from None
     return str(address)
 
 

@@ -230,7 +230,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str]) -> None:
+def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str] | None = None) -> None:
     """Prints the stages: what is done, what they read and write, how long they may take, and their commands."""
     run = Run.of(recipe)
     for stage in plan:
@@ -240,7 +240,7 @@ def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str]) -> Non
             for path in names:
                 shown = path.relative_to(run.root) if path.is_relative_to(run.root) else path
                 print(f"    {title}  {shown}")
-        if stage.name in walltimes:
+        if walltimes and stage.name in walltimes:
             print(f"    for  {walltimes[stage.name]}{_checkpoints(recipe) if stage.ranks else ''}")
         command = " ".join(stage.command(run.config))
         print(f"    run  {command.replace(sys.prefix + '/bin/', '')}")

@@ -13,7 +13,9 @@ def main() -> int:
         __doc__ + "\n\nKilled and started again it goes on with the next answer. The results stand in RUN/results."
     )
     parser.add_argument(
-        "--model", help="base, round1, .., final, a baseline such as sft_cot, or all (default: final, or the grid's)"
+        "--model",
+        help="base, round1, .., final, a baseline such as sft_cot, phase A of a round (pi1_phaseA), or all"
+        " (default: final, or the grid's)",
     )
     parser.add_argument("--mode", action="append", help="instead of the recipe's modes (repeatable)")
     parser.add_argument("--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)")

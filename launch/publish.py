@@ -26,7 +26,8 @@ def main() -> None:
     prepared = publish.prepare(pathlib.Path(args.run) if args.run else Run.of(cli.recipe_of(args)).root, args.repo)
     print(prepared.table())
     if args.dry_run:
-        print(f"nothing was uploaded; to do so: python launch/publish.py {prepared.run.root} --repo {args.repo or 'OWNER/NAME'}")
+        command = f"python launch/publish.py {prepared.run.root} --repo {args.repo or 'OWNER/NAME'}"
+        print(f"nothing was uploaded; to do so: {command}")
         return
     print(publish.upload(prepared, args.repo, args.private))
 

@@ -54,7 +54,8 @@ def test_every_stage_reads_what_a_stage_before_it_makes(path, tmp_path):
 
 
 def test_a_bare_name_is_a_shipped_recipe_and_a_dry_run_writes_nothing(tmp_path):
-    command = [sys.executable, str(ROOT / "launch" / "ladder.py"), "--recipe", "tiny-cpu", "--dry-run", "--set", f"run_root={tmp_path / 'r'}"]
+    arguments = ["--recipe", "tiny-cpu", "--dry-run", "--set", f"run_root={tmp_path / 'r'}"]
+    command = [sys.executable, str(ROOT / "launch" / "ladder.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "epochs of sft_no_cot 6" in done.stdout and "--model pi3_phaseA" in done.stdout
     assert not (tmp_path / "r").exists()
@@ -63,7 +64,8 @@ def test_a_bare_name_is_a_shipped_recipe_and_a_dry_run_writes_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def climbed(tmp_path_factory):
     """A finished ladder's files: SFT (no CoT) 22% right, as its synthetic mode is."""
-    run = make_run(tmp_path_factory.mktemp("ladder"), rounds=2, **{"eval.benchmarks": "[world]", "eval.base_modes": "[verbal, no_cot]"})
+    keys = {"eval.benchmarks": "[world]", "eval.base_modes": "[verbal, no_cot]"}
+    run = make_run(tmp_path_factory.mktemp("ladder"), rounds=2, **keys)
     recipe = load_recipe(run.config)
     for name in ladder.BASELINES:
         add_results(run, evaluate.BASELINE_MODES[name][0], name, "world", 0)
@@ -133,7 +135,8 @@ def test_the_channel_is_a_result_file_of_phase_a_models(tiny):
     problems = run.root.parent / "cots.jsonl"
     lines = [{"id": i, "problem": f"{i}+1=?", "answer": i + 1, "cot": f"{i} and 1 make {i + 1}."} for i in range(5)]
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    recipe = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, files={"world": str(problems)}, channel_problems=3))
+    asked = dataclasses.replace(recipe.eval, files={"world": str(problems)}, channel_problems=3)
+    recipe = dataclasses.replace(recipe, eval=asked)
     if not (export := run.export("pi1_phaseA", 1, recipe.rounds)).exists():
         from tiny_run import make_model
 

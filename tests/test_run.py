@@ -111,6 +111,16 @@ def test_baselines_train_from_the_base(small_run, phase):
     paths.verify(small_run.run.checkpoints(phase) / "export")
 
 
+def test_the_channel_of_a_round_is_measured_and_the_ladder_takes_the_run_up(small_run):
+    done = small_run.launch("evaluate.py", "--model", "pi1_phaseA", "--set", "eval.channel_problems=10")
+    assert done.returncode == 0, done.stdout
+    meta = json.loads((small_run.run.results / "channel_pi1_phaseA_world.meta.json").read_text())
+    assert meta["problems"] == 10 and meta["round"] == 1 and 0 <= meta["accuracy"] <= 1
+    plan = small_run.launch("ladder.py", "--dry-run")
+    assert plan.returncode == 0 and "evaluate_pi1_phaseA  [done]" in plan.stdout and "evaluate_pause  [" in plan.stdout
+    assert "evaluate_final  [done]" in plan.stdout and "train_pi2_phaseB  [done]" in plan.stdout
+
+
 def test_train_alone_names_the_missing_input_and_its_command(tmp_path):
     done = launch("train.py", "--phase", "A", *overrides_of(tmp_path))
     assert done.returncode == 2 and "shards" in done.stdout and "launch/round.py --round 0" in done.stdout
