@@ -2,8 +2,8 @@
 
   python tests/slurm_drills.py [DRILL ..] [--dir DIR]     all drills: about half an hour on two cores
 
-`alone` runs the rounds without Slurm, `calm` as an array over two nodes, undisturbed; each other drill disturbs one
-round and must end with the weights of a round that was left alone. Ends with one line of JSON: drill -> what happened.
+The reference runs without Slurm. `calm` and `three_rounds` are arrays over two nodes, undisturbed; each other drill
+disturbs one round. All must end with the weights of the reference. Ends with one line of JSON: drill -> what happened.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def overrides(root: Path, name: str, rounds: int) -> list[str]:
 class Drill:
     """One run directory whose first stages are done, and what may be done to its round."""
 
-    def __init__(self, cluster: Cluster, root: Path, prepared: Run, name: str, rounds: int = 1):
+    def __init__(self, cluster: Cluster, root: Path, prepared: Run, name: str, rounds: int):
         self.cluster, self.name = cluster, name
         self.overrides, self.rounds, self.prepared = overrides(root, name, rounds), rounds, prepared
         self.run = paths.claim(load_recipe(None, self.overrides[1::2]))
@@ -79,6 +79,14 @@ class Drill:
 
 def calm(drill: Drill) -> None:
     drill.finish(drill.submit())
+
+
+def three_rounds(drill: Drill) -> None:
+    job = drill.submit()
+    drill.finish(job)
+    tasks = drill.cluster.tasks(job)
+    began = [tasks[number]["StartTime"] for number in ("1", "2", "3")]
+    assert began == sorted(began), began
 
 
 def requeued_in_traces(drill: Drill) -> None:
@@ -216,18 +224,19 @@ def evaluation_cell_killed(drill: Drill) -> None:
 DRILLS: dict[str, Callable[[Drill], None]] = {
     f.__name__: f
     for f in (
-        calm, requeued_in_traces, requeued_in_training, requeued_in_export, asked_to_stop, time_limit_too_short,
+        calm, three_rounds, requeued_in_traces, requeued_in_training, requeued_in_export, asked_to_stop, time_limit_too_short,
         rank_killed, node_down_and_back, controller_restarted, submitted_twice, disk_full_in_checkpoint,
         evaluation_cell_killed,
     )
 }  # fmt: skip
 
 
-def alone(root: Path) -> Run:
-    """The round without Slurm, on as many ranks."""
-    command = [sys.executable, str(ROOT / "launch" / "round.py"), "--round", "all", *overrides(root, "alone", 1)]
+def alone(root: Path, rounds: int) -> Run:
+    """The rounds without Slurm, on as many ranks."""
+    name = f"alone{rounds}"
+    command = [sys.executable, str(ROOT / "launch" / "round.py"), "--round", "all", *overrides(root, name, rounds)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return Run(root / "alone")
+    return Run(root / name)
 
 
 def weights(run: Run) -> dict[str, str]:
@@ -247,12 +256,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = args.dir or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        reference = alone(root)
         for name in args.drills or DRILLS:
+            rounds = 3 if name == "three_rounds" else 1
+            reference = alone(root, rounds)
             (home := root / f"slurm_{name}").mkdir()
             with slurm_cluster.cluster(home) as cluster:
                 began_s = time.monotonic()
-                drill = Drill(cluster, root, reference, name)
+                drill = Drill(cluster, root, reference, name, rounds)
                 try:
                     DRILLS[name](drill)
                     same = weights(drill.run) == weights(reference)
