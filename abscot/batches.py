@@ -111,6 +111,12 @@ class Documents:
         self.store.release()  # reading a row maps the pages around it: random rows would map the whole store
         return batch
 
+    def plain(self, most_tokens: int) -> Batch:
+        """The first row's prompt and answer as plain text: what an exported model is compared on."""
+        row = self.store.row(0)
+        tokens = np.concatenate([row.prompt, row.answer])[:most_tokens]
+        return _collate([[(tokens, SEGMENT_X, False)]], np.zeros(1, np.int64), [row.id])
+
     def _document(self, row, number: int) -> list[Piece]:
         pieces: list[Piece] = []
         for name in self.phase.segments:

@@ -121,7 +121,8 @@ def _rows(name: str, benchmark: Benchmark, recipe: Recipe, run: Run) -> tuple[st
         return dataset, list(load_dataset(dataset, configuration, split=split))
     except Exception as error:  # offline, gated, renamed: whatever the hub client raises, the user mends it the same way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{dataset}: not available from the hub ({reason}); name a local file: --set eval.files.{name}=FILE") from None
+        local = f"name a local file: --set eval.files.{name}=FILE"
+        raise UserError(f"{dataset}: not available from the hub ({reason}); {local}") from None
 
 
 def _read_file(path: Path) -> list[dict]:

@@ -158,6 +158,9 @@ class Recipe:
     staging: Literal["reuse", "partition"] = "reuse"  # partition: each phase sees its own part of the data (paper)
     codebook_size: int = 64  # M
     hang_minutes: float = 60.0  # a stage that prints nothing for so long is ended, and started again
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(  # of training curves; the last two: pip install
+        default_factory=lambda: ["tensorboard"]
+    )
     world: WorldConfig | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -173,7 +176,6 @@ def load_recipe(path: str | os.PathLike | None = None, overrides: list[str] | No
 
     Raises UserError for a missing file, bad YAML, an unknown key or a value of the wrong type.
     """
-    import yaml
 
     path = _recipe_path(path)
     if not path.is_file():

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -145,6 +146,22 @@ def set_lr(engine, lr: float) -> None:
     """The step's learning rate in every group: its only owner (accelerate#1096)."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def set_optimizer_step(engine, step: int) -> None:
+    """Sets what Adam's bias correction counts."""
+    for of_tensor in engine.optimizer.optimizer.state.values():
+        if torch.is_tensor(of_tensor["step"]):
+            of_tensor["step"].fill_(step)
+        else:
+            of_tensor["step"] = step
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this rank has taken: reserved by torch on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def lr_at(step: int, num_steps: int, peak: float, config: TrainConfig) -> float:

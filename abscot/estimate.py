@@ -29,6 +29,11 @@ GPUS = (  # NVIDIA's data sheets
 )
 
 
+def gpu_named(device_name: str) -> Gpu | None:
+    """The GPU of the table that a driver's name ("NVIDIA H200") means; None for others."""
+    return next((gpu for gpu in GPUS if gpu.name.split()[0] in device_name), None)
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """The numbers of a decoder's config.json that size and speed depend on."""
@@ -79,9 +84,14 @@ class ModelShape:
         """2 a weight and token, 4 a head dimension and pair (scores, and their product with the values)."""
         return 2 * self.layers * self.linear_parameters_a_layer * (tokens + pairs * self.pair_cost)
 
-    def training_flops(self, tokens: float, pairs: float, supervised: float) -> float:
-        """Forward and backward (twice the forward). As in MFU, recomputation is not counted."""
-        return 3 * (self.forward_flops(tokens, pairs) + 2 * self.hidden * self.vocab * supervised)
+    def training_flops(self, tokens: float, pairs: float, supervised: float, frozen: bool = False) -> float:
+        """Forward and backward (twice the forward). As in MFU, recomputation is not counted.
+
+        Frozen weights (LoRA) need no gradient of their own; what the adapters need is left out.
+        """
+        head = 2 * self.hidden * self.vocab * supervised
+        weight_gradients = self.forward_flops(tokens, 0) + head
+        return 3 * (self.forward_flops(tokens, pairs) + head) - (weight_gradients if frozen else 0)
 
     @property
     def kv_bytes_a_token(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from abscot import dist, model, paths
+from abscot import attention, dist, model, paths
 from abscot.config import UserError
 
 SHARD_BYTES = 4 << 30
@@ -36,6 +36,25 @@ def export(lm, source: Path, target: Path, adapter: Path | None, meta: dict) -> 
     if adapter:
         with _on_rank0(paths.publish(adapter, {**meta, "applies_to": str(source)})) as temp:
             _write_adapter(lm, temp)
+
+
+def surprisals(module, batch, positions: int) -> list[float]:
+    """-log p of the last `positions` tokens of a one-document batch, by the live weights and the head that is trained.
+
+    Whoever loads the exported model next compares (inference.handover_gap). All ranks must call it.
+    """
+    decoder, head = module.parts
+    module.eval()
+    with torch.no_grad():
+        layout = attention.prepare(batch, module.backend, bottleneck=False)
+        hidden = decoder(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None, use_cache=False, abscot_layout=layout
+        ).last_hidden_state
+        length = hidden.shape[1]
+        return [
+            float(head(*(x[:, t - 1 : t + 1] for x in (hidden, batch.input_ids, batch.segment_id)))[0])
+            for t in range(length - positions, length)
+        ]
 
 
 @contextlib.contextmanager

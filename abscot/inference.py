@@ -11,15 +11,19 @@ Tokens in, tokens out: text would lose the abstract tokens.
 
 import dataclasses
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from abscot import paths
 from abscot.config import InferenceConfig, TraceConfig, UserError
-from abscot.dist import RANK_VARIABLES
+from abscot.dist import RANK_VARIABLES, log
 from abscot.vocab import AbstractVocab
+
+HANDOVER_KL = 0.015  # nats a token; bf16 kernels that differ stay far below
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,26 @@ def machine_dtype(config: InferenceConfig) -> str:
     return "bfloat16" if native else "float32"
 
 
+def check_handover(engine, model: Path) -> None:
+    """Is what the engine computes the model that was trained? Export has left probabilities of the live weights in DONE.
+
+    Per token the KL divergence is estimated as r - 1 - log r of the two probabilities' ratio r, which is never negative.
+    Raises RuntimeError above HANDOVER_KL: then weights were lost on the way, and every trace would be another model's.
+    """
+    probe = paths.read_done(model).get("probe") if paths.is_done(model) else None
+    if probe is None or len(probe["tokens"]) >= engine.window_tokens:
+        return
+    found = engine.surprisals(probe["tokens"], len(probe["surprisals"]))
+    gaps = [live - served for live, served in zip(probe["surprisals"], found, strict=True)]
+    kl = sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
+    if not kl <= HANDOVER_KL:
+        raise RuntimeError(
+            f"{model}: this engine's probabilities are not those of the trained weights (KL {kl:.4f} a token, at most {HANDOVER_KL});"
+            f" delete {model} to export it again"
+        )
+    log(f"{model.name}: the engine agrees with the trained weights, KL {kl:.1e} a token")
+
+
 class VllmEngine:
     """One vLLM engine in this process, which must hold no torch.distributed group.
 
@@ -146,6 +170,15 @@ class VllmEngine:
             seed=0,
             **options,
         )
+        check_handover(self, Path(model))
+
+    def surprisals(self, tokens: Sequence[int], positions: int) -> list[float]:
+        """-log p of the last `positions` tokens, each given those before it."""
+        from vllm import SamplingParams
+
+        only_prompt = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        table = self.llm.generate([{"prompt_token_ids": list(tokens)}], only_prompt, use_tqdm=False)[0].prompt_logprobs
+        return [-table[t][tokens[t]].logprob for t in range(len(tokens) - positions, len(tokens))]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
         """Yields (index in `requests`, its completions stage by stage) as requests finish.

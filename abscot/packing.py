@@ -45,6 +45,11 @@ class Sizes:
     costs: np.ndarray  # int64, linear + attention, in 1/COST_SCALE of the linear cost of a token
     capacity: int  # tokens a bin
 
+    def work(self, rows: np.ndarray, pair_cost: float) -> tuple[float, float]:
+        """(tokens, attention pairs) of `rows`, with the pair cost that the costs were made with."""
+        tokens = int(self.tokens[rows].sum())
+        return tokens, (int(self.costs[rows].sum()) / COST_SCALE - tokens) / pair_cost
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -134,9 +139,18 @@ class Plan:
         examples, supervised = int(edges[-1] - edges[0]), int(self.supervised_tokens[index])
         return StepPlan(index, int(self.epochs[index]), bins, supervised, examples, self.sizes)
 
+    def bin_costs(self) -> np.ndarray:
+        """int64 [bins], in 1/COST_SCALE of the linear cost of a token."""
+        return np.add.reduceat(self.sizes.costs[self.rows], self.bin_starts[:-1])
+
+    def dearest_bin(self) -> np.ndarray:
+        """The rows of the bin that costs most."""
+        dearest = int(self.bin_costs().argmax())
+        return self.rows[self.bin_starts[dearest] : self.bin_starts[dearest + 1]]
+
     def utilisation(self, world: int) -> float:
         """Work done / work the ranks could have done: mean over maximum cost of all micro-steps."""
-        bin_costs = np.add.reduceat(self.sizes.costs[self.rows], self.bin_starts[:-1])
+        bin_costs = self.bin_costs()
         done, possible = int(bin_costs.sum()), 0
         for index, (first, last) in enumerate(zip(self.step_starts, self.step_starts[1:], strict=False)):
             if (last - first) % world == 0:

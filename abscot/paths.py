@@ -26,6 +26,7 @@ class Run:
         self.results = self.root / "results"
         self.report = self.root / "report"
         self.logs = self.root / "logs"
+        self.tensorboard = self.root / "tensorboard"
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Run":
@@ -59,9 +60,9 @@ class Run:
 def claim(recipe: Recipe) -> Run:
     """The recipe's run directory, created or continued.
 
-    Raises UserError when the directory holds a run of another recipe: mixing two would corrupt both. How a model
-    is served and asked (sections inference and eval), and when it hangs, may change between two commands;
-    config.yaml keeps the last.
+    Raises UserError when the directory holds a run of another recipe: mixing two would corrupt both. What does not
+    shape a model (NOT_SHAPING: how it is served and asked, on how many ranks it is trained, when it is saved) may
+    change between two commands; config.yaml keeps the last.
     """
     check_files(recipe)
     run = Run.of(recipe)
@@ -84,14 +85,20 @@ def claim(recipe: Recipe) -> Run:
     return run
 
 
+NOT_SHAPING = {
+    "inference", "eval", "hang_minutes", "trackers", "train.num_gpus", "train.deepspeed", "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes", "train.keep_checkpoints",
+}
+
+
 def _shaping(text: str) -> dict[str, object]:
     """The recipe's keys that shape what is trained, flat: `train.lr` -> value."""
     import yaml
 
     flat = {}
     for section, value in yaml.safe_load(text).items():
-        if section not in ("inference", "eval", "hang_minutes"):
-            flat |= {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
+        keys = {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
+        flat |= {key: v for key, v in keys.items() if not {section, key} & NOT_SHAPING}
     return flat
 
 
@@ -141,13 +148,20 @@ def publish(final: Path, meta: dict | None = None):
     _fsync(final.parent)
 
 
-def seal(directory: Path, meta: dict | None = None) -> None:
-    """Writes DONE: the checksums of every file of `directory`, and `meta`."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != DONE)
-    for path in files:
-        _fsync(path)
-    sums = {str(p.relative_to(directory)): sha256_file(p) for p in files}
-    write_json_atomic(directory / DONE, {"files": sums, "meta": meta or {}})
+def seal(directory: Path, meta: dict | None = None, known: dict[str, str] | None = None) -> None:
+    """Writes DONE: the checksums of every file of `directory`, and `meta`. known: name -> checksum of files on disk."""
+    sums = dict(known or {})
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != DONE):
+        name = str(path.relative_to(directory))
+        if name not in sums:
+            sums[name] = sha256_on_disk(path)
+    write_json_atomic(directory / DONE, {"files": dict(sorted(sums.items())), "meta": meta or {}})
+
+
+def sha256_on_disk(path: Path) -> str:
+    """The checksum of a file that is then safe from a power cut."""
+    _fsync(path)
+    return sha256_file(path)
 
 
 def is_done(directory: Path) -> bool:
@@ -167,10 +181,14 @@ def fingerprint(directory: Path) -> str:
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def verify(directory: Path) -> None:
-    """Raises UserError naming the first file of a published directory that is missing or damaged."""
+def verify(directory: Path, part: int = 0, parts: int = 1) -> None:
+    """Raises UserError naming the first file of a published directory that is missing or damaged.
+
+    With `parts`, only every parts-th file is looked at, from number `part` on.
+    """
     read_done(directory)
-    for name, expected in json.loads((directory / DONE).read_text())["files"].items():
+    files = json.loads((directory / DONE).read_text())["files"]
+    for name, expected in list(files.items())[part::parts]:
         path = directory / name
         if not path.is_file():
             raise UserError(f"{path}: missing, though {directory / DONE} lists it; delete {directory} and run again")

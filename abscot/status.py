@@ -64,7 +64,8 @@ def stage_status(run: Run, stage: Stage) -> StageStatus:
         return StageStatus(stage, "waiting" if stage.missing_inputs() else "ready")
     if known["state"] in ("failed", "crashed"):
         return StageStatus(stage, known["state"], seconds, known["error"])
-    gone = known["state"] == "stopped" or known["host"] == socket.gethostname() and known["pid"] is not None and not _alive(known["pid"])
+    here = known["host"] == socket.gethostname() and known["pid"] is not None
+    gone = known["state"] == "stopped" or here and not _alive(known["pid"])
     return StageStatus(
         stage, "stopped" if gone else "running", None if gone else seconds, _last_words(run, stage)
     )

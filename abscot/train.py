@@ -10,15 +10,18 @@ import numpy as np
 import torch
 import torch.distributed
 
-from abscot import attention, batches, checkpoint, dist, engine, export, model, packing, paths, rounds
+from abscot import attention, batches, checkpoint, dist, engine, estimate, export, model, packing, paths, rounds, trackers
 from abscot.checkpoint import TrainState
-from abscot.config import Recipe, TrainConfig
+from abscot.config import Recipe, TrainConfig, UserError
+from abscot.estimate import ModelShape
 from abscot.paths import Run
-from abscot.phases import PHASES, Phase
+from abscot.phases import Phase
 from abscot.shards import ShardStore
 from abscot.steplog import StepLog
 from abscot.traces import TraceSet
-from abscot.vocab import AbstractVocab
+from abscot.vocab import AbstractVocab, keyed_seed
+
+PROBE_TOKENS, PROBED = 512, 32  # of a fixed text, and its last ones, whose probabilities are recorded with the export
 
 
 def train(recipe: Recipe, phase: Phase, round_: int) -> None:
@@ -36,18 +39,23 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
     device, folder = engine.init_ranks(), run.checkpoints(tag)
     data = load_data(recipe, run, phase, round_)
     trainer = engine.build_engine(recipe, stage.start, folder, device)
-    saved = checkpoint.newest(folder, data.plan.hash, dist.world_size())
+    rehearse(trainer, data)
+    saved = checkpoint.newest(folder, data.plan.hash)
     state = checkpoint.load(trainer, saved) if saved else TrainState(0, 0, 0, data.plan.hash, dist.world_size())
-    log = StepLog(run.train_log(tag), state.step, data.meta(recipe, phase, round_))
+    if saved:
+        dist.log(f"{tag}: goes on from {saved}, made on {state.world_size} ranks")
+    log = StepLog(run.train_log(tag), state.step, data.meta(recipe, round_))
+    curves = trackers.Trackers(recipe, run, tag, state.step)
     stop, clock = StopRequest(), SaveClock(recipe.train, device)
 
     with dist.Progress(data.plan.num_steps, "steps", f"train {tag}", done=state.step) as progress:
         for step, micro_batches in data.batches(state.step):
             lr = engine.lr_at(step.index, data.plan.num_steps, data.peak_lr, recipe.train)
-            entry, asked = train_step(trainer, step, micro_batches, phase, lr, stop.asked)
-            state = TrainState(step.index + 1, step.epoch, state.tokens + entry["tokens"], state.plan_hash, state.world_size)
+            entry, asked = train_step(trainer, data, step, micro_batches, lr, stop.asked)
+            state = TrainState(step.index + 1, step.epoch, state.tokens + entry["tokens"], state.plan_hash, dist.world_size())
             log.add(entry)
-            progress.update(1, f"loss {entry['loss']:.4f}  lr {lr:.2e}  {entry['tokens_per_s']:,.0f} tokens/s")
+            curves.log(entry)
+            progress.update(1, summary(entry))
             is_last = state.step == data.plan.num_steps
             if asked or is_last or clock.is_due(state.step):
                 log.flush()
@@ -57,16 +65,53 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
                 dist.log(f"{tag}: asked to stop, saved at step {state.step}; the same command goes on from there")
                 raise SystemExit(dist.REQUEUE)
 
-    meta = {"tag": tag, "round": round_, "phase": phase.name, "start": paths.fingerprint(stage.start), **asdict(state)}
+    probe = data.documents.plain(PROBE_TOKENS).to(trainer.device)
+    live = export.surprisals(trainer.module, probe, min(PROBED, probe.input_ids.shape[1] - 1))
+    meta = {
+        "tag": tag, "round": round_, "phase": phase.name, "start": paths.fingerprint(stage.start), **asdict(state),
+        "probe": {"tokens": probe.input_ids[0].tolist(), "surprisals": live},
+    }
     export.export(trainer.module.lm, stage.start, stage.outputs[0], run.adapter(tag) if recipe.lora else None, meta)
     log.flush()
+    curves.close()
     torch.distributed.barrier()
     if dist.rank() == 0:
         checkpoint.clear(folder)
         dist.log(f"{tag}: {stage.outputs[0]}")
 
 
-def train_step(trainer, step, micro_batches, phase: Phase, lr: float, stop_asked: bool) -> tuple[dict, bool]:
+def rehearse(trainer, data: "PhaseData") -> None:
+    """A whole step of the dearest bin with a loss and a learning rate of zero, before step 1.
+
+    What does not fit fails now and not in an hour; weights and moments stay bit for bit what they were. It also makes
+    the optimizer's state, into which a checkpoint is loaded. Raises UserError where memory does not suffice.
+    """
+    rows = data.plan.dearest_bin()
+    batch = data.documents.batch(rows)
+    trainer.set_gradient_accumulation_boundary(True)
+    try:
+        forward_backward(trainer, batch, data.phase, 0.0)
+        engine.set_lr(trainer, 0.0)
+        trainer.step()
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory at the dearest bin of the plan ({batch.labels.numel():,} tokens) before step 1: lower "
+            "train.capacity_tokens, take more ranks or ds_configs/zero3_offload.json; launch/plan.py says what fits "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    engine.set_optimizer_step(trainer, 0)
+
+
+def forward_backward(trainer, batch: batches.Batch, phase: Phase, scale: float) -> torch.Tensor:
+    """Adds the gradient of the bin's summed loss times `scale`. Returns the sums (total, z, y), float64 [3]."""
+    batch = batch.to(trainer.device)
+    layout = attention.prepare(batch, trainer.module.backend, phase.bottleneck)
+    total, z, y = trainer(batch.input_ids, batch.position_ids, batch.labels, batch.segment_id, layout)
+    trainer.backward(total * scale)
+    return torch.stack([total.detach(), z, y]).double()
+
+
+def train_step(trainer, data: "PhaseData", step, micro_batches, lr: float, stop_asked: bool) -> tuple[dict, bool]:
     """One optimizer step over this rank's micro-batches. Returns its log entry and whether any rank was asked to stop.
 
     The loss is the summed cross-entropy over the step's global number of supervised tokens, which the plan knows
@@ -77,11 +122,9 @@ def train_step(trainer, step, micro_batches, phase: Phase, lr: float, stop_asked
     sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=trainer.device)
     for number, batch in enumerate(micro_batches, 1):
         trainer.set_gradient_accumulation_boundary(number == len(micro_batches))
-        batch = batch.to(trainer.device)
-        layout = attention.prepare(batch, trainer.module.backend, phase.bottleneck)
-        total, z, y = trainer(batch.input_ids, batch.position_ids, batch.labels, batch.segment_id, layout)
-        trainer.backward(total * (dist.world_size() / step.supervised_tokens))
-        sums[:-1] += torch.cat([torch.stack([total.detach(), z, y]).double(), batch.counts()])
+        torch.manual_seed(keyed_seed(data.seed, data.tag, step.index, *batch.ids))  # of LoRA's dropout
+        losses = forward_backward(trainer, batch, data.phase, dist.world_size() / step.supervised_tokens)
+        sums[:-1] += torch.cat([losses, batch.counts().to(trainer.device)])
     finite_here = bool(sums[0].isfinite())
     sums[-1] = stop_asked
     digest = torch.tensor(packing.rows_digest(np.concatenate([b.rows for b in micro_batches])), device=trainer.device)
@@ -90,7 +133,8 @@ def train_step(trainer, step, micro_batches, phase: Phase, lr: float, stop_asked
     all_ = Sums(*sums.tolist())
     if not math.isfinite(all_.total):
         refuse("loss", all_.total, step, [] if finite_here else micro_batches)
-    assert all_.n_supervised == step.supervised_tokens, f"step {step.index}: {all_.n_supervised} supervised tokens, plan says {step.supervised_tokens}"
+    planned = step.supervised_tokens
+    assert all_.n_supervised == planned, f"step {step.index}: {all_.n_supervised} supervised tokens, plan says {planned}"
     engine.set_lr(trainer, lr)
     trainer.step()
     grad_norm = float(trainer.get_global_grad_norm())
@@ -101,9 +145,17 @@ def train_step(trainer, step, micro_batches, phase: Phase, lr: float, stop_asked
         "step": step.index, "epoch": step.epoch, "loss": all_.total / step.supervised_tokens,
         "loss_z": all_.z / max(all_.n_z, 1), "loss_y": all_.y / max(all_.n_y, 1), "lr": lr, "grad_norm": grad_norm,
         "supervised_tokens": step.supervised_tokens, "tokens": int(all_.tokens), "tokens_per_s": all_.tokens / wall_s,
+        "mfu": data.mfu(step, wall_s), "peak_bytes": engine.peak_bytes(trainer.device),
         "wall_s": wall_s, "examples": step.examples, "rows_digest": int(digest),
     }
     return entry, all_.stop_asked > 0
+
+
+def summary(entry: dict) -> str:
+    """A log entry in a line of progress."""
+    mfu = f"  mfu {entry['mfu']:.1%}" if entry["mfu"] is not None else ""
+    speed = f"{entry['tokens_per_s']:,.0f} tokens/s{mfu}  {entry['peak_bytes'] / 1e9:.1f} GB"
+    return f"loss {entry['loss']:.4f}  lr {entry['lr']:.2e}  {speed}"
 
 
 class Sums(NamedTuple):
@@ -131,18 +183,32 @@ def refuse(what: str, value: float, step, micro_batches) -> None:
 class PhaseData:
     """The plan of a phase, and the rows and traces it speaks of."""
 
+    phase: Phase
+    tag: str
+    seed: int
     plan: packing.Plan
     documents: batches.Documents
     peak_lr: float
+    shape: ModelShape
+    frozen: bool  # LoRA
+    peak_flops: float | None  # of one rank's device, per second; None for a CPU
 
     def batches(self, first_step: int):
         """(StepPlan, this rank's micro-batches) of every step from `first_step` on, prefetched."""
         return batches.prefetched(self.plan, self.documents, dist.rank(), dist.world_size(), first_step)
 
-    def meta(self, recipe: Recipe, phase: Phase, round_: int) -> dict:
+    def mfu(self, step, wall_s: float) -> float | None:
+        """Share of the devices' peak that went into FLOPs of real tokens and allowed pairs; recomputation not counted."""
+        if self.peak_flops is None:
+            return None
+        tokens, pairs = self.plan.sizes.work(step.rows, self.shape.pair_cost)
+        flops = self.shape.training_flops(tokens, pairs, step.supervised_tokens, self.frozen)
+        return flops / (wall_s * self.peak_flops * dist.world_size())
+
+    def meta(self, recipe: Recipe, round_: int) -> dict:
         """The head of the train log."""
         return {
-            "tag": phase.tag(round_), "round": round_, "phase": phase.name, "world_size": dist.world_size(),
+            "tag": self.tag, "round": round_, "phase": self.phase.name, "world_size": dist.world_size(),
             "plan_hash": self.plan.hash, "num_steps": self.plan.num_steps, "rows": len(np.unique(self.plan.rows)),
             "epochs": int(self.plan.epochs.max()) + 1, "seed": recipe.seed, "peak_lr": self.peak_lr,
         }
@@ -156,9 +222,11 @@ def load_data(recipe: Recipe, run: Run, phase: Phase, round_: int) -> PhaseData:
     traces = TraceSet.load(run.traces(phase.tag(round_)), store, round_, phase.name) if phase.trace_source == "model" else None
     vocab = AbstractVocab.of(tokenizer, recipe.codebook_size)
     documents = batches.Documents(store, traces, phase, vocab, recipe.train, recipe.traces)
+    gpu = estimate.gpu_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return PhaseData(
-        batches.plan_of(recipe, run, phase, round_, documents), documents,
-        recipe.train.phase_lr.get(phase.name, recipe.train.lr),
+        phase, phase.tag(round_), recipe.seed, batches.plan_of(recipe, run, phase, round_, documents), documents,
+        recipe.train.phase_lr.get(phase.name, recipe.train.lr), ModelShape.of_directory(run.base),
+        recipe.lora is not None, gpu and gpu.flops,
     )
 
 

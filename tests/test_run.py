@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,11 +66,12 @@ def test_train_logs_count_every_supervised_token_and_follow_the_schedule(small_r
         assert all(s["lr"] == pytest.approx(lr_at(s["step"], len(steps), peak, config), rel=1e-12) for s in steps)
         assert all(np.isfinite([s["loss"], s["loss_z"], s["loss_y"], s["grad_norm"]]).all() for s in steps)
         assert all(s["supervised_tokens"] > 0 and s["tokens_per_s"] > 0 for s in steps)
-        assert sum(s["examples"] for s in steps) == config.phase_epochs.get(tag[-1], config.epochs) * len(ShardStore(small_run.run.shards))
+        epochs = config.phase_epochs.get(tag[-1], config.epochs)
+        assert sum(s["examples"] for s in steps) == epochs * len(ShardStore(small_run.run.shards))
 
 
 def test_results_count_tokens_from_ids(small_run):
-    rows = [json.loads(line) for line in open(small_run.run.results / "abstract_final_world.jsonl")]
+    rows = [json.loads(line) for line in (small_run.run.results / "abstract_final_world.jsonl").read_text().splitlines()]
     assert len(rows) == small_run.recipe.world.heldout and len({r["id"] for r in rows}) == len(rows)
     for row in rows:
         assert row["n_abstract_tokens"] == len(row["trace_ids"]) and row["n_reasoning_tokens"] >= row["n_abstract_tokens"]
@@ -171,7 +173,7 @@ def _processes_of(run) -> list[int]:
     found = []
     for path in (p for p in os.listdir("/proc") if p.isdigit()):
         try:
-            words = open(f"/proc/{path}/cmdline", "rb").read().split(b"\0")
+            words = Path(f"/proc/{path}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
         if str(run.config).encode() in words:

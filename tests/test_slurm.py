@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import slurm_cluster
-from conftest import launch, overrides_of
+from conftest import overrides_of
 
 from abscot import paths
 from abscot.config import ROOT, load_recipe

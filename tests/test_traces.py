@@ -10,14 +10,12 @@ import time
 
 import numpy as np
 import pytest
-from tiny_run import make_model, make_tiny_run, tiny_tokenizer
+from tiny_run import KeyedEngine, make_model, make_tiny_run, tiny_tokenizer
 
 from abscot import paths, traces
 from abscot.config import ROOT, UserError, dump
-from abscot.inference import Completion
 from abscot.trace_sources import Item, RandomTraces
 from abscot.traces import TraceSet, generate, open_job
-from abscot.vocab import rng
 
 ROWS = 160
 
@@ -90,25 +88,6 @@ def test_partition_gives_each_phase_its_own_rows(tiny):
     assert loaded.lengths()[other] == 0 and (loaded.lengths()[job.rows] > 0).all()
     with pytest.raises(KeyError):
         loaded.trace(other)
-
-
-class KeyedEngine:
-    """Stands in for vLLM, which takes seconds to start: a trace depends on its prompt and seed, and comes after a while."""
-
-    window_tokens = 256
-
-    def forget(self):
-        self.forgotten = True
-
-    def stream(self, requests):
-        assert self.forgotten
-        for index in np.random.default_rng().permutation(len(requests)):  # requests finish in any order
-            time.sleep(0.002)
-            prompt, sampling = list(requests[index].prompt), requests[index].sampling
-            draw = rng("keyed", sampling.seed, prompt)
-            length = draw.integers(sampling.min_tokens, sampling.max_tokens + 1)
-            tokens = draw.choice(sampling.allowed_ids[:-1], length).tolist()
-            yield int(index), [Completion(tokens, "length", len(prompt), 0)]
 
 
 def in_process(job, shard, of) -> int:

@@ -1,6 +1,7 @@
 """A run directory with a random tiny model and a tiny shard store: what trace and evaluation tests start from."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from abscot.config import (
     TraceConfig,
     dump,
 )
+from abscot.inference import Completion
 from abscot.paths import Run
 from abscot.vocab import AbstractVocab, extend_tokenizer, rng
 
@@ -102,3 +104,22 @@ def random_flat(draw: np.random.Generator, count: int, m_min: int, m_max: int, c
     """(values, offsets) of healthy traces."""
     offsets = np.cumsum([0, *draw.integers(m_min, m_max + 1, count)])
     return draw.choice(np.asarray(codebook, np.int32), offsets[-1]), offsets
+
+
+class KeyedEngine:
+    """Stands in for vLLM, which takes seconds to start: a trace depends on its prompt and seed, and comes after a while."""
+
+    window_tokens = 256
+
+    def forget(self):
+        self.forgotten = True
+
+    def stream(self, requests):
+        assert self.forgotten
+        for index in np.random.default_rng().permutation(len(requests)):  # requests finish in any order
+            time.sleep(0.002)
+            prompt, sampling = list(requests[index].prompt), requests[index].sampling
+            draw = rng("keyed", sampling.seed, prompt)
+            length = draw.integers(sampling.min_tokens, sampling.max_tokens + 1)
+            tokens = draw.choice(sampling.allowed_ids[:-1], length).tolist()
+            yield int(index), [Completion(tokens, "length", len(prompt), 0)]

@@ -1,0 +1,58 @@
+"""Training curves for people who watch: TensorBoard, W&B or trackio. The record itself is train_logs/."""
+
+from dataclasses import asdict
+
+from abscot import dist
+from abscot.config import Recipe, UserError
+from abscot.paths import Run
+
+VALUES = ("loss", "loss_z", "loss_y", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_bytes", "epoch")
+
+
+class Trackers:
+    """Those that the recipe names, on rank 0; a resumed run goes on with its curves at `first_step`.
+
+    Raises UserError for one that is not installed.
+    """
+
+    def __init__(self, recipe: Recipe, run: Run, tag: str, first_step: int):
+        makers = {"tensorboard": _tensorboard, "wandb": _hosted, "trackio": _hosted}
+        names = recipe.trackers if dist.rank() == 0 else []
+        self.open = []
+        for name in names:
+            try:
+                self.open.append(makers[name](name, recipe, run, tag, first_step))
+            except ImportError:
+                mend = f".venv/bin/pip install {name}, or leave it out of the recipe"
+                raise UserError(f"trackers: {name} is not installed; {mend}") from None
+
+    def log(self, entry: dict) -> None:
+        values = {f"train/{key}": entry[key] for key in VALUES if entry[key] is not None}
+        for write, _ in self.open:
+            write(values, entry["step"])
+
+    def close(self) -> None:
+        for _, close in self.open:
+            close()
+
+
+def _tensorboard(_, recipe: Recipe, run: Run, tag: str, first_step: int):
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(run.tensorboard / tag, purge_step=first_step)
+
+    def write(values: dict, step: int) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, step)
+
+    return write, writer.close
+
+
+def _hosted(name: str, recipe: Recipe, run: Run, tag: str, first_step: int):
+    """W&B and trackio share an interface."""
+    import importlib
+
+    library = importlib.import_module(name)
+    same = {"id": f"{recipe.name}-{tag}"} if name == "wandb" else {}
+    session = library.init(project="abscot", name=f"{recipe.name}-{tag}", resume="allow", config=asdict(recipe), **same)
+    return lambda values, step: session.log(values, step=step), session.finish
