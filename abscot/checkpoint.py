@@ -162,6 +162,10 @@ class _Shard:
 
 
 def _shards(engine) -> Iterator[_Shard]:
+    if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+        # ZeRO-1 and 2 link the states of all groups when the first group has stepped: the others had none then.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
