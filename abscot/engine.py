@@ -2,11 +2,13 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
 import resource
 import socket
+import sys
 from pathlib import Path
 
 import deepspeed
@@ -40,7 +42,9 @@ def init_ranks() -> torch.device:
 def _one_builder_a_host():
     """DeepSpeed's operators are compiled on first use. torch guards that by a lock file, which outlives a process that
     is killed, and which the next one would wait for without end; the kernel's lock does not."""
-    folder = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / socket.gethostname()))
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]  # two of them would rebuild each other's
+    own = Path.home() / ".cache" / "torch_extensions" / f"{socket.gethostname()}-{environment}"
+    folder = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own))
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / "abscot.lock", "w") as kernels:
         fcntl.flock(kernels, fcntl.LOCK_EX)

@@ -85,6 +85,7 @@ def prepare(recipe: Recipe, run: Run, tokenizer, problems: Iterable[str], ranks:
     """
     if recipe.data.source == "world":
         recipe = replace(recipe, data=replace(recipe.data, source=str(run.world / "rows.jsonl")))
+    ranks.first(lambda: log(f"prepare: {ranks.size} ranks" if ranks.size > 1 else "prepare: one process"))
     if not ranks.first(lambda: paths.is_done(run.shards)):
         job = ranks.first(lambda: _begin(recipe, run, tokenizer, sorted(set(problems))))
         _scan(job, Decontaminator(problems, recipe.data.max_overlap), ranks)

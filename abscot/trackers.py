@@ -53,6 +53,8 @@ def _hosted(name: str, recipe: Recipe, run: Run, tag: str, first_step: int):
     import importlib
 
     library = importlib.import_module(name)
-    same = {"id": f"{recipe.name}-{tag}"} if name == "wandb" else {}
+    if not hasattr(library, "init"):  # a folder ./wandb of earlier runs imports too
+        raise ImportError
+    same = {"id": f"{recipe.name}-{tag}", "dir": run.root} if name == "wandb" else {}
     session = library.init(project="abscot", name=f"{recipe.name}-{tag}", resume="allow", config=asdict(recipe), **same)
     return lambda values, step: session.log(values, step=step), session.finish

@@ -221,12 +221,23 @@ def evaluation_cell_killed(drill: Drill) -> None:
     assert not any(drill.run.results.glob(".*.partial"))
 
 
+def prepared_by_mpi(drill: Drill) -> None:
+    """The base and the shards too are made on the cluster, by MPI ranks on both nodes."""
+    for made in (drill.run.base, drill.run.shards):
+        shutil.rmtree(made)
+    drill.finish(drill.cluster.sbatch("--nodes=2", "--ntasks-per-node=2", "slurm/prepare.sbatch", *drill.overrides))
+    log = (drill.run.logs / "prepare.log").read_text()
+    if "4 ranks" not in log:
+        raise RuntimeError(f"prepare did not run on 4 ranks:\n{log[-1000:]}")
+    drill.finish(drill.submit())
+
+
 DRILLS: dict[str, Callable[[Drill], None]] = {
     f.__name__: f
     for f in (
         calm, three_rounds, requeued_in_traces, requeued_in_training, requeued_in_export, asked_to_stop, time_limit_too_short,
         rank_killed, node_down_and_back, controller_restarted, submitted_twice, disk_full_in_checkpoint,
-        evaluation_cell_killed,
+        evaluation_cell_killed, prepared_by_mpi,
     )
 }  # fmt: skip
 

@@ -148,3 +148,8 @@ def test_edited_modes_edit_the_trace_of_the_abstract_mode(found):
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same_file(found):
     assert found["answers"]["resumed"] == found["answers"]["rows"]["abstract"]
     assert found["answers"]["left_over"] == []
+
+
+def test_an_engine_that_computes_another_model_than_the_trained_one_is_refused(found):
+    right, wrong = found["handover"]
+    assert right is None and "not those of the trained weights (KL 0.0" in wrong

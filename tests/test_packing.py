@@ -124,6 +124,16 @@ def test_the_plan_of_an_input_never_changes():
     assert [plan.hash for plan in plans] == ["1310f89ad51c9b56", "6f7fad3e349e8eef"]
 
 
+def test_the_dearest_bin_is_the_one_with_the_longest_document_where_attention_dominates():
+    lengths = np.array([5] * 60 + [60])
+    plan = make_plan(
+        lengths, lengths**2, lengths, seed=0, epochs=1, capacity_tokens=64, global_batch_examples=8, pair_cost=1.0
+    )
+    rows = plan.dearest_bin()
+    assert 60 in rows and plan.sizes.costs[rows].sum() == plan.bin_costs().max()
+    assert plan.sizes.work(rows, 1.0) == (lengths[rows].sum(), (lengths[rows] ** 2).sum())
+
+
 def test_a_kept_plan_is_read_again_unless_it_was_made_from_something_else(tmp_path):
     lengths = np.random.default_rng(0).integers(1, CAPACITY, 300)
     path, calls = tmp_path / "plans" / "pi1_phaseA.npz", []

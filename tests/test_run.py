@@ -101,8 +101,8 @@ def _tensor_names(directory):
             yield from file.keys()
 
 
-@pytest.mark.parametrize("phase", ["sft_cot", "sft_no_cot", "pause"])
-def test_baselines_train_from_the_base(small_run, phase):
+def test_a_baseline_trains_from_the_base(small_run):
+    phase = "pause"
     done = subprocess.run(
         [sys.executable, str(ROOT / "launch" / "train.py"), "--phase", phase, *small_run.overrides],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tiny_run
 
-from abscot import benchmarks, evaluate, inference, modes, traces
+from abscot import benchmarks, evaluate, inference, modes, paths, traces
 from abscot.inference import Request, Sampling, trace_request
 from abscot.modes import Asker
 from abscot.paths import Run
@@ -32,7 +32,27 @@ def main(root: Path, out: Path) -> None:
     found["greedy"] = greedy(engine, run, recipe)
     found["sets"] = trace_sets(engine, recipe, run)
     found["answers"] = answers(engine, recipe, run)
+    found["handover"] = handover(engine, run)
     out.write_text(json.dumps(found))
+
+
+def handover(engine, run) -> list[str | None]:
+    """What the engine says to the probabilities that an export recorded: the right ones, and those of other weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens, said = [7 * i % 250 for i in range(40)], []
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.float32)(torch.tensor([tokens])).logits[0]
+    right = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]), reduction="none")[-16:]
+    for wrong in (0.0, 0.3):
+        paths.seal(run.base, {"probe": {"tokens": tokens, "surprisals": (right + wrong).tolist()}})
+        try:
+            inference.check_handover(engine, run.base)
+            said.append(None)
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
 
 
 def count_scheduled_tokens(engine) -> list[int]:
