@@ -191,7 +191,7 @@ def _write_slices(engine, directory: Path) -> dict[str, str]:
 
     for shard in _shards(engine):
         for key in (WEIGHT, *MOMENTS):
-            value = shard.read(key).detach().cpu().clone()
+            value = shard.read(key).detach().to("cpu", copy=True)
             if tensors and size + value.nbytes > FILE_BYTES:
                 flush()
             tensors[f"{key}/{shard.name}"], first[f"{key}/{shard.name}"] = value, shard.first

@@ -1,5 +1,6 @@
 """Training curves for people who watch: TensorBoard, W&B or trackio. The record itself is train_logs/."""
 
+import shutil
 from dataclasses import asdict
 
 from abscot import dist
@@ -10,45 +11,52 @@ VALUES = ("loss", "loss_z", "loss_y", "lr", "grad_norm", "tokens_per_s", "mfu", 
 
 
 class Trackers:
-    """Those that the recipe names, on rank 0; a resumed run goes on with its curves at `first_step`.
+    """Those that the recipe names, on rank 0. steps: the log of a resumed run, up to where it goes on.
 
     Raises UserError for one that is not installed.
     """
 
-    def __init__(self, recipe: Recipe, run: Run, tag: str, first_step: int):
+    def __init__(self, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
         makers = {"tensorboard": _tensorboard, "wandb": _hosted, "trackio": _hosted}
         names = recipe.trackers if dist.rank() == 0 else []
         self.open = []
         for name in names:
             try:
-                self.open.append(makers[name](name, recipe, run, tag, first_step))
+                self.open.append(makers[name](name, recipe, run, tag, steps))
             except ImportError:
                 mend = f".venv/bin/pip install {name}, or leave it out of the recipe"
                 raise UserError(f"trackers: {name} is not installed; {mend}") from None
 
     def log(self, entry: dict) -> None:
-        values = {f"train/{key}": entry[key] for key in VALUES if entry[key] is not None}
         for write, _ in self.open:
-            write(values, entry["step"])
+            write(_values(entry), entry["step"])
 
     def close(self) -> None:
         for _, close in self.open:
             close()
 
 
-def _tensorboard(_, recipe: Recipe, run: Run, tag: str, first_step: int):
+def _values(entry: dict) -> dict[str, float]:
+    return {f"train/{key}": entry[key] for key in VALUES if entry[key] is not None}
+
+
+def _tensorboard(_, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
+    """Written anew from the log at each start: what a kill has left unwritten, or written too much, is gone."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(run.tensorboard / tag, purge_step=first_step)
+    shutil.rmtree(run.tensorboard / tag, ignore_errors=True)
+    writer = SummaryWriter(run.tensorboard / tag)
 
     def write(values: dict, step: int) -> None:
         for key, value in values.items():
             writer.add_scalar(key, value, step)
 
+    for entry in steps:
+        write(_values(entry), entry["step"])
     return write, writer.close
 
 
-def _hosted(name: str, recipe: Recipe, run: Run, tag: str, first_step: int):
+def _hosted(name: str, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
     """W&B and trackio share an interface."""
     import importlib
 

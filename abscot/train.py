@@ -45,7 +45,7 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
     if saved:
         dist.log(f"{tag}: goes on from {saved}, made on {state.world_size} ranks")
     log = StepLog(run.train_log(tag), state.step, data.meta(recipe, round_))
-    curves = trackers.Trackers(recipe, run, tag, state.step)
+    curves = trackers.Trackers(recipe, run, tag, log.steps)
     stop, clock = StopRequest(), SaveClock(recipe.train, device)
 
     with dist.Progress(data.plan.num_steps, "steps", f"train {tag}", done=state.step) as progress:

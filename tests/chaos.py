@@ -75,8 +75,16 @@ def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
         "lost": sum(step["examples"] for step in theirs if not times[step["step"]]),
         "duplicated": sum(step["examples"] * (times[step["step"]] - 1) for step in theirs if times[step["step"]] > 1),
         "bit_identical": same_steps and same_weights, "audit": list(finding.faults) or "every row exactly once an epoch",
+        "curve": curve_steps(run) == [step["step"] for step in theirs],
         "left_over": sorted(path.name for path in run.checkpoints(TAG).glob("*step_*")),
     }
+
+
+def curve_steps(run) -> list[int]:
+    """Steps that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [event.step for event in EventAccumulator(str(run.tensorboard / TAG)).Reload().Scalars("train/loss")]
 
 
 def moments_of(kills: int, seed: int) -> list[str]:

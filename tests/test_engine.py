@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,3 +58,20 @@ def test_a_build_that_was_killed_does_not_block_the_next(tmp_path, monkeypatch):
     left_over.touch()
     with engine._one_builder_a_host():
         assert not left_over.exists()
+
+
+def test_a_bin_that_does_not_fit_is_named_before_step_1(monkeypatch):
+    import torch
+
+    from abscot import train
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(train, "forward_backward", out_of_memory)
+    batch = SimpleNamespace(labels=torch.zeros(1, 32_768))
+    data = SimpleNamespace(
+        plan=SimpleNamespace(dearest_bin=lambda: [3]), documents=SimpleNamespace(batch=lambda rows: batch), phase=None
+    )
+    with pytest.raises(UserError, match=r"dearest bin of the plan \(32,768 tokens\) before step 1: lower train.capacity_tokens"):
+        train.rehearse(SimpleNamespace(set_gradient_accumulation_boundary=lambda on: None), data)

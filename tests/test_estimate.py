@@ -109,6 +109,7 @@ def test_lora_counts_what_peft_trains(tmp_path):
     trained = sum(p.numel() for p in peft.get_peft_model(model, config).parameters() if p.requires_grad)
     shape = ModelShape.of_directory(tmp_path)
     assert shape.lora_parameters(lora, 66) == trained + (0 if shape.tied else 66 * shape.hidden)
+    assert QWEN3["4B"].lora_parameters(LoraConfig(), 66) < 0.02 * QWEN3["4B"].parameters
 
 
 def test_the_smallest_world_is_where_it_starts_to_fit():

@@ -56,7 +56,7 @@ def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):
     result = chaos(tmp_path / "killed", ["asked", "save", "step", "export"], 0, reference)
     assert result == {
         "kills": 4, "asked_for": 4, "steps": 20, "trained": 160, "lost": 0, "duplicated": 0, "bit_identical": True,
-        "audit": "every row exactly once an epoch", "left_over": [],
+        "audit": "every row exactly once an epoch", "curve": True, "left_over": [],
     }
 
 
