@@ -256,6 +256,22 @@ def weights(run: Run) -> dict[str, str]:
     return {name: sum_ for name, sum_ in done.items() if name.endswith(".safetensors")}
 
 
+def hold(name: str, root: Path) -> dict:
+    """What happened in a drill: bit_identical, hits or error, s. The undisturbed run is made once a `root`."""
+    rounds = 3 if name == "three_rounds" else 1
+    reference = alone(root, rounds)
+    (home := root / f"slurm_{name}").mkdir()
+    with slurm_cluster.cluster(home) as cluster:
+        began_s = time.monotonic()
+        drill = Drill(cluster, root, reference, name, rounds)
+        try:
+            DRILLS[name](drill)
+            found = {"bit_identical": weights(drill.run) == weights(reference), "hits": drill.hits}
+        except Exception as error:
+            found = {"bit_identical": False, "error": str(error)}
+    return {**found, "s": round(time.monotonic() - began_s)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("drills", nargs="*", metavar="DRILL", help=f"of {', '.join(DRILLS)} (default: all)")
@@ -268,19 +284,7 @@ def main() -> None:
         root = args.dir or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
         for name in args.drills or DRILLS:
-            rounds = 3 if name == "three_rounds" else 1
-            reference = alone(root, rounds)
-            (home := root / f"slurm_{name}").mkdir()
-            with slurm_cluster.cluster(home) as cluster:
-                began_s = time.monotonic()
-                drill = Drill(cluster, root, reference, name, rounds)
-                try:
-                    DRILLS[name](drill)
-                    same = weights(drill.run) == weights(reference)
-                    results[name] = {"bit_identical": same, "hits": drill.hits}
-                except Exception as error:
-                    results[name] = {"bit_identical": False, "error": str(error)}
-            results[name]["s"] = round(time.monotonic() - began_s)
+            results[name] = hold(name, root)
             print(f"{name}: {results[name]}", flush=True)
     print(json.dumps(results))
     sys.exit(not all(r["bit_identical"] for r in results.values()))
