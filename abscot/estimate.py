@@ -235,11 +235,10 @@ def disk_bytes(
     shape: ModelShape, rounds: int, checkpoints: int, row_tokens: float, trace_tokens: float, trainable: int
 ) -> dict[str, float]:
     """Shards, traces, checkpoints (one more exists while it is written) and exported models, in bytes."""
-    state = BF16 * shape.parameters + ADAM_BYTES * trainable
     return {
         "shards": FP32 * row_tokens * 1.02,
         "traces": FP32 * trace_tokens,
-        "checkpoints": (checkpoints + 1) * state,
+        "checkpoints": (checkpoints + 1) * ADAM_BYTES * trainable,  # what is not trained is not saved
         "models": BF16 * shape.parameters * (1 + 2 * rounds),  # base, and both phases of every round
     }
 
