@@ -24,7 +24,7 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from abscot import dist, paths
@@ -185,7 +185,10 @@ def _write_slices(engine, directory: Path) -> dict[str, str]:
     def flush() -> None:
         nonlocal tensors, first, size
         path = directory / f"rank_{dist.rank():05}_{len(sums):03}.safetensors"
-        save_file(tensors, path, metadata={"first": json.dumps(first)})
+        try:
+            save_file(tensors, path, metadata={"first": json.dumps(first)})
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
         sums[path.name] = paths.sha256_on_disk(path)
         tensors, first, size = {}, {}, 0
 

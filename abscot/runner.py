@@ -21,6 +21,7 @@ PARENT = "ABSCOT_PARENT_PID"
 NEEDS_A_PERSON = 2  # exit code of a stage that would fail again: a mistake in the input, a loss that is not finite
 MAX_CRASHES = 3  # of a stage, each soon after its start: then it needs a person too
 SOON_S = 1800
+LAUNCHERS = ("subprocess", "[launch.py", "srun: ")  # in lines that only say that a rank has failed
 
 
 class StageCrashed(Exception):
@@ -187,7 +188,7 @@ def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
 
 def _last_error(tail) -> str:
     """The line that says most: the last one that names an error, else the last one."""
-    named = [line for line in tail if "rror:" in line and "subprocess" not in line and "[launch.py" not in line]
+    named = [line for line in tail if "rror:" in line and not any(word in line for word in LAUNCHERS)]
     return (named or [line for line in tail if line] or ["no output"])[-1].strip()
 
 

@@ -69,3 +69,8 @@ def test_a_hung_stage_is_ended_and_counts_as_crashed(run_script):
 def test_a_slow_stage_that_talks_is_not_hung(run_script):
     talk = "import time\nfor _ in range(8): print('.', flush=True); time.sleep(0.4)\n"
     run_script(talk + run_script.done, hang_minutes=0.02)
+
+
+def test_the_error_that_is_shown_is_the_ranks_not_the_launchers():
+    tail = ["[rank1]: OSError: /x/rank_00001_000.safetensors: No space left on device", "srun: error: n2: task 1: Exited", ""]
+    assert runner._last_error(tail) == tail[0]
