@@ -6,6 +6,7 @@ Ends with one line of JSON: rows, rows_per_s of each number of ranks, hashes, ki
 """
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -116,10 +117,11 @@ def kill_often(run: Run, kills: int, undisturbed_s: float, draw) -> int:
     while hit < kills and not paths.is_done(run.shards):
         process = start(run, ranks=2)
         try:
-            process.wait(timeout=undisturbed_s * draw.uniform(*KILL_AFTER) * min(1, 10 / kills))
+            process.wait(timeout=undisturbed_s * draw.uniform(*KILL_AFTER) * min(1, 5 / kills))
         except subprocess.TimeoutExpired:
             hit += 1
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         time.sleep(0.2)  # for the ranks, which die with their group
     if start(run, ranks=2).wait():
