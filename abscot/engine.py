@@ -14,7 +14,6 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.comm.torch import build_shm_op
 
 from abscot import dist, model, paths
 from abscot.config import ROOT, Recipe, TrainConfig, UserError
@@ -29,13 +28,17 @@ def init_ranks() -> torch.device:
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(dist.cores_a_rank())
-        with _one_builder_a_host():
-            build_shm_op()
+        _without_shared_memory_operator()
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device("cuda", dist.local_rank()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     return device
+
+
+def _without_shared_memory_operator() -> None:
+    """It serves inference alone, and a rank that is killed leaves its 69 MB in /dev/shm, which is memory, for good."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 @contextlib.contextmanager

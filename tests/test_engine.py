@@ -53,7 +53,7 @@ def test_the_recipe_owns_batch_clipping_and_precision(tmp_path):
 
 def test_a_build_that_was_killed_does_not_block_the_next(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    left_over = tmp_path / "deepspeed_shm_comm" / "lock"
+    left_over = tmp_path / "cpu_adam" / "lock"
     left_over.parent.mkdir()
     left_over.touch()
     with engine._one_builder_a_host():

@@ -94,8 +94,9 @@ def in_process(job, shard, of) -> int:
     """Process id of a fork that makes one shard."""
     if pid := os.fork():
         return pid
-    draw = RandomTraces.traces
-    RandomTraces.traces = lambda self, items: time.sleep(0.02) or draw(self, items)  # or it is done before any kill
+    draw, stream = RandomTraces.traces, KeyedEngine.stream
+    RandomTraces.traces = lambda self, items: time.sleep(0.05) or draw(self, items)  # or it is done before any kill
+    KeyedEngine.stream = lambda self, requests: time.sleep(0.05) or stream(self, requests)
     try:
         generate(job, shard, of, KeyedEngine())
     finally:
@@ -224,6 +225,7 @@ def test_a_set_of_another_round_phase_or_store_is_refused(tiny):
 
 def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
     recipe, run, _ = tiny
+    shutil.rmtree(run.export("pi1_phaseA", 1, recipe.rounds), ignore_errors=True)
     with pytest.raises(UserError, match=r"checkpoints/pi1_phaseA/export: .* launch/round.py .*--round 1"):
         open_job(recipe, run, 1, "B")
     with pytest.raises(UserError, match=r"tiny/round1: .* launch/round.py .*--round 1"):
