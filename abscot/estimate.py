@@ -11,6 +11,7 @@ from abscot.config import LoraConfig, UserError
 GB = 1e9
 BF16, FP32 = 2, 4  # bytes
 ADAM_BYTES = 3 * FP32  # a parameter's fp32 copy and two moments
+CPU_RUNTIME_BYTES = 0.8 * GB  # Python with torch, transformers and DeepSpeed
 RUNTIME_BYTES = 3 * GB  # CUDA context, NCCL and kernel workspaces, allocator waste
 
 
@@ -184,6 +185,47 @@ def memory_bytes(
     parts["runtime"] = RUNTIME_BYTES
     parts["total"] = sum(size for name, size in parts.items() if name != "host")
     return parts
+
+
+def cpu_memory_bytes(
+    shape: ModelShape,
+    sharding: Sharding,
+    world: int,
+    bin_tokens: int,
+    *,
+    checkpointing: bool,
+    chunk_tokens: int,
+    trainable: int | None = None,
+    bf16_in_hardware: bool = False,
+) -> dict[str, float]:
+    """Peak resident bytes of one rank that trains on a CPU in bf16, by part; `total` is that of the dearer moment.
+
+    Either the loss head is at work, beside activations and gathered weights, or the optimizer, with its temporaries:
+    the whole gradient once more, and torch's AdamW two tensors as large (CPUAdam none; its gradient has a copy too).
+    Without bf16 instructions the head, and one linear layer at a time, work in fp32 copies.
+    """
+    parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
+    compute, table = BF16 if bf16_in_hardware else FP32, shape.vocab * shape.hidden
+    trains_table = trained >= table
+    parts = {
+        "parameters": BF16 * parameters / (world if sharding.stage >= 3 else 1),
+        "gradients": FP32 * trained / (world if sharding.stage >= 2 else 1),
+        "optimizer": ADAM_BYTES * trained / (world if sharding.stage >= 1 else 1),
+        "buckets": FP32 * min(sharding.bucket, trained),
+        "runtime": CPU_RUNTIME_BYTES,
+    }
+    live = BF16 * min(sharding.max_live_parameters, parameters) if sharding.stage >= 3 else 0.0
+    head = chunk_tokens * shape.vocab * (FP32 + (BF16 if bf16_in_hardware else 0))
+    head += (compute * table if not bf16_in_hardware else 0) + (compute * table if trains_table else 0)
+    work = {
+        "gathered": live,
+        "activations": bin_tokens * activation_bytes_a_token(shape, checkpointing),
+        "loss head": head,
+    }
+    own = trained / (world if sharding.stage >= 1 else 1)
+    step = FP32 * own * (1 if sharding.offload_optimizer else 3)
+    resident = sum(parts.values())
+    return {**parts, **work, "optimizer step": step, "total": resident + max(sum(work.values()), step)}
 
 
 def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:

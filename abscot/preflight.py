@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from abscot import estimate, packing
+from abscot import attention, estimate, packing
 from abscot.config import ROOT, LoraConfig, Recipe, UserError, local_path
 from abscot.dist import format_s
 from abscot.estimate import GB, GPUS, ModelShape, Sharding, memory_bytes
@@ -46,6 +46,11 @@ def preflight(recipe: Recipe, world: int, mfu: float, lengths_file: Path | None 
     shape, lengths = shape_of(recipe, run), lengths_of(recipe, run, lengths_file)
     phases = [_phase(recipe, run, shape, PHASES[name], lengths, world) for name in ITERATED]
     memory = list(_memory(recipe, shape, world, max(phase["max_bin_tokens"] for phase in phases)))
+    cpu_rank = estimate.cpu_memory_bytes(
+        shape, _sharding(recipe), world, max(phase["max_bin_tokens"] for phase in phases),
+        checkpointing=recipe.model.gradient_checkpointing, chunk_tokens=recipe.model.loss_chunk_tokens,
+        trainable=_trainable(recipe, shape), bf16_in_hardware=attention.cpu_has_bf16(),
+    )  # fmt: skip
     hours = _hours(recipe, shape, lengths, phases, world, mfu)
     trainable = _trainable(recipe, shape) or shape.parameters
     used = sum(int(part.sum()) for part in (lengths.prompt, lengths.cot, lengths.answer))
@@ -54,7 +59,7 @@ def preflight(recipe: Recipe, world: int, mfu: float, lengths_file: Path | None 
     report = {
         "recipe": recipe.name, "base": recipe.model.base, "parameters": shape.parameters,
         "trainable": trainable, "world": world, "mfu": mfu, "data": _data(lengths), "phases": phases,
-        "memory": memory, "hours": hours, "disk": {**disk, "total": sum(disk.values())},
+        "memory": memory, "cpu_rank_bytes": cpu_rank, "hours": hours, "disk": {**disk, "total": sum(disk.values())},
     }  # fmt: skip
     return {**report, "advice": list(_advice(recipe, shape, report))}
 

@@ -26,6 +26,9 @@ def render(report: dict) -> str:
     rows = [(name, *(f"{values[c]:,}" for c in columns)) for name, values in data["lengths"].items()]
     out += ["", Table(("tokens", *columns), tuple(rows)).text(), ""]
     out += [_phase_table(report), "", _memory_table(report), "", _hours_table(report), ""]
+    cpu = report["cpu_rank_bytes"]
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in cpu.items() if name != "total")
+    out.append(f"A rank on a CPU instead: {cpu['total'] / GB:.1f} GB at its peak ({parts}; the optimizer's step comes alone)\n")
     disk = ", ".join(f"{name} {size / GB:,.1f} GB" for name, size in report["disk"].items())
     out.append(f"Disk: {disk}")
     return "\n".join(out + [f"\nADVICE: {line}" for line in report["advice"]])

@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 
+from shape_drill import shape_of
+
 from abscot import estimate
 from abscot.audit import audit, render
 from abscot.config import ROOT, LoraConfig, UserError, dump, load_recipe
@@ -86,6 +88,21 @@ def test_memory_of_zero_stages_by_hand():
     assert states(Sharding(3)) == pytest.approx(18 / 8 * parameters)
     assert states(Sharding(3, offload_optimizer=True)) == pytest.approx(4 / 8 * parameters)
     assert states(Sharding(2), trainable=10**6) == pytest.approx(2 * parameters + 16 / 8 * 10**6)
+
+
+# peak_bytes of rank 0 by tests/shape_drill.py: shape, DeepSpeed file, ranks, tokens of the dearest bin, LoRA, measured
+CPU_PEAKS = [("512x6", "cpu.json", 2, 1300, False, 3.06 * GB)]
+
+
+@pytest.mark.parametrize(("name", "config", "world", "bin_tokens", "lora", "measured_bytes"), CPU_PEAKS)
+def test_the_estimate_of_a_cpu_rank_is_near_what_was_measured(name, config, world, bin_tokens, lora, measured_bytes):
+    shape = shape_of(name)
+    sharding = Sharding.of_config(json.loads((ROOT / "ds_configs" / config).read_text()))
+    trainable = shape.lora_parameters(LoraConfig(), 66) if lora else None
+    parts = estimate.cpu_memory_bytes(
+        shape, sharding, world, bin_tokens, checkpointing=True, chunk_tokens=256, trainable=trainable
+    )
+    assert parts["total"] == pytest.approx(measured_bytes, rel=0.2)
 
 
 def test_flops_are_six_a_weight_and_token_and_twelve_a_dimension_and_pair():
