@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-
 from shape_drill import shape_of
 
 from abscot import estimate
