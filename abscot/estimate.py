@@ -201,7 +201,8 @@ def cpu_memory_bytes(
     """Peak resident bytes of one rank that trains on a CPU in bf16, by part; `total` is that of the dearer moment.
 
     Either the loss head is at work, beside activations and gathered weights, or the optimizer, with its temporaries:
-    the whole gradient once more, and torch's AdamW two tensors as large (CPUAdam none; its gradient has a copy too).
+    the whole gradient once more, and torch's AdamW two tensors as large. With the optimizer offloaded to CPUAdam there are
+    none, but a second copy of the gradients stays.
     Without bf16 instructions the head, and one linear layer at a time, work in fp32 copies.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
@@ -209,7 +210,7 @@ def cpu_memory_bytes(
     trains_table = trained >= table
     parts = {
         "parameters": BF16 * parameters / (world if sharding.stage >= 3 else 1),
-        "gradients": FP32 * trained / (world if sharding.stage >= 2 else 1),
+        "gradients": FP32 * trained / (world if sharding.stage >= 2 else 1) * (2 if sharding.offload_optimizer else 1),
         "optimizer": ADAM_BYTES * trained / (world if sharding.stage >= 1 else 1),
         "buckets": FP32 * min(sharding.bucket, trained),
         "runtime": CPU_RUNTIME_BYTES,
@@ -222,8 +223,7 @@ def cpu_memory_bytes(
         "activations": bin_tokens * activation_bytes_a_token(shape, checkpointing),
         "loss head": head,
     }
-    own = trained / (world if sharding.stage >= 1 else 1)
-    step = FP32 * own * (1 if sharding.offload_optimizer else 3)
+    step = 0.0 if sharding.offload_optimizer else 3 * FP32 * trained / (world if sharding.stage >= 1 else 1)
     resident = sum(parts.values())
     return {**parts, **work, "optimizer step": step, "total": resident + max(sum(work.values()), step)}
 
