@@ -198,11 +198,12 @@ def cpu_memory_bytes(
     trainable: int | None = None,
     bf16_in_hardware: bool = False,
 ) -> dict[str, float]:
-    """Peak resident bytes of one rank that trains on a CPU in bf16, by part; `total` is that of the dearer moment.
+    """Peak resident bytes of one rank that trains on a CPU in bf16, by part; `total` is that of the dearest moment.
 
-    Either the loss head is at work, beside activations and gathered weights, or the optimizer, with its temporaries:
+    The loss head is at work, beside activations and gathered weights; or the optimizer, with its temporaries:
     the whole gradient once more, and torch's AdamW two tensors as large. With the optimizer offloaded to CPUAdam there are
-    none, but a second copy of the gradients stays.
+    none, but a second copy of the gradients stays. With adapters, which are made on the whole model, there is a third
+    moment: the model's files are mapped beside this rank's part.
     Without bf16 instructions the head, and one linear layer at a time, work in fp32 copies.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
@@ -224,8 +225,9 @@ def cpu_memory_bytes(
         "loss head": head,
     }
     step = 0.0 if sharding.offload_optimizer else 3 * FP32 * trained / (world if sharding.stage >= 1 else 1)
-    resident = sum(parts.values())
-    return {**parts, **work, "optimizer step": step, "total": resident + max(sum(work.values()), step)}
+    load = BF16 * parameters + parts["parameters"] + CPU_RUNTIME_BYTES if trained < parameters else 0.0
+    total = max(sum(parts.values()) + max(sum(work.values()), step), load)
+    return {**parts, **work, "optimizer step": step, "loading": load, "total": total}
 
 
 def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:

@@ -166,6 +166,8 @@ def _environ(stage: Stage, command: list[str]) -> dict[str, str]:
     environ = {**dist.without_ranks(dict(os.environ)), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if command[0] == "srun" or command[0].endswith("mpiexec"):
         del environ[PARENT]  # not to be seen from other nodes; Slurm ends a step with its job
+        if stage.mpi and os.geteuid() == 0:  # in a container; whoever started this as root has decided that
+            environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         if stage.ranks:
             environ |= {key: os.environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in os.environ}
     return environ
@@ -189,7 +191,7 @@ def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
 def _last_error(tail) -> str:
     """The line that says most: the last one that names an error, else the last one."""
     named = [line for line in tail if "rror:" in line and not any(word in line for word in LAUNCHERS)]
-    return (named or [line for line in tail if line] or ["no output"])[-1].strip()
+    return (named or [line for line in tail if any(map(str.isalnum, line))] or ["no output"])[-1].strip()
 
 
 def _end_group(process) -> None:

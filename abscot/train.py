@@ -84,13 +84,16 @@ def rehearse(trainer, data: "PhaseData") -> None:
     """A whole step of the dearest bin with a loss and a learning rate of zero, before step 1.
 
     What does not fit fails now and not in an hour; weights and moments stay bit for bit what they were. It also makes
-    the optimizer's state, into which a checkpoint is loaded. Raises UserError where memory does not suffice.
+    the optimizer's state, into which a checkpoint is loaded. Raises UserError where memory does not suffice,
+    FloatingPointError where the loss is not finite.
     """
     rows = data.plan.dearest_bin()
     batch = data.documents.batch(rows)
     trainer.set_gradient_accumulation_boundary(True)
     try:
-        forward_backward(trainer, batch, data.phase, 0.0)
+        total = float(forward_backward(trainer, batch, data.phase, 0.0)[0])
+        if not math.isfinite(total):  # the same bin on all ranks
+            raise FloatingPointError(f"before step 1: loss is {total} at the plan's dearest bin; rows: {', '.join(batch.ids)}")
         engine.set_lr(trainer, 0.0)
         trainer.step()
     except torch.OutOfMemoryError as error:

@@ -150,6 +150,17 @@ def rank_pid(run: Run, rank: int) -> int:
     raise RuntimeError(f"no rank {rank} of {run.root}")
 
 
+def rank_hung(drill: Drill) -> None:
+    """A rank stands still, and the other waits for it for ever: hang_minutes ends the step on both nodes."""
+    drill.overrides += ["--set", "hang_minutes=0.75"]
+    job = drill.submit()
+    drill.under_way(*IN_TRAINING)
+    os.kill(rank_pid(drill.run, rank=1), signal.SIGSTOP)
+    drill.hits += 1
+    until(lambda: "hang_minutes" in (drill.state(IN_TRAINING[0]).get("error") or ""), DRILL_S)
+    drill.finish(job)
+
+
 def node_down_and_back(drill: Drill) -> None:
     job = drill.submit()
     drill.under_way(*IN_TRAINING)
@@ -237,7 +248,7 @@ DRILLS: dict[str, Callable[[Drill], None]] = {
     f.__name__: f
     for f in (
         calm, three_rounds, requeued_in_traces, requeued_in_training, requeued_in_export, asked_to_stop, time_limit_too_short,
-        rank_killed, node_down_and_back, controller_restarted, submitted_twice, disk_full_in_checkpoint,
+        rank_killed, rank_hung, node_down_and_back, controller_restarted, submitted_twice, disk_full_in_checkpoint,
         evaluation_cell_killed, prepared_by_mpi,
     )
 }  # fmt: skip

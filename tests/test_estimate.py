@@ -90,7 +90,11 @@ def test_memory_of_zero_stages_by_hand():
 
 
 # peak_bytes of rank 0 by tests/shape_drill.py: shape, DeepSpeed file, ranks, tokens of the dearest bin, LoRA, measured
-CPU_PEAKS = [("512x6", "cpu.json", 2, 1300, False, 3.06 * GB)]
+CPU_PEAKS = [
+    ("512x6", "cpu.json", 2, 1300, False, 3.06 * GB),
+    ("0.6B", "zero3_offload.json", 2, 760, False, 12.28 * GB),
+    ("4B", "zero3.json", 1, 1076, True, 17.94 * GB),
+]
 
 
 @pytest.mark.parametrize(("name", "config", "world", "bin_tokens", "lora", "measured_bytes"), CPU_PEAKS)

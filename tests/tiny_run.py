@@ -62,15 +62,15 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def make_tiny_run(root: Path, rows: int = 40) -> tuple[Recipe, Run, AbstractVocab]:
-    """base/ (random weights, doubling as every other model's source) and shards/ of a tiny run."""
+def make_tiny_run(root: Path, rows: int = 40, question="question {}".format) -> tuple[Recipe, Run, AbstractVocab]:
+    """base/ (random weights, doubling as every other model's source) and shards/ of a tiny run; question: row -> prompt."""
     recipe = tiny_recipe(root, rows)
     run, tokenizer = Run.of(recipe), tiny_tokenizer()
     run.root.mkdir(parents=True)
     run.config.write_text(dump(recipe))
     make_model(run.base, tokenizer, seed=0)
     with paths.publish(run.shards) as directory:
-        write_shards(directory, ChatTokenizer(tokenizer), rows)
+        write_shards(directory, ChatTokenizer(tokenizer), rows, question)
     return recipe, run, AbstractVocab.of(tokenizer)
 
 
@@ -88,12 +88,12 @@ def make_model(directory: Path, tokenizer, seed: int) -> None:
         tokenizer.save_pretrained(temp)
 
 
-def write_shards(directory: Path, chat: ChatTokenizer, rows: int) -> None:
+def write_shards(directory: Path, chat: ChatTokenizer, rows: int, question="question {}".format) -> None:
     writer = shards.ShardWriter(directory / "shard_00000.arrow")
     for i in range(rows):
         draw = rng("tiny", i)
         cot = "\n".join(f"{a} + {b} = {a + b}" for a, b in draw.integers(1, 99, (draw.integers(1, 6), 2)))
-        prompt = chat.prompts([[{"role": "user", "content": f"question {i}"}]])[0]
+        prompt = chat.prompts([[{"role": "user", "content": question(i)}]])[0]
         (tokens, steps), answer = chat.cots([cot])[0], chat.answers([f"\\boxed{{{i}}}"])[0]
         writer.add(shards.Row(f"row/{i}", prompt, tokens, steps, answer, "tiny"))
     manifest = shards.manifest_of(directory, [writer.close()], {}, chat)

@@ -22,10 +22,10 @@ from abscot.rounds import train_stage
 TAG = "pi1_phaseA"
 
 
-def make(root: Path, ranks: int = 2, dtype: str = "bf16", lora: LoraConfig | None = None, **train):
-    """(recipe, run) with phase A's random traces; five steps an epoch."""
+def make(root: Path, ranks: int = 2, dtype: str = "bf16", lora: LoraConfig | None = None, data: dict | None = None, **train):
+    """(recipe, run) with phase A's random traces; five steps an epoch. data: make_tiny_run's keywords."""
     root.mkdir(parents=True)
-    recipe, run, _ = make_tiny_run(root)
+    recipe, run, _ = make_tiny_run(root, **(data or {}))
     if dtype == "bf16":
         store = run.base / "model.safetensors"
         save_file({k: v.bfloat16() for k, v in load_file(store).items()}, store, metadata={"format": "pt"})
