@@ -28,7 +28,8 @@ def render(report: dict) -> str:
     out += [_phase_table(report), "", _memory_table(report), "", _hours_table(report), ""]
     cpu = report["cpu_rank_bytes"]
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in cpu.items() if name != "total")
-    out.append(f"A rank on a CPU instead: {cpu['total'] / GB:.1f} GB at its peak ({parts}; the optimizer's step comes alone)\n")
+    alone = "the optimizer's step and the loading come alone"
+    out.append(f"A rank on a CPU instead: {cpu['total'] / GB:.1f} GB at its peak ({parts}; {alone})\n")
     disk = ", ".join(f"{name} {size / GB:,.1f} GB" for name, size in report["disk"].items())
     out.append(f"Disk: {disk}")
     return "\n".join(out + [f"\nADVICE: {line}" for line in report["advice"]])
