@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from abscot import paths
 from abscot.config import UserError
 from abscot.lock import exclusive
 
@@ -18,7 +19,7 @@ LEASE_S = 1.2
 def foreign_lease(directory, renewed_s_ago: float = 0.0, job: str | None = None) -> None:
     """The lease of an owner on another host."""
     lease = directory / ".lease"
-    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": job, "token": "t"}))
+    paths.write_json_atomic(lease, {"host": "elsewhere", "pid": 1, "job": job, "token": "t"})
     os.utime(lease, (time.time() - renewed_s_ago,) * 2)
 
 
