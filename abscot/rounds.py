@@ -1,5 +1,7 @@
 """The pure plan of stages: inputs, outputs and commands; what is done and what is next. Nothing is run here."""
 
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,18 +43,23 @@ class Stage:
 
     def command(self, config: Path, port: int = 29_500) -> list[str]:
         arguments = [str(LAUNCH / self.script), "--recipe", str(config), *self.arguments]
-        job = dist.allocation()
+        job, python = dist.allocation(), [*container(), sys.executable]
         if job and self.ranks:
-            return [*srun(self.ranks), f"--wait={LAST_RANK_S}", sys.executable, *arguments]
+            return [*srun(self.ranks), f"--wait={LAST_RANK_S}", *python, *arguments]
         if job and self.mpi:  # the wheel's mpiexec starts its daemons with srun; ranks may use all cores of their node
-            return [beside_python("mpiexec"), "--bind-to", "none", "-n", str(job.tasks), sys.executable, *arguments]
+            return [beside_python("mpiexec"), "--bind-to", "none", "-n", str(job.tasks), *python, *arguments]
         if job and self.gpus_an_engine:
             a_node = max(1, job.tasks // job.nodes // self.gpus_an_engine)
             shard = [f"--ntasks-per-node={a_node}", "bash", str(SHARD), str(self.gpus_an_engine)]
-            return [*srun(job.nodes * a_node), *shard, sys.executable, *arguments]
+            return [*srun(job.nodes * a_node), *shard, *python, *arguments]
         if not self.ranks:
-            return [sys.executable, *arguments]
-        return [beside_python("deepspeed"), "--num_gpus", str(self.ranks), "--master_port", str(port), *arguments]
+            return [*python, *arguments]
+        return [*container(), beside_python("deepspeed"), "--num_gpus", str(self.ranks), "--master_port", str(port), *arguments]
+
+
+def container() -> list[str]:
+    """What starts a process of a stage in the site's container (slurm/site.sh). Who calls srun stays outside of it."""
+    return shlex.split(os.environ.get("ABSCOT_CONTAINER", ""))
 
 
 def beside_python(name: str) -> str:

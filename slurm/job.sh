@@ -7,6 +7,9 @@ if [ ! -f slurm/site.sh ]; then
 fi
 source slurm/site.sh
 
+# .venv's Python, in the site's container where there is one.
+contained=(${ABSCOT_CONTAINER:-} "$(command -v python)")
+
 # Slurm's name of this job: <array>_<task>, or its number.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}

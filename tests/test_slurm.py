@@ -40,8 +40,10 @@ def test_a_round_that_fails_cancels_the_rounds_after_it(cluster, tmp_path):
 
 
 @pytest.mark.slurm
-def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_model(cluster, small_run, tmp_path):
-    """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a vLLM engine on each node."""
+def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_model(cluster, small_run, tmp_path, monkeypatch):
+    """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a vLLM engine on each node. `env`
+    stands for the site's container: it too starts a command as its own process."""
+    monkeypatch.setitem(cluster.environ, "ABSCOT_CONTAINER", "env INSIDE=image")
     overrides = overrides_of(tmp_path, "traces.shards=2")
     run = paths.claim(load_recipe(None, overrides[1::2]))
     for made in ("world", "base", "shards"):
@@ -54,6 +56,8 @@ def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_mode
     assert (task["JobState"], task["Restarts"]) == ("COMPLETED", "1"), cluster.job_log(task)
     made, expected = (paths.fingerprint(r.root / "round1") for r in (run, small_run.run))
     assert made == expected, cluster.job_log(task)
+    logs = [log.read_text() for log in run.logs.glob("*.log")]
+    assert len(logs) == 4 and all(" env INSIDE=image " in log.partition("\n")[0] for log in logs)
 
 
 @pytest.mark.slurm
