@@ -17,11 +17,13 @@ from abscot.dist import log
 
 LEASE_S = 60.0  # an owner that has not renewed its lease for so long is dead
 RENEWALS = 6  # in that time
+TAKEN_OVER = signal.SIGUSR2  # not SIGINT: a shell script has what it starts with `&` ignore that
 
 
 @contextlib.contextmanager
 def exclusive(directory: Path, lease_s: float = LEASE_S):
-    """Holds `directory`. Raises UserError where another process works on it.
+    """Holds `directory`, in the main thread. Raises UserError where another process works on it, KeyboardInterrupt when
+    another has taken it over.
 
     Whether an owner on this host lives, the kernel's lock tells at once. An owner on another host, where the file
     system may not share that lock, lives if it renews its lease; an earlier life of this very Slurm job does not.
@@ -37,6 +39,7 @@ def exclusive(directory: Path, lease_s: float = LEASE_S):
         if before and before["host"] != me["host"] and (not me["job"] or before["job"] != me["job"]):
             _outlive(directory, lease, before, lease_s)
         paths.write_json_atomic(lease, me)
+        before_us = signal.signal(TAKEN_OVER, signal.default_int_handler)
         ended = threading.Event()
         renewing = threading.Thread(target=_renew, args=(lease, me, lease_s / RENEWALS, ended), daemon=True)
         renewing.start()
@@ -45,6 +48,7 @@ def exclusive(directory: Path, lease_s: float = LEASE_S):
         finally:
             ended.set()
             renewing.join()
+            signal.signal(TAKEN_OVER, before_us)
             if _read(lease) == me:
                 lease.unlink()
 
@@ -94,6 +98,6 @@ def _renew(lease: Path, me: dict, every_s: float, ended: threading.Event) -> Non
         with contextlib.suppress(OSError):  # a file system that is away for a moment; the lease may then run out
             if _read(lease) != me:
                 print(f"error: {lease}: taken over by another process; ending this one", flush=True)
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), TAKEN_OVER)
                 return
             os.utime(lease)

@@ -73,7 +73,15 @@ def test_a_requeued_job_succeeds_its_own_earlier_life(tmp_path, monkeypatch):
     assert hold(tmp_path) < 0.5
 
 
-def test_an_owner_whose_lease_was_taken_over_ends(tmp_path):
+@pytest.fixture
+def ignored_interrupts():
+    """As for what a shell script starts with `&`, which is how slurm/job.sh starts a round."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_owner_whose_lease_was_taken_over_ends(tmp_path, ignored_interrupts):
     with pytest.raises(KeyboardInterrupt), exclusive(tmp_path, LEASE_S):
         foreign_lease(tmp_path)
         time.sleep(60)
