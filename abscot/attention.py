@@ -52,7 +52,9 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype = torch.bflo
     Raises UserError for a backend that cannot train on `device` in `dtype`.
     """
     cuda = device.type == "cuda"
-    has_flash = cuda and torch.cuda.get_device_capability(device) >= (8, 0) and dtype != torch.float32
+    has_flash = (
+        cuda and torch.cuda.get_device_capability(device) >= (8, 0) and dtype != torch.float32
+    )
     if requested == "auto":
         requested = "varlen" if has_flash else "segments"
         log(f"attention: {requested} on {device.type}")
@@ -62,7 +64,9 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype = torch.bflo
             f"found {dtype} on {device}; use --set model.attention=auto"
         )
     if requested == "flex" and not cuda:
-        raise UserError(f"model.attention: flex has no backward on {device}; use --set model.attention=auto")
+        raise UserError(
+            f"model.attention: flex has no backward on {device}; use --set model.attention=auto"
+        )
     if requested == "varlen" and _flash_attention_3(device):
         activate_flash_attention_impl("FA3")
     return PREFIX + requested
@@ -84,30 +88,47 @@ def prepare(batch, backend: str, bottleneck: bool):
 
 
 def _attention(
-    backend, module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None,
-    abscot_layout=None, **_,
+    backend,
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    sliding_window=None,
+    abscot_layout=None,
+    **_,
 ):
     """transformers' attention function. query: [1, heads, T, D]; key, value: [1, kv_heads, T, D].
 
     Returns ([1, T, heads, D], None). Raises ValueError for what the packed rule cannot express.
     """
     if abscot_layout is None:
-        raise ValueError("this model attends by a packed layout: pass abscot_layout=attention.prepare(..)")
+        raise ValueError(
+            "this model attends by a packed layout: pass abscot_layout=attention.prepare(..)"
+        )
     if query.shape[0] != 1 or attention_mask is not None or dropout or sliding_window:
-        raise ValueError("packed attention takes one bin, and no other mask, dropout or sliding window")
+        raise ValueError(
+            "packed attention takes one bin, and no other mask, dropout or sliding window"
+        )
     return backend(query, key, value, abscot_layout, scaling), None
 
 
 def dense(query, key, value, mask: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """The reference: SDPA with the boolean mask [T, T]; rows that see nothing give 0."""
     q, k, v = (x.to(compute_dtype(query)) for x in (query, key, value))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask[None, None], scale=scale, enable_gqa=True)
+    out = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask[None, None], scale=scale, enable_gqa=True
+    )
     return out.transpose(1, 2).to(query.dtype)
 
 
 def flex(query, key, value, mask, scale: float | None = None) -> torch.Tensor:
     """FlexAttention over a BlockMask; on a CPU its eager form, forward only."""
-    kernel = _compiled_flex() if query.is_cuda and not torch.compiler.is_compiling() else flex_attention
+    kernel = (
+        _compiled_flex() if query.is_cuda and not torch.compiler.is_compiling() else flex_attention
+    )
     return kernel(query, key, value, block_mask=mask, scale=scale, enable_gqa=True).transpose(1, 2)
 
 
@@ -179,13 +200,17 @@ def segments(query, key, value, layout: masks.Layout, scale: float | None = None
             )
             outputs[first] = out[0].transpose(0, 1)[missing:]
     out = torch.cat([outputs[start] for start in sorted(outputs)])
-    out = pad(out, (0, 0, 0, 0, 0, layout.num_tokens - out.shape[0]))  # the padding at the end sees nothing
+    out = pad(
+        out, (0, 0, 0, 0, 0, layout.num_tokens - out.shape[0])
+    )  # the padding at the end sees nothing
     return out.to(query.dtype)[None]
 
 
 def _views(x, call: masks.CausalCall) -> dict[int, torch.Tensor]:
     """The runs of a call by their first row: views from one split, whose backward is one concatenation."""
-    return dict(zip(call.cuts, x.split([b - a for a, b in itertools.pairwise(call.cuts)]), strict=False))
+    return dict(
+        zip(call.cuts, x.split([b - a for a, b in itertools.pairwise(call.cuts)]), strict=False)
+    )
 
 
 def _heads_first(pieces: list[torch.Tensor]) -> torch.Tensor:

@@ -96,7 +96,10 @@ def _step_faults(plan: Plan, steps: list[dict]):
         if entry.get("step") not in range(plan.num_steps):
             continue
         planned = plan.step(entry["step"])
-        if (entry.get("examples"), entry.get("rows_digest")) != (planned.examples, rows_digest(planned.rows)):
+        if (entry.get("examples"), entry.get("rows_digest")) != (
+            planned.examples,
+            rows_digest(planned.rows),
+        ):
             yield (
                 f"step {entry['step']}: the ranks fed {entry.get('examples')} rows that are not the plan's"
                 f" {planned.examples}"

@@ -49,13 +49,17 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         tensors = ("input_ids", "labels", "position_ids", "document_id", "segment_id")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+        return replace(
+            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
+        )
 
     def counts(self) -> torch.Tensor:
         """float64 [4]: tokens, supervised tokens, those in Z, those in Y; all 0 for an idle rank."""
         supervised = self.labels != IGNORE
         of_z, of_y = ((supervised & (self.segment_id == s)).sum() for s in (SEGMENT_Z, SEGMENT_Y))
-        tokens = supervised.new_tensor(self.labels.numel() if len(self.rows) else 0, dtype=torch.int64)
+        tokens = supervised.new_tensor(
+            self.labels.numel() if len(self.rows) else 0, dtype=torch.int64
+        )
         return torch.stack([tokens, supervised.sum(), of_z, of_y]).double()
 
 
@@ -66,14 +70,23 @@ class Documents:
     """
 
     def __init__(
-        self, store: ShardStore, traces: TraceSet | None, phase: Phase, vocab: AbstractVocab,
-        train: TrainConfig, trace_config: TraceConfig,
-    ):  # fmt: skip
+        self,
+        store: ShardStore,
+        traces: TraceSet | None,
+        phase: Phase,
+        vocab: AbstractVocab,
+        train: TrainConfig,
+        trace_config: TraceConfig,
+    ):
         self.store, self.traces, self.phase, self.train = store, traces, phase, train
-        self.begin, self.end = np.array([vocab.begin_id], np.int32), np.array([vocab.end_id], np.int32)
+        self.begin, self.end = (
+            np.array([vocab.begin_id], np.int32),
+            np.array([vocab.end_id], np.int32),
+        )
         self.pause = np.full(trace_config.m_max, vocab.codebook_ids[0], np.int32)
         affixes = (
-            store.manifest[f"{name}_tokens"] for name in ("no_think_suffix", "think_open", "think_close")
+            store.manifest[f"{name}_tokens"]
+            for name in ("no_think_suffix", "think_open", "think_close")
         )
         self.suffix, self.open, self.close = (np.array(tokens, np.int32) for tokens in affixes)
 
@@ -91,11 +104,19 @@ class Documents:
         tokens = self.store.lengths()
         trace = self.traces.lengths() if self.traces else np.full(len(self.store), len(self.pause))
         lengths = packing.document_lengths(
-            self.phase, tokens["prompt"], tokens["cot"], tokens["answer"], trace, self.train,
-            len(self.suffix), len(self.open) + len(self.close),
-        )  # fmt: skip
+            self.phase,
+            tokens["prompt"],
+            tokens["cot"],
+            tokens["answer"],
+            trace,
+            self.train,
+            len(self.suffix),
+            len(self.open) + len(self.close),
+        )
         if not (lengths["X"] > 0).all():
-            raise ValueError(f"row {int(np.argmin(lengths['X']))} of {self.store.directory} has no prompt")
+            raise ValueError(
+                f"row {int(np.argmin(lengths['X']))} of {self.store.directory} has no prompt"
+            )
         return lengths
 
     def batch(self, rows: np.ndarray | None) -> Batch:
@@ -106,7 +127,9 @@ class Documents:
                 [[(row.prompt[:4], SEGMENT_X, False), (row.answer[:4], SEGMENT_Y, False)]], rows, []
             )
         found = [self.store.row(int(row)) for row in rows]
-        documents = [self._document(row, int(number)) for row, number in zip(found, rows, strict=True)]
+        documents = [
+            self._document(row, int(number)) for row, number in zip(found, rows, strict=True)
+        ]
         batch = _collate(documents, rows, [row.id for row in found])
         self.store.release()  # reading a row maps the pages around it: random rows would map the whole store
         return batch
@@ -122,7 +145,9 @@ class Documents:
         for name in self.phase.segments:
             segment, supervised = SEGMENT_OF[name], name in self.phase.supervised
             if name == "X":
-                tokens = row.prompt[: len(row.prompt) - len(self.suffix)] if self.thinks else row.prompt
+                tokens = (
+                    row.prompt[: len(row.prompt) - len(self.suffix)] if self.thinks else row.prompt
+                )
                 pieces.append((tokens, segment, supervised))
             elif name == "C":
                 parts = (self.open, row.cot, self.close) if self.thinks else (row.cot,)
@@ -140,7 +165,9 @@ class Documents:
 
 
 def _collate(documents: list[list[Piece]], rows: np.ndarray | None, ids: list[str]) -> Batch:
-    tokens, segments, supervised = zip(*(piece for document in documents for piece in document), strict=True)
+    tokens, segments, supervised = zip(
+        *(piece for document in documents for piece in document), strict=True
+    )
     piece_lengths = [len(part) for part in tokens]
     lengths = np.array([sum(len(part) for part, *_ in document) for document in documents])
     starts = np.cumsum(lengths) - lengths
@@ -156,7 +183,9 @@ def _collate(documents: list[list[Piece]], rows: np.ndarray | None, ids: list[st
     return Batch(*(torch.from_numpy(array)[None] for array in arrays), rows, ids)
 
 
-def plan_of(recipe: Recipe, run: Run, phase: Phase, round_: int, documents: Documents) -> packing.Plan:
+def plan_of(
+    recipe: Recipe, run: Run, phase: Phase, round_: int, documents: Documents
+) -> packing.Plan:
     """The phase's plan, the same on every rank: a pure function of recipe, shards and trace lengths.
 
     It is kept in the run directory, where a resumed run and the audit read it.
@@ -167,28 +196,39 @@ def plan_of(recipe: Recipe, run: Run, phase: Phase, round_: int, documents: Docu
     if documents.traces:
         _check_traces(recipe, run, phase, round_, documents.traces, rows)
     options = {
-        "seed": recipe.seed, "round_": round_, "phase": phase.name,
-        "epochs": epochs_of(recipe, phase), "capacity_tokens": train.capacity_tokens,
+        "seed": recipe.seed,
+        "round_": round_,
+        "phase": phase.name,
+        "epochs": epochs_of(recipe, phase),
+        "capacity_tokens": train.capacity_tokens,
         "global_batch_examples": train.global_batch_examples,
         "global_batch_tokens": train.global_batch_tokens,
         "pair_cost": ModelShape.of_directory(run.base).pair_cost,
-    }  # fmt: skip
+    }
 
     def make() -> packing.Plan:
         lengths = documents.lengths()
         return packing.make_plan(
-            lengths["total"], lengths["pairs"], lengths["supervised"], **options, rows=rows,
+            lengths["total"],
+            lengths["pairs"],
+            lengths["supervised"],
+            **options,
+            rows=rows,
             row_name=lambda row: f"{run.shards}: row {row} ({store.row(row).id})",
-        )  # fmt: skip
+        )
 
     made_from = {
-        **options, "store": store.hash,
+        **options,
+        "store": store.hash,
         "traces": paths.fingerprint(run.traces(tag)) if documents.traces else None,
-        "rows": packing.rows_digest(rows), "pause_tokens": len(documents.pause),
+        "rows": packing.rows_digest(rows),
+        "pause_tokens": len(documents.pause),
         "supervised": [train.supervise_begin, train.supervise_end],
-    }  # fmt: skip
+    }
     plan = packing.kept_plan(packing.plan_file(run, tag), made_from, make)
-    log(f"plan {tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} steps, {plan.hash}")
+    log(
+        f"plan {tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} steps, {plan.hash}"
+    )
     return plan
 
 

@@ -28,7 +28,9 @@ MIXES = {  # documents of a bin, in tokens
 }
 LONG = [name for name, documents in MIXES.items() if min(documents) >= 4096]
 OF_2K = ["2k", "8k, documents of 2k"]
-DENSE_TOKENS = 8192  # above it, dense takes minutes on a CPU, and on a GPU more memory than there is
+DENSE_TOKENS = (
+    8192  # above it, dense takes minutes on a CPU, and on a GPU more memory than there is
+)
 HEADS = {"cuda": (32, 8, 128), "cpu": (4, 2, 64)}  # query heads, key-value heads, head_dim
 
 
@@ -44,7 +46,9 @@ class Inputs:
     @classmethod
     def of(cls, tokens: int, device: torch.device) -> "Inputs":
         heads, kv_heads, head_dim = HEADS[device.type]
-        dtype = torch.bfloat16 if device.type == "cuda" or attention.cpu_has_bf16() else torch.float32
+        dtype = (
+            torch.bfloat16 if device.type == "cuda" or attention.cpu_has_bf16() else torch.float32
+        )
         shapes = [(1, tokens, n, head_dim) for n in (heads, kv_heads, kv_heads, heads)]
         *qkv, upstream = (torch.randn(shape, dtype=dtype, device=device) for shape in shapes)
         return cls(*(x.transpose(1, 2).requires_grad_() for x in qkv), upstream)
@@ -68,7 +72,9 @@ def causal(query, key, value, _):
     return out.transpose(1, 2).to(query.dtype)
 
 
-def measure(packed: Bin, names: list[str], device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
+def measure(
+    packed: Bin, names: list[str], device: torch.device, repeats: int
+) -> dict[str, dict[str, float]]:
     """{backend or `causal` or `floor`: {"forward": s, "both": s}} for one bin, and its `pairs`."""
     tokens = packed.document_id.numel()
     packed, inputs, runs = packed.to(device), Inputs.of(tokens, device), {}
@@ -78,8 +84,12 @@ def measure(packed: Bin, names: list[str], device: torch.device, repeats: int) -
         runs[name, "forward"] = inputs.forward_of(backend, prepared)
         runs[name, "both"] = inputs.both_of(backend, prepared)
     medians = bench_tools.interleaved_medians(runs, repeats)
-    seconds = {n: {kind: medians[n, kind] for kind in ("forward", "both")} for n in [*names, "causal"]}
-    share = attention.prepare(packed, "abscot_segments", True).allowed_pairs / (tokens * (tokens + 1) / 2)
+    seconds = {
+        n: {kind: medians[n, kind] for kind in ("forward", "both")} for n in [*names, "causal"]
+    }
+    share = attention.prepare(packed, "abscot_segments", True).allowed_pairs / (
+        tokens * (tokens + 1) / 2
+    )
     return seconds | {"floor": {kind: s * share for kind, s in seconds["causal"].items()}}
 
 
@@ -96,7 +106,8 @@ def run() -> dict:
         mixes[mix] = seconds = measure(packed, names, device, repeats)
         floor = seconds["floor"]
         rows = [
-            [n, s["forward"] * 1e3, s["both"] * 1e3, s["both"] / floor["both"]] for n, s in seconds.items()
+            [n, s["forward"] * 1e3, s["both"] * 1e3, s["both"] / floor["both"]]
+            for n, s in seconds.items()
         ]
         title = f"\n{mix}: {len(documents)} documents, {repeats} repeats"
         header = ["", "forward ms", "with backward ms", "over floor"]

@@ -13,7 +13,11 @@ import transformers
 from abscot import bench_tools, masks
 from abscot.phases import SEGMENT_OF
 
-DIGITS, CODEBOOK, PROMPT_IDS = 10, 64, 16  # token ids: digits, then abstract tokens, then prompt tokens
+DIGITS, CODEBOOK, PROMPT_IDS = (
+    10,
+    64,
+    16,
+)  # token ids: digits, then abstract tokens, then prompt tokens
 DOCUMENT = {"X": 3, "C": 4, "Z": 10, "Y": 4}  # tokens
 STEPS, BATCH_ROWS, EVALUATED_ROWS, LEARNING_RATE = 250, 32, 500, 2e-3
 
@@ -78,8 +82,14 @@ def draw(rows: int, seed: int) -> torch.Tensor:
 def train(passes: list[Pass]):
     torch.manual_seed(0)
     config = transformers.Qwen3Config(
-        vocab_size=DIGITS + CODEBOOK + PROMPT_IDS, hidden_size=128, intermediate_size=256, head_dim=32,
-        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, attn_implementation="sdpa",
+        vocab_size=DIGITS + CODEBOOK + PROMPT_IDS,
+        hidden_size=128,
+        intermediate_size=256,
+        head_dim=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        attn_implementation="sdpa",
     )
     lm = transformers.Qwen3ForCausalLM(config)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -99,7 +109,9 @@ def evaluate(lm, answering: Pass) -> tuple[float, float]:
     cot = _columns(bench_tools.synthetic_bin([tuple(DOCUMENT.values())]), "C")
     swapped = ids.clone()
     swapped[:, cot] = ids[:, cot].roll(1, dims=0)
-    return tuple((answer(lm, answering, x) == x[:, cot]).all(1).float().mean().item() for x in (ids, swapped))
+    return tuple(
+        (answer(lm, answering, x) == x[:, cot]).all(1).float().mean().item() for x in (ids, swapped)
+    )
 
 
 def answer(lm, answering: Pass, ids: torch.Tensor) -> torch.Tensor:

@@ -38,22 +38,35 @@ class Shape:
 
     def build(self, backend: str):
         config = transformers.Qwen3Config(
-            vocab_size=VOCAB, hidden_size=self.hidden, intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim, tie_word_embeddings=True, attn_implementation=backend,
+            vocab_size=VOCAB,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            tie_word_embeddings=True,
+            attn_implementation=backend,
         )
         with torch.device("cuda"):
-            return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
+            return transformers.AutoModelForCausalLM.from_config(
+                config, dtype=torch.bfloat16
+            ).train()
 
     @property
     def layer_parameters(self) -> int:
         attention_parameters = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return attention_parameters + 3 * self.hidden * self.intermediate
 
-    def useful_flops(self, tokens: int, pairs: int, supervised_tokens: int, weight_gradients: bool) -> float:
+    def useful_flops(
+        self, tokens: int, pairs: int, supervised_tokens: int, weight_gradients: bool
+    ) -> float:
         """Forward and backward of one bin. Frozen weights need no gradient: two products instead of three."""
         products = 6 if weight_gradients else 4
-        layers, head = self.layers * self.layer_parameters * tokens, VOCAB * self.hidden * supervised_tokens
+        layers, head = (
+            self.layers * self.layer_parameters * tokens,
+            VOCAB * self.hidden * supervised_tokens,
+        )
         return products * (layers + head) + 12 * self.layers * self.heads * self.head_dim * pairs
 
 
@@ -68,14 +81,18 @@ CASES = [("Qwen3-4B", "lora"), ("Qwen3-1.7B", "full"), ("Qwen3-0.6B", "full")]
 def run() -> dict:
     """Prints the scorecard. Raises UserError without a CUDA GPU."""
     if not torch.cuda.is_available():
-        raise UserError("bench.py gpu: no CUDA GPU here; run it on a machine with one, e.g. srun --gpus=1")
+        raise UserError(
+            "bench.py gpu: no CUDA GPU here; run it on a machine with one, e.g. srun --gpus=1"
+        )
     result = {"kernel_tests_passed": kernel_tests_pass(), **bench_tools.environment()}
     result |= attention_scores()
     for name, kind in CASES:
         for phase in "AB":
             for tokens in BINS:
                 key = f"{name}_{kind}_phase{phase}_{tokens // 1024}k"
-                result[key] = bench_tools.in_own_process("abscot.bench_gpu", name, kind, phase, str(tokens))
+                result[key] = bench_tools.in_own_process(
+                    "abscot.bench_gpu", name, kind, phase, str(tokens)
+                )
     print(scorecard(result))
     return result
 
@@ -94,12 +111,19 @@ def attention_scores() -> dict[str, float]:
     for tokens, documents in BINS.items():
         packed = bench_tools.synthetic_bin([bench_attention.document(n) for n in documents])
         pairs = attention.prepare(packed, "abscot_varlen", bottleneck=True).allowed_pairs
-        seconds = bench_attention.measure(packed, ["varlen", "flex", "segments"], device, repeats=20)
+        seconds = bench_attention.measure(
+            packed, ["varlen", "flex", "segments"], device, repeats=20
+        )
         for name in ("varlen", "flex", "segments"):
-            forward, backward = seconds[name]["forward"], seconds[name]["both"] - seconds[name]["forward"]
+            forward, backward = (
+                seconds[name]["forward"],
+                seconds[name]["both"] - seconds[name]["forward"],
+            )
             tflop = 4 * heads * head_dim * pairs / 1e12
             scores[f"{name}_forward_tflops_{tokens // 1024}k"] = tflop / forward
-            scores[f"{name}_backward_tflops_{tokens // 1024}k"] = BACKWARD_PRODUCTS * tflop / backward
+            scores[f"{name}_backward_tflops_{tokens // 1024}k"] = (
+                BACKWARD_PRODUCTS * tflop / backward
+            )
     return scores
 
 
@@ -113,7 +137,10 @@ def measure_step(name: str, kind: str, phase: str, tokens: int) -> dict[str, flo
 
         lora = LoraConfig()
         config = peft.LoraConfig(
-            task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            target_modules=lora.target_modules,
         )
         lm = peft.get_peft_model(lm, config, autocast_adapter_dtype=False).get_base_model()
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -129,7 +156,9 @@ def measure_step(name: str, kind: str, phase: str, tokens: int) -> dict[str, flo
     seconds = bench_tools.interleaved_medians({"step": step}, REPEATS)["step"]
     num_tokens, supervised = packed.labels.numel(), int((packed.labels >= 0).sum())
     flops = shape.useful_flops(num_tokens, pairs, supervised, weight_gradients=kind == "full")
-    peak = next((t for gpu, t in DENSE_BF16_TFLOPS.items() if gpu in torch.cuda.get_device_name()), None)
+    peak = next(
+        (t for gpu, t in DENSE_BF16_TFLOPS.items() if gpu in torch.cuda.get_device_name()), None
+    )
     return {
         "tokens_per_s": num_tokens / seconds,
         "useful_mfu": flops / seconds / (peak * 1e12) if peak else None,
@@ -154,7 +183,9 @@ def scorecard(result: dict) -> str:
             speeds = [result[f"{name}_{way}_tflops_{size}"] for way in ("forward", "backward")]
             rows.append([f"{name}, {size}", *speeds])
     rows += [[f"anchor: {name}, 8k, H100", *speeds] for name, speeds in ANCHORS.items()]
-    kernels = bench_tools.table("\nattention, TFLOP/s over allowed pairs", ["", "forward", "backward"], rows)
+    kernels = bench_tools.table(
+        "\nattention, TFLOP/s over allowed pairs", ["", "forward", "backward"], rows
+    )
     steps = [
         [key, value["tokens_per_s"], value["useful_mfu"] or "?", value["peak_bytes"] / 2**30]
         for key, value in result.items()

@@ -40,7 +40,9 @@ def run(argv: list[str] = ()) -> dict:
     parser = argparse.ArgumentParser(prog="bench.py loader", description=__doc__)
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument(
-        "--dir", type=Path, help="keep the data here and use it again (default: a temporary directory)"
+        "--dir",
+        type=Path,
+        help="keep the data here and use it again (default: a temporary directory)",
     )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -55,15 +57,22 @@ def run(argv: list[str] = ()) -> dict:
         resumes = [_measure("resume", root, str(i)) for i in range(RESUMES)]
     speed = {name: max(m["tokens_per_s"] for m in runs) for name, runs in measured.items()}
     results = {
-        "rows": args.rows, "tokens_per_s": speed["ours"],
+        "rows": args.rows,
+        "tokens_per_s": speed["ours"],
         "rss_bytes": max(m["rss_bytes"] for m in measured["ours"]),
         "resume_s": max(r["seconds"] for r in resumes),
         **{f"{name}_tokens_per_s": speed.get(name) for name in peers},
-        **{f"over_{name}": speed["ours"] / speed[name] if name in speed else None for name in peers},
-    }  # fmt: skip
+        **{
+            f"over_{name}": speed["ours"] / speed[name] if name in speed else None for name in peers
+        },
+    }
     from abscot import bench_tools
 
-    print(bench_tools.table("batch stream, one process", ["", "value"], [[k, v] for k, v in results.items()]))
+    print(
+        bench_tools.table(
+            "batch stream, one process", ["", "value"], [[k, v] for k, v in results.items()]
+        )
+    )
     return results
 
 
@@ -89,16 +98,28 @@ def _recipe() -> Recipe:
 def _write(root: Path, rows: int) -> None:
     """root/run: shards, traces and a base's config."""
     run = Run(root / "run")
-    if paths.is_done(run.traces("pi1_phaseA")) and json.loads((root / "rows.json").read_text()) == rows:
+    if (
+        paths.is_done(run.traces("pi1_phaseA"))
+        and json.loads((root / "rows.json").read_text()) == rows
+    ):
         return
     total = estimate.dolci_like_lengths(rows, rng("bench")) // SHORTER + 8
     with Progress(rows, "rows", "write shards") as progress:
         store = _write_store(run, total, progress)
     _write_traces(run, store)
-    paths.write_json_atomic(run.base / "config.json", {
-        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": True,
-    })  # fmt: skip
+    paths.write_json_atomic(
+        run.base / "config.json",
+        {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+            "tie_word_embeddings": True,
+        },
+    )
     paths.write_json_atomic(root / "rows.json", rows)
 
 
@@ -115,17 +136,23 @@ def _write_store(run: Run, total: np.ndarray, progress: Progress) -> shards.Shar
     )
     with paths.publish(run.shards) as directory:
         entries = []
-        for shard, part in enumerate(np.array_split(np.arange(len(total)), -(-len(total) // 20_000))):
+        for shard, part in enumerate(
+            np.array_split(np.arange(len(total)), -(-len(total) // 20_000))
+        ):
             writer = shards.ShardWriter(directory / f"shard_{shard:05}.arrow")
             for row in part.tolist():
                 ends = total[row] // 8, total[row] - total[row] // 8
                 prompt, cot, answer = np.split(tokens[: total[row]], ends)
                 writer.add(
-                    shards.Row(f"row-{row}", prompt, cot, np.array([len(cot)], np.int32), answer, "bench")
+                    shards.Row(
+                        f"row-{row}", prompt, cot, np.array([len(cot)], np.int32), answer, "bench"
+                    )
                 )
             entries.append(writer.close())
             progress.update(len(part))
-        paths.write_json_atomic(directory / "manifest.json", shards.manifest_of(directory, entries, {}, chat))
+        paths.write_json_atomic(
+            directory / "manifest.json", shards.manifest_of(directory, entries, {}, chat)
+        )
     return shards.ShardStore(run.shards)
 
 
@@ -182,7 +209,9 @@ def _resume(root: Path, number: str) -> dict:
 
 
 def _mosaicml(root: Path) -> dict:
-    sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")  # image sets: they want torchvision
+    sys.modules["streaming.vision"] = types.ModuleType(
+        "streaming.vision"
+    )  # image sets: they want torchvision
     import streaming
 
     local = root / "mds"
@@ -202,11 +231,12 @@ def _datasets(root: Path) -> dict:
     import datasets
 
     files = sorted(map(str, (root / "run" / "shards").glob("*.arrow")))
-    stream = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True).with_format(
-        "numpy"
-    )
+    stream = datasets.load_dataset(
+        "arrow", data_files=files, split="train", streaming=True
+    ).with_format("numpy")
     return _read(
-        iter(stream.shuffle(seed=0, buffer_size=1000)), ("prompt_tokens", "cot_tokens", "answer_tokens")
+        iter(stream.shuffle(seed=0, buffer_size=1000)),
+        ("prompt_tokens", "cot_tokens", "answer_tokens"),
     )
 
 
@@ -215,7 +245,9 @@ def _read(rows: Iterator[dict], columns: tuple[str, ...]) -> dict:
     next(rows)
     start, tokens = time.perf_counter(), 0
     for count, row in enumerate(rows, 2):
-        tokens += torch.from_numpy(np.concatenate([row[name] for name in columns]).astype(np.int64)).numel()
+        tokens += torch.from_numpy(
+            np.concatenate([row[name] for name in columns]).astype(np.int64)
+        ).numel()
         if count >= PEER_ROWS or time.perf_counter() - start > PEER_S:
             break
     seconds = time.perf_counter() - start
@@ -233,7 +265,7 @@ def _peak_rss_bytes() -> int:
 
 if __name__ == "__main__":
     reader, root, *rest = sys.argv[1:]
-    found = {"ours": _ours, "resume": _resume, "mosaicml": _mosaicml, "datasets": _datasets}[reader](
-        Path(root), *rest
-    )
+    found = {"ours": _ours, "resume": _resume, "mosaicml": _mosaicml, "datasets": _datasets}[
+        reader
+    ](Path(root), *rest)
     print(json.dumps(found))

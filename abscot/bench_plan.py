@@ -40,19 +40,29 @@ def run(argv: list[str] = ()) -> dict:
     results |= {"mix_cv": results["mix_cv_64"], "random_mix_cv": results["random_mix_cv_64"]}
     short = lengths[lengths <= 16_384]
     bound = -(-int(short.sum()) // 16_384)
-    results["bins_over_bound_16k"] = _plan(short, 16_384, args.seed, 64 * MICRO_STEPS).num_bins / bound
+    results["bins_over_bound_16k"] = (
+        _plan(short, 16_384, args.seed, 64 * MICRO_STEPS).num_bins / bound
+    )
     results |= _against_trl(short[:TRL_ROWS], 16_384)
     print(
-        bench_tools.table(f"plan of {args.rows:,} rows", ["", "value"], [[k, v] for k, v in results.items()])
+        bench_tools.table(
+            f"plan of {args.rows:,} rows", ["", "value"], [[k, v] for k, v in results.items()]
+        )
     )
     return results
 
 
 def _plan(lengths: np.ndarray, capacity: int, seed: int, bins_a_step: int) -> Plan:
     return make_plan(
-        lengths, lengths * (lengths + 1) // 2, lengths, seed=seed, epochs=1, capacity_tokens=capacity,
-        global_batch_tokens=bins_a_step * capacity, pair_cost=QWEN3["4B"].pair_cost,
-    )  # fmt: skip
+        lengths,
+        lengths * (lengths + 1) // 2,
+        lengths,
+        seed=seed,
+        epochs=1,
+        capacity_tokens=capacity,
+        global_batch_tokens=bins_a_step * capacity,
+        pair_cost=QWEN3["4B"].pair_cost,
+    )
 
 
 def _dealt_at_random(plan: Plan, seed: int) -> Plan:
@@ -88,4 +98,7 @@ def _against_trl(lengths: np.ndarray, capacity: int) -> dict:
     table = datasets.Dataset(pa.table({"input_ids": tokens}))
     start = time.perf_counter()
     packed = pack_dataset(table, capacity, strategy="bfd")
-    return results | {"trl_s": time.perf_counter() - start, "trl_bins_over_ours": len(packed) / num_bins}
+    return results | {
+        "trl_s": time.perf_counter() - start,
+        "trl_bins_over_ours": len(packed) / num_bins,
+    }

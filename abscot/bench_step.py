@@ -27,15 +27,24 @@ ROWS_TOKENS = {  # capacity of a bin -> rows of the step
 }
 REPEATS, REPEATS_WITHOUT_BF16 = 3, 1  # a machine without bf16 instructions takes minutes for a step
 HEAD_TOKENS, HEAD_SUPERVISED_TOKENS = 32_768, 4096
-FULL_LOGITS_COPIES = 3  # logits, their log-softmax and its gradient, in fp32: what Hugging Face's loss holds
+FULL_LOGITS_COPIES = (
+    3  # logits, their log-softmax and its gradient, in fp32: what Hugging Face's loss holds
+)
 
 
 def small_qwen3():
     attention.register()
     torch.manual_seed(0)
     config = transformers.Qwen3Config(
-        vocab_size=VOCAB, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, tie_word_embeddings=True, attn_implementation="sdpa",
+        vocab_size=VOCAB,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" or attention.cpu_has_bf16() else torch.float32
@@ -48,14 +57,19 @@ def packed_loss(lm, packed: Bin, bottleneck: bool = True) -> torch.Tensor:
     """The summed loss of one bin, as in training."""
     layout = attention.prepare(packed, lm.config._attn_implementation, bottleneck)
     hidden = lm.model(
-        input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=None, use_cache=False,
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=None,
+        use_cache=False,
         abscot_layout=layout,
     ).last_hidden_state
     return loss.supervised_loss(hidden, lm.lm_head.weight, packed.labels, packed.segment_id).total
 
 
 def ours(lm, rows: list[Document], capacity_tokens: int) -> None:
-    lm.set_attn_implementation(attention.PREFIX + ("varlen" if lm.device.type == "cuda" else "segments"))
+    lm.set_attn_implementation(
+        attention.PREFIX + ("varlen" if lm.device.type == "cuda" else "segments")
+    )
     for documents in bins(rows, capacity_tokens):
         packed_loss(lm, synthetic_bin(documents, VOCAB).to(lm.device)).backward()
 
@@ -73,7 +87,10 @@ def padded(lm, rows: list[Document], capacity_tokens: int) -> None:
         batches[-1].append(row)
     for batch in batches:
         padded_rows = [synthetic_bin([row], VOCAB, pad_to_tokens=sum(batch[0])) for row in batch]
-        mask = [masks.dense_mask(r.document_id, r.segment_id, bottleneck=True)[None] for r in padded_rows]
+        mask = [
+            masks.dense_mask(r.document_id, r.segment_id, bottleneck=True)[None]
+            for r in padded_rows
+        ]
         input_ids = torch.cat([row.input_ids for row in padded_rows])
         labels = torch.cat([row.labels for row in padded_rows])
         full_logits_loss(lm, input_ids, labels, torch.stack(mask))
@@ -92,7 +109,10 @@ def full_logits_loss(lm, input_ids, labels, mask) -> None:
     lm.set_attn_implementation("sdpa")
     mask = None if mask is None else mask.to(lm.device)
     lm(
-        input_ids=input_ids.to(lm.device), attention_mask=mask, labels=labels.to(lm.device), use_cache=False
+        input_ids=input_ids.to(lm.device),
+        attention_mask=mask,
+        labels=labels.to(lm.device),
+        use_cache=False,
     ).loss.backward()
 
 
@@ -110,7 +130,9 @@ def bins(rows: list[Document], capacity_tokens: int) -> list[list[Document]]:
     return packed
 
 
-def step_of(way: Callable, lm, optimizer, capacity_tokens: int, rows_tokens: list[int]) -> Callable[[], None]:
+def step_of(
+    way: Callable, lm, optimizer, capacity_tokens: int, rows_tokens: list[int]
+) -> Callable[[], None]:
     rows = [document(tokens) for tokens in rows_tokens]
 
     def step():
@@ -127,7 +149,9 @@ def adamw(lm):
 
 def run() -> dict:
     result, peaks = {}, {}
-    repeats = REPEATS if torch.cuda.is_available() or attention.cpu_has_bf16() else REPEATS_WITHOUT_BF16
+    repeats = (
+        REPEATS if torch.cuda.is_available() or attention.cpu_has_bf16() else REPEATS_WITHOUT_BF16
+    )
     for capacity_tokens, names in TIMED.items():
         names = [name for name in names if _fits(name, capacity_tokens)]
         lm = small_qwen3()
@@ -154,7 +178,9 @@ def run() -> dict:
         if "two_pass" in names:
             result[f"speedup_two_pass_{label}"] = speed["ours"] / speed["two_pass"]
     head = bench_tools.in_own_process("abscot.bench_step", "head")["extra_bytes"]
-    print(f"\nloss head, {HEAD_TOKENS} tokens x {VOCAB} entries: {head / 2**30:.2f} GiB beside its gradients")
+    print(
+        f"\nloss head, {HEAD_TOKENS} tokens x {VOCAB} entries: {head / 2**30:.2f} GiB beside its gradients"
+    )
     return result | {"head_extra_bytes_32k": head} | bench_tools.environment()
 
 
@@ -184,7 +210,9 @@ def measure_head() -> dict:
     """What the loss head adds to the weight, the hidden states and their gradients, forward and backward."""
     lm = small_qwen3()
     weight = lm.lm_head.weight
-    hidden = torch.randn(1, HEAD_TOKENS, weight.shape[1], dtype=lm.dtype, device=lm.device).requires_grad_()
+    hidden = torch.randn(
+        1, HEAD_TOKENS, weight.shape[1], dtype=lm.dtype, device=lm.device
+    ).requires_grad_()
     unsupervised = HEAD_TOKENS - HEAD_SUPERVISED_TOKENS
     packed = synthetic_bin([(0, unsupervised, 0, HEAD_SUPERVISED_TOKENS)], VOCAB).to(lm.device)
     gradients = [torch.ones_like(weight), torch.ones_like(hidden)]
@@ -198,5 +226,7 @@ def measure_head() -> dict:
 if __name__ == "__main__":
     import json
 
-    measured = measure_head() if sys.argv[1] == "head" else measure_peak(sys.argv[1], int(sys.argv[2]))
+    measured = (
+        measure_head() if sys.argv[1] == "head" else measure_peak(sys.argv[1], int(sys.argv[2]))
+    )
     print(json.dumps(measured))

@@ -41,7 +41,9 @@ def synthetic_bin(
     """Random tokens in documents of the given segment lengths, Z and Y supervised; padding at the end."""
     segments, positions, owners = [], [], []
     for index, document in enumerate(documents):
-        for segment, tokens in zip((SEGMENT_X, SEGMENT_C, SEGMENT_Z, SEGMENT_Y), document, strict=True):
+        for segment, tokens in zip(
+            (SEGMENT_X, SEGMENT_C, SEGMENT_Z, SEGMENT_Y), document, strict=True
+        ):
             segments += [segment] * tokens
         positions += range(sum(document))
         owners += [index] * sum(document)
@@ -49,9 +51,13 @@ def synthetic_bin(
     segment_id = torch.tensor([segments + [SEGMENT_PAD] * padding], dtype=torch.int8)
     document_id = torch.tensor([owners + [-1] * padding], dtype=torch.int32)
     position_ids = torch.tensor([[*positions, *[0] * padding]])
-    input_ids = torch.randint(vocab_size, segment_id.shape, generator=torch.Generator().manual_seed(seed))
+    input_ids = torch.randint(
+        vocab_size, segment_id.shape, generator=torch.Generator().manual_seed(seed)
+    )
     supervised = (segment_id >= SEGMENT_Z) & (position_ids > 0)
-    return Bin(input_ids, torch.where(supervised, input_ids, IGNORE), position_ids, document_id, segment_id)
+    return Bin(
+        input_ids, torch.where(supervised, input_ids, IGNORE), position_ids, document_id, segment_id
+    )
 
 
 def interleaved_medians(
@@ -123,10 +129,16 @@ def _cpu_name() -> str:
 
 def table(title: str, header: list[str], rows: list[list]) -> str:
     """Text columns; the first is left-aligned."""
-    cells = [header, *[[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]]
+    cells = [
+        header,
+        *[[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows],
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [title]
     for name, *numbers in cells:
-        padded = [name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]
+        padded = [
+            name.ljust(widths[0]),
+            *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)),
+        ]
         lines.append("  " + "  ".join(padded))
     return "\n".join(lines)

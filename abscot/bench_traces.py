@@ -41,7 +41,9 @@ class _Rows:
 
 def run(argv: Sequence[str] = ()) -> dict:
     """Prints a table; returns traces_per_s, over_bare_vllm, over_transformers and the same with engine starts counted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--traces", type=int, default=1024)
     parser.add_argument("--transformers-traces", type=int, default=128)
     parser.add_argument("--m-max", type=int, default=32)
@@ -51,9 +53,16 @@ def run(argv: Sequence[str] = ()) -> dict:
     items = [Item(i, str(i), 0) for i in range(args.traces)]
     with tempfile.TemporaryDirectory() as directory:
         _make_model(Path(directory))
-        result = _measure(Path(directory), InferenceConfig(max_model_len_tokens=1024), rules, items, args)
-    print(f"{args.traces:,} traces of {rules.m_min} to {rules.m_max} tokens, phase A prompts, random 4-layer model")
-    for name, label in (("", "engine starts not counted"), ("_with_start", "engine starts counted")):
+        result = _measure(
+            Path(directory), InferenceConfig(max_model_len_tokens=1024), rules, items, args
+        )
+    print(
+        f"{args.traces:,} traces of {rules.m_min} to {rules.m_max} tokens, phase A prompts, random 4-layer model"
+    )
+    for name, label in (
+        ("", "engine starts not counted"),
+        ("_with_start", "engine starts counted"),
+    ):
         print(f"  {label}:")
         print(f"    this path               {result['traces_per_s' + name]:8.1f} traces/s")
         print(f"    over a bare vLLM loop   {result['over_bare_vllm' + name]:8.2f}x")
@@ -61,27 +70,40 @@ def run(argv: Sequence[str] = ()) -> dict:
     return result
 
 
-def _measure(model: Path, config: InferenceConfig, rules: TraceConfig, items: list[Item], args) -> dict:
+def _measure(
+    model: Path, config: InferenceConfig, rules: TraceConfig, items: list[Item], args
+) -> dict:
     rows = _Rows()
     start = time.perf_counter()
     slow = TransformersEngine(model, config)
     slow_start_s = time.perf_counter() - start
     few = items[: args.transformers_traces]
-    slow_s = _seconds(lambda: ModelTraces(rows, VOCAB, rules, 0, 2, "A", slow).traces(few)) * len(items) / len(few)
+    slow_s = (
+        _seconds(lambda: ModelTraces(rows, VOCAB, rules, 0, 2, "A", slow).traces(few))
+        * len(items)
+        / len(few)
+    )
 
     start = time.perf_counter()
     engine = VllmEngine(model, config)
     start_s = time.perf_counter() - start
     ours = ModelTraces(rows, VOCAB, rules, 0, 2, "A", engine)
-    requests = [trace_request(ours.prompt(i.row), VOCAB, rules, keyed_seed(0, 2, "A", i.id, 0)) for i in items]
+    requests = [
+        trace_request(ours.prompt(i.row), VOCAB, rules, keyed_seed(0, 2, "A", i.id, 0))
+        for i in items
+    ]
 
     def bare():
         engine.forget()
         prompts = [{"prompt_token_ids": list(map(int, r.prompt))} for r in requests]
-        return engine.llm.generate(prompts, [sampling_params(r.sampling) for r in requests], use_tqdm=False)
+        return engine.llm.generate(
+            prompts, [sampling_params(r.sampling) for r in requests], use_tqdm=False
+        )
 
     times = {"ours": [], "bare": []}
-    for repeat in range(args.repeats + 1):  # in turns, so that a busy machine slows both alike; the first is a warm-up
+    for repeat in range(
+        args.repeats + 1
+    ):  # in turns, so that a busy machine slows both alike; the first is a warm-up
         for name, work in (("ours", lambda: ours.traces(items)), ("bare", bare)):
             seconds = _seconds(work)
             if repeat:
@@ -111,7 +133,14 @@ def _make_model(directory: Path) -> None:
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, tie_word_embeddings=True, max_position_embeddings=2048,
-    )  # fmt: skip
+        vocab_size=VOCAB_SIZE,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
     Qwen3ForCausalLM(config).save_pretrained(directory)

@@ -54,26 +54,41 @@ def _gpqa(row: dict) -> tuple[str, str]:
     """Four choices in an order that depends on the question alone."""
     texts = [row["Correct Answer"], *(row[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
     order = rng("gpqa", row["Question"]).permutation(4)
-    choices = "\n".join(f"{letter}) {texts[i].strip()}" for letter, i in zip("ABCD", order, strict=True))
+    choices = "\n".join(
+        f"{letter}) {texts[i].strip()}" for letter, i in zip("ABCD", order, strict=True)
+    )
     gold = "ABCD"[int((order == 0).argmax())]
     return f"{row['Question'].strip()}\n\n{choices}\n\nGive the letter of the right choice.", gold
 
 
 def _hotpot(row: dict) -> tuple[str, str]:
-    return f"{row['question']}\n\nGive a short answer: a name, a date, a number, yes or no.", row["answer"]
+    return f"{row['question']}\n\nGive a short answer: a name, a date, a number, yes or no.", row[
+        "answer"
+    ]
 
 
 BENCHMARKS = {
-    "world": Benchmark(None, _fields("problem", "answer"), "math", "id", cot=lambda row: row.get("cot")),
+    "world": Benchmark(
+        None, _fields("problem", "answer"), "math", "id", cot=lambda row: row.get("cot")
+    ),
     "math500": Benchmark(
-        ("HuggingFaceH4/MATH-500", None, "test"), _fields("problem", "answer"), "math", "unique_id",
+        ("HuggingFaceH4/MATH-500", None, "test"),
+        _fields("problem", "answer"),
+        "math",
+        "unique_id",
         cot=lambda row: row.get("solution"),
-    ),  # fmt: skip
+    ),
     "gsm8k": Benchmark(("openai/gsm8k", "main", "test"), _gsm8k, "math", cot=_gsm8k_steps),
-    "aime24": Benchmark(("math-ai/aime24", None, "test"), _fields("problem", "answer"), "math", "id"),
-    "aime25": Benchmark(("math-ai/aime25", None, "test"), _fields("problem", "answer"), "math", "id"),
+    "aime24": Benchmark(
+        ("math-ai/aime24", None, "test"), _fields("problem", "answer"), "math", "id"
+    ),
+    "aime25": Benchmark(
+        ("math-ai/aime25", None, "test"), _fields("problem", "answer"), "math", "id"
+    ),
     "gpqa_diamond": Benchmark(("Idavidrein/gpqa", "gpqa_diamond", "train"), _gpqa, "choice"),
-    "hotpotqa": Benchmark(("hotpotqa/hotpot_qa", "distractor", "validation"), _hotpot, "f1", subset=500),
+    "hotpotqa": Benchmark(
+        ("hotpotqa/hotpot_qa", "distractor", "validation"), _hotpot, "f1", subset=500
+    ),
     "alpaca_eval": Benchmark(
         ("tatsu-lab/alpaca_eval", "alpaca_eval", "eval"), _fields("instruction", "output"), "judge"
     ),
@@ -90,7 +105,9 @@ def load(name: str, recipe: Recipe, run: Run) -> list[Problem]:
     benchmark = BENCHMARKS[name]
     where, rows = _rows(name, benchmark, recipe, run)
     if benchmark.subset and len(rows) > benchmark.subset:
-        rows = [rows[i] for i in sorted(rng("subset", name).permutation(len(rows))[: benchmark.subset])]
+        rows = [
+            rows[i] for i in sorted(rng("subset", name).permutation(len(rows))[: benchmark.subset])
+        ]
     problems = []
     for number, row in enumerate(rows[: recipe.eval.limit]):
         try:
@@ -98,7 +115,9 @@ def load(name: str, recipe: Recipe, run: Run) -> list[Problem]:
             identity = row[benchmark.id_field] if benchmark.id_field else number
             cot = benchmark.cot(row) if benchmark.cot else None
         except (KeyError, TypeError) as error:
-            raise UserError(f"{where}: row {number + 1}: no field {error}; found {', '.join(map(str, row))}") from None
+            raise UserError(
+                f"{where}: row {number + 1}: no field {error}; found {', '.join(map(str, row))}"
+            ) from None
         problems.append(Problem(f"{name}/{identity}", problem, gold, cot))
     if not problems:
         raise UserError(f"{where}: no problems for benchmark {name}")
@@ -136,5 +155,7 @@ def _read_file(path: Path) -> list[dict]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number}: not JSON ({error.msg}); mend or remove the line") from None
+                raise UserError(
+                    f"{path}: line {number}: not JSON ({error.msg}); mend or remove the line"
+                ) from None
     return rows

@@ -48,7 +48,9 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     return _in_order_of(order, placed), num_bins
 
 
-def pack(lengths: np.ndarray, capacity: int, generator: np.random.Generator) -> tuple[np.ndarray, int]:
+def pack(
+    lengths: np.ndarray, capacity: int, generator: np.random.Generator
+) -> tuple[np.ndarray, int]:
     """Best fit, where half of the rows below an eighth of a bin ride on a random longer row.
 
     Plain best fit leaves the short rows to the end, together in a few bins of equal cost: a step would see
@@ -152,7 +154,9 @@ def even_out(
     receivers = np.repeat(np.arange(steps), np.maximum(examples - num_rows, 0)).tolist()
     bin_of, step_of_bin = bin_of.copy(), step_of_bin.tolist()
     emptiest: dict[int, list[tuple[int, int]]] = {step: [] for step in receivers}
-    for index, (step, held) in enumerate(zip(step_of_bin, sums(bin_of, lengths).tolist(), strict=True)):
+    for index, (step, held) in enumerate(
+        zip(step_of_bin, sums(bin_of, lengths).tolist(), strict=True)
+    ):
         if step in emptiest:
             heappush(emptiest[step], (held, index))
     for row, length, step in zip(moving.tolist(), lengths[moving].tolist(), receivers, strict=True):

@@ -39,7 +39,9 @@ class ChatTokenizer:
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template; use an instruct model's"
             )
         self.tokenizer = tokenizer
-        self.control_ids = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
+        self.control_ids = {
+            str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()
+        }
         self._control = np.array(sorted(set(self.control_ids.values()) - {tokenizer.unk_token_id}))
         self._plain = without_added_tokens(tokenizer.backend_tokenizer, set(self.control_ids))
         pattern = "|".join(re.escape(t) for t in sorted(self.control_ids, key=len, reverse=True))
@@ -56,11 +58,17 @@ class ChatTokenizer:
         ids = dict(
             zip(texts, self.encode(list(texts)), strict=True)
         )  # what repeats, e.g. system prompts: once
-        return [row and _join(ids[part] if isinstance(part, str) else part for part in row) for row in rows]
+        return [
+            row and _join(ids[part] if isinstance(part, str) else part for part in row)
+            for row in rows
+        ]
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of plain text."""
-        return [self._checked(e.ids) for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            self._checked(e.ids)
+            for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def answers(self, texts: list[str]) -> list[np.ndarray]:
         """Y: a newline, the answer, the end of the turn."""
@@ -82,7 +90,9 @@ class ChatTokenizer:
     def _checked(self, ids: list[int]) -> np.ndarray:
         ids = np.array(ids, np.int32)
         suspect = ids[ids >= self._control[0]] if len(self._control) else ids[:0]
-        assert not (suspect.size and np.isin(suspect, self._control).any()), "a control token out of plain text"
+        assert not (suspect.size and np.isin(suspect, self._control).any()), (
+            "a control token out of plain text"
+        )
         return ids
 
     def _fill(self, turns: list[dict[str, str]]) -> list[str | np.ndarray] | None:
@@ -91,12 +101,16 @@ class ChatTokenizer:
         if template is None:
             return None
         return [
-            part if isinstance(part, np.ndarray) else MARKS.sub(lambda m: turns[int(m[1])]["content"], part)
+            part
+            if isinstance(part, np.ndarray)
+            else MARKS.sub(lambda m: turns[int(m[1])]["content"], part)
             for part in template
         ]
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  one instance a process; roles repeat
-    def _template(self, roles: tuple[str, ...], thinking: bool) -> tuple[str | np.ndarray, ...] | None:
+    def _template(
+        self, roles: tuple[str, ...], thinking: bool
+    ) -> tuple[str | np.ndarray, ...] | None:
         import jinja2
 
         turns = [{"role": role, "content": MARK.format(i)} for i, role in enumerate(roles)]
@@ -112,20 +126,26 @@ class ChatTokenizer:
 
     def _controls(self, text: str) -> list[str | np.ndarray]:
         parts = [part for part in self._split.split(text) if part]
-        return [np.array([self.control_ids[p]], np.int32) if p in self.control_ids else p for p in parts]
+        return [
+            np.array([self.control_ids[p]], np.int32) if p in self.control_ids else p for p in parts
+        ]
 
     def _template_text(self, text: str) -> np.ndarray:
         """Ids of text that is the template's own: its control tokens count."""
         return _join(
-            self.encode([part])[0] if isinstance(part, str) else part for part in self._controls(text)
+            self.encode([part])[0] if isinstance(part, str) else part
+            for part in self._controls(text)
         )
 
     def _no_think_suffix(self) -> np.ndarray:
         off, on = (self._template(("user",), thinking) for thinking in (False, True))
         if off is None:
-            raise UserError(f"{self.tokenizer.name_or_path}: its chat template refuses a single user turn")
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: its chat template refuses a single user turn"
+            )
         off, on = (
-            _join(p if isinstance(p, np.ndarray) else self.encode([p])[0] for p in t) for t in (off, on)
+            _join(p if isinstance(p, np.ndarray) else self.encode([p])[0] for p in t)
+            for t in (off, on)
         )
         if len(on) > len(off) or not np.array_equal(off[: len(on)], on):
             raise UserError(

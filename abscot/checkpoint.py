@@ -66,7 +66,9 @@ def save(engine, directory: Path, state: TrainState, keep: int) -> None:
         for old in checkpoints(directory)[:-keep]:
             shutil.rmtree(old)
         size_bytes = sum((final / name).stat().st_size for name in sums)
-        dist.log(f"checkpoint {final.name}: {size_bytes / 1e9:.2f} GB in {time.monotonic() - began_s:.1f} s")
+        dist.log(
+            f"checkpoint {final.name}: {size_bytes / 1e9:.2f} GB in {time.monotonic() - began_s:.1f} s"
+        )
     torch.distributed.barrier()
 
 
@@ -82,13 +84,17 @@ def newest(directory: Path, plan_hash: str) -> Path | None:
     it), and for one of another plan.
     """
     found = [checkpoints(directory)]
-    if torch.distributed.is_initialized():  # one rank looks: what several see of a shared file system may differ
+    if (
+        torch.distributed.is_initialized()
+    ):  # one rank looks: what several see of a shared file system may differ
         torch.distributed.broadcast_object_list(found, src=0)
     if not found[0]:
         return None
     last, before = found[0][-1], found[0][-2:-1]
     if state_of(last).plan_hash != plan_hash:
-        raise UserError(f"{last}: made with other data or batch settings than this recipe; delete {directory} to start over")
+        raise UserError(
+            f"{last}: made with other data or batch settings than this recipe; delete {directory} to start over"
+        )
     damage = [None] * dist.world_size()
     try:
         paths.verify(last, dist.rank(), dist.world_size())
@@ -97,7 +103,11 @@ def newest(directory: Path, plan_hash: str) -> Path | None:
     if torch.distributed.is_initialized():
         torch.distributed.all_gather_object(damage, damage[dist.rank()])
     if any(damage):
-        then = f"the one before it, {before[0].name}, is then used" if before else "the phase then starts over"
+        then = (
+            f"the one before it, {before[0].name}, is then used"
+            if before
+            else "the phase then starts over"
+        )
         raise UserError(f"damaged checkpoint: {next(filter(None, damage))}; {then}")
     return last
 
@@ -128,7 +138,12 @@ def load(engine, checkpoint: Path) -> TrainState:
     state = state_of(checkpoint)
     with _Slices(checkpoint) as slices:
         for shard in _shards(engine):
-            shard.write({key: slices.read(f"{key}/{shard.name}", shard.first, shard.numel) for key in (WEIGHT, *MOMENTS)})
+            shard.write(
+                {
+                    key: slices.read(f"{key}/{shard.name}", shard.first, shard.numel)
+                    for key in (WEIGHT, *MOMENTS)
+                }
+            )
     set_optimizer_step(engine, state.step)
     _publish_masters(engine.optimizer)
     return state
@@ -148,7 +163,11 @@ class _Shard:
         p = self.parameter
         if not hasattr(p, "ds_id"):
             return p._hp_mapping.get_hp_fragment(None if key == WEIGHT else key)
-        whole = safe_get_local_fp32_param(p) if key == WEIGHT else safe_get_local_optimizer_state(p, key)
+        whole = (
+            safe_get_local_fp32_param(p)
+            if key == WEIGHT
+            else safe_get_local_optimizer_state(p, key)
+        )
         return whole[: self.numel]
 
     def write(self, values: dict[str, torch.Tensor]) -> None:
@@ -158,7 +177,9 @@ class _Shard:
                 self.read(key).data.copy_(value)
                 continue
             whole = torch.nn.functional.pad(value, (0, p.ds_tensor.numel() - self.numel))
-            safe_set_local_fp32_param(p, whole) if key == WEIGHT else safe_set_local_optimizer_state(p, whole, key)
+            safe_set_local_fp32_param(
+                p, whole
+            ) if key == WEIGHT else safe_set_local_optimizer_state(p, whole, key)
 
 
 def _shards(engine) -> Iterator[_Shard]:
@@ -173,7 +194,9 @@ def _shards(engine) -> Iterator[_Shard]:
             size = parameter.ds_tensor.numel()
             first = min(dist.rank() * size, parameter.ds_numel)
             yield _Shard(name, first, min(size, parameter.ds_numel - first), parameter)
-        elif parameter._hp_mapping is not None:  # ZeRO-1 and 2: a rank holds a range of all tensors laid end to end
+        elif (
+            parameter._hp_mapping is not None
+        ):  # ZeRO-1 and 2: a rank holds a range of all tensors laid end to end
             address = parameter._hp_mapping.lp_fragment_address
             yield _Shard(name, address.start, address.numel, parameter)
 
@@ -223,7 +246,9 @@ class _Slices(contextlib.ExitStack):
                 out[low - first : high - first] = part[low - start : high - start]
                 found += high - low
         if found != numel:
-            raise UserError(f"{self.checkpoint}: holds {found} of {numel} elements of {name}; delete {self.checkpoint} to start over")
+            raise UserError(
+                f"{self.checkpoint}: holds {found} of {numel} elements of {name}; delete {self.checkpoint} to start over"
+            )
         return out
 
 
@@ -233,6 +258,8 @@ def _publish_masters(optimizer) -> None:
         optimizer.update_lp_params()
         return
     optimizer.checkpoint_event_prologue()
-    for half, master in zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True):
+    for half, master in zip(
+        optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
         half.data.copy_(master.data)
     optimizer.checkpoint_event_epilogue()

@@ -11,12 +11,18 @@ from abscot.config import DEFAULT_RECIPE, Recipe, UserError, load_recipe
 
 def recipe_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     shipped = f"a file, or a name of launch/recipes (default: {DEFAULT_RECIPE.name}, the embedded tiny run)"
     parser.add_argument("--recipe", metavar="FILE", help=f"recipe to use: {shipped}")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe key, e.g. --set train.lr=1e-4 (repeatable)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a recipe key, e.g. --set train.lr=1e-4 (repeatable)",
     )
     return parser
 

@@ -19,7 +19,12 @@ PROMPT_SIMILARITY_GAIN = 0.01
 
 
 def statistics(
-    values: np.ndarray, offsets: np.ndarray, codebook_ids, m_max: int, probe: dict[int, list[np.ndarray]], seed: int
+    values: np.ndarray,
+    offsets: np.ndarray,
+    codebook_ids,
+    m_max: int,
+    probe: dict[int, list[np.ndarray]],
+    seed: int,
 ) -> dict:
     """All statistics of one set; scalars by name, and the histograms a report draws.
 
@@ -93,7 +98,9 @@ def zipf_fit(counts: np.ndarray) -> tuple[float, float]:
     x, y = np.log(np.arange(1, len(counts) + 1)), np.log(counts)
     slope, intercept = np.polyfit(x, y, 1)
     spread = ((y - y.mean()) ** 2).sum()
-    return float(-slope), float(1 - ((y - slope * x - intercept) ** 2).sum() / spread) if spread > 0 else 0.0
+    return float(-slope), float(
+        1 - ((y - slope * x - intercept) ** 2).sum() / spread
+    ) if spread > 0 else 0.0
 
 
 def unique_share(values: np.ndarray, offsets: np.ndarray) -> float:
@@ -141,7 +148,9 @@ def edit_distances(first: list[np.ndarray], second: list[np.ndarray]) -> np.ndar
 def _padded(traces: list[np.ndarray], fill: int) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([len(t) for t in traces], np.int64)
     padded = np.full((len(traces), max(lengths, default=0)), fill, np.int32)
-    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(traces) if len(traces) else []
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = (
+        np.concatenate(traces) if len(traces) else []
+    )
     return padded, lengths
 
 
@@ -187,7 +196,9 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     if not longest:
         return 1.0
     size = int(max(a.max(initial=0), b.max(initial=0))) + 1
-    return float(np.minimum(np.bincount(a, minlength=size), np.bincount(b, minlength=size)).sum() / longest)
+    return float(
+        np.minimum(np.bincount(a, minlength=size), np.bincount(b, minlength=size)).sum() / longest
+    )
 
 
 def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> list[str]:
@@ -199,11 +210,15 @@ def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> li
         length, share = stats["most_common_length"], stats["most_common_length_share"]
         found.append(f"constant length: {share:.0%} of the traces have {length} tokens")
     if m_min < m_max and stats["forced_end_share"] >= FORCED_END_SHARE:
-        found.append(f"no end: {stats['forced_end_share']:.0%} of the traces were stopped at m_max = {m_max}")
+        found.append(
+            f"no end: {stats['forced_end_share']:.0%} of the traces were stopped at m_max = {m_max}"
+        )
     if stats["top_token_share"] >= TOP_TOKEN_SHARE:
         found.append(f"one token dominates: it is {stats['top_token_share']:.0%} of all tokens")
     elif 2 ** stats["unigram_entropy_bits"] < EFFECTIVE_TOKENS:
-        found.append(f"few tokens: the codebook is used like one of {2 ** stats['unigram_entropy_bits']:.1f} tokens")
+        found.append(
+            f"few tokens: the codebook is used like one of {2 ** stats['unigram_entropy_bits']:.1f} tokens"
+        )
     if not from_model:
         return found
     if stats["unique_share"] < UNIQUE_SHARE:

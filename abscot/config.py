@@ -39,13 +39,17 @@ class WorldConfig:
 class ModelConfig:
     base: str = "world"  # directory, hub id, or `world`
     dtype: Literal["bf16", "fp32"] = "bf16"  # of weights and activations; the optimizer keeps fp32
-    attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"  # auto: varlen on CUDA, segments elsewhere
+    attention: Literal["auto", "segments", "varlen", "flex", "dense"] = (
+        "auto"  # auto: varlen on CUDA, segments elsewhere
+    )
     gradient_checkpointing: bool = True  # recompute activations in the backward pass
     new_rows: Literal["mean", "normal", "zero"] = "mean"  # start of the 66 new embedding rows
     new_rows_std: float = 1e-3  # N(0, std) added to `mean`; the spread of `normal`
     loss_chunk_tokens: int = 1024  # supervised positions whose logits exist at the same time
     trust_remote_code: bool = False  # run code that comes with the base model
-    random_init: bool = False  # random weights from the base's config.json: shape tests and benchmarks
+    random_init: bool = (
+        False  # random weights from the base's config.json: shape tests and benchmarks
+    )
 
 
 @dataclass
@@ -56,29 +60,39 @@ class DataConfig:
     subset: str | None = None  # of a hub id that has several, e.g. `main`
     revision: str | None = None  # of a hub id: commit or tag; pin it, the hub's files may change
     rows: int | None = None  # drawn uniformly by a hash of (seed, id); null: all
-    system_prompt: str | None = "Please reason step by step, and put your final answer within \\boxed{}."
+    system_prompt: str | None = (
+        "Please reason step by step, and put your final answer within \\boxed{}."
+    )
     min_cot_chars: int = 200  # shorter CoTs are rejected
     max_row_bytes: int = 4 * 2**20  # of text; larger rows are rejected unread
     keep_sources: list[str] = field(default_factory=list)  # of dataset_source; empty: all
     drop_sources: list[str] = field(default_factory=list)
-    long_rows: Literal["drop", "truncate_cot_left", "truncate_cot_middle", "truncate_cot_right"] = "drop"  # counted
+    long_rows: Literal["drop", "truncate_cot_left", "truncate_cot_middle", "truncate_cot_right"] = (
+        "drop"  # counted
+    )
     shard_rows: int = 20_000  # a shard file is closed at this many rows ..
     shard_chars: int = 256_000_000  # .. or characters of text, whichever comes first: the unit of work and of restart
     decontaminate: bool = True  # leave out rows that overlap the evaluation sets
-    max_overlap: float = 0.5  # share of an evaluation problem's word 5-grams that a prompt may not reach
+    max_overlap: float = (
+        0.5  # share of an evaluation problem's word 5-grams that a prompt may not reach
+    )
 
 
 @dataclass
 class TraceConfig:
     m_min: int = 4  # codebook tokens; enforced by the sampler
     m_max: int = 128  # paper
-    random: Literal["steps", "uniform"] = "steps"  # round 1: rand(1, |l|/2) tokens a CoT step (paper), or uniform
+    random: Literal["steps", "uniform"] = (
+        "steps"  # round 1: rand(1, |l|/2) tokens a CoT step (paper), or uniform
+    )
     temperature: float = 1.0  # of trace sampling
     top_p: float = 1.0  # of trace sampling
     allow_empty: bool = False  # keep rows whose trace came back empty
     on_collapse: Literal["warn", "stop"] = "warn"  # stop: a collapsed trace set ends the round
     shards: int = 1  # independent engines, shard i of n
-    probe_prompts: int = 64  # prompts that get further samples, to see how much a trace tells about its prompt
+    probe_prompts: int = (
+        64  # prompts that get further samples, to see how much a trace tells about its prompt
+    )
     probe_samples: int = 3  # samples a probed prompt
 
 
@@ -91,21 +105,29 @@ class TrainConfig:
     epochs: int = 1  # of each phase; a baseline gets as many as all rounds together
     lr: float = 1e-5  # peak
     new_rows_lr: float | None = None  # learning rate of the embedding table; null: lr
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # over the true number of steps of the phase
+    schedule: Literal["cosine", "constant", "wsd"] = (
+        "cosine"  # over the true number of steps of the phase
+    )
     warmup_ratio: float = 0.05  # share of the steps
     min_lr_ratio: float = 0.0  # of the peak, at the last step
     weight_decay: float = 0.0  # of matrices
     beta1: float = 0.9  # AdamW
     beta2: float = 0.95  # AdamW
     grad_clip: float = 1.0  # global norm
-    supervise_end: bool = True  # loss on <endabstract>; without it a model cannot learn when to stop
+    supervise_end: bool = (
+        True  # loss on <endabstract>; without it a model cannot learn when to stop
+    )
     supervise_begin: bool = False  # loss on <beginabstract>
-    checkpoint_every_steps: int | None = None  # the last step is always saved, until the model is exported
+    checkpoint_every_steps: int | None = (
+        None  # the last step is always saved, until the model is exported
+    )
     checkpoint_every_minutes: float | None = 30.0  # whichever comes first
     keep_checkpoints: int = 2  # newest ones
     num_gpus: int | None = None  # ranks that launch/round.py starts; null: all GPUs of the machine
     phase_lr: dict[str, float] = field(default_factory=dict)  # phase name -> lr, where it differs
-    phase_epochs: dict[str, int] = field(default_factory=dict)  # phase name -> epochs, where they differ
+    phase_epochs: dict[str, int] = field(
+        default_factory=dict
+    )  # phase name -> epochs, where they differ
 
 
 @dataclass
@@ -114,9 +136,19 @@ class LoraConfig:
     alpha: int = 64  # scale is alpha / r
     dropout: float = 0.0  # on the adapter input
     target_modules: list[str] = field(  # linear layers that get an adapter
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        default_factory=lambda: [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ]
     )
-    embeddings: Literal["new_rows", "full"] = "new_rows"  # full: the whole table, as the public reproduction does
+    embeddings: Literal["new_rows", "full"] = (
+        "new_rows"  # full: the whole table, as the public reproduction does
+    )
 
 
 @dataclass
@@ -129,13 +161,19 @@ class InferenceConfig:
     cpu_kv_cache_gib: int = 2  # KV cache of vLLM on a CPU
     enforce_eager: bool = False  # no CUDA graphs
     chunk_rows: int = 2048  # rows between two appends to a trace shard
-    batch_invariant: bool = False  # GPUs: bitwise the same results whatever is batched together, at some speed
+    batch_invariant: bool = (
+        False  # GPUs: bitwise the same results whatever is batched together, at some speed
+    )
 
 
 @dataclass
 class EvalConfig:
-    benchmarks: list[str] = field(default_factory=lambda: ["world"])  # names of abscot/benchmarks.py
-    modes: list[str] = field(default_factory=lambda: ["abstract"])  # of every round; the base is asked in base_modes
+    benchmarks: list[str] = field(
+        default_factory=lambda: ["world"]
+    )  # names of abscot/benchmarks.py
+    modes: list[str] = field(
+        default_factory=lambda: ["abstract"]
+    )  # of every round; the base is asked in base_modes
     base_modes: list[str] = field(default_factory=lambda: ["verbal"])  # of the base
     limit: int | None = None  # problems a benchmark
     samples: int = 1  # a problem
@@ -143,10 +181,16 @@ class EvalConfig:
     top_p: float = 1.0  # of sampled answers
     max_reasoning_tokens: int = 4096  # of a verbal CoT
     max_answer_tokens: int = 1024  # after the reasoning
-    files: dict[str, str] = field(default_factory=dict)  # benchmark -> local file instead of the hub
-    judge_url: str | None = None  # OpenAI-compatible endpoint for alpaca_eval; null: answers are only written out
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # benchmark -> local file instead of the hub
+    judge_url: str | None = (
+        None  # OpenAI-compatible endpoint for alpaca_eval; null: answers are only written out
+    )
     judge_model: str = "gpt-4.1"
-    channel_problems: int = 200  # first ones of a benchmark that mode `channel` asks: it decodes without vLLM
+    channel_problems: int = (
+        200  # first ones of a benchmark that mode `channel` asks: it decodes without vLLM
+    )
 
 
 @dataclass
@@ -155,11 +199,17 @@ class Recipe:
     run_root: str = "runs"  # relative to the project
     seed: int = 0  # every random draw comes from it and the example
     rounds: int = 3  # T
-    staging: Literal["reuse", "partition"] = "reuse"  # partition: each phase sees its own part of the data (paper)
+    staging: Literal["reuse", "partition"] = (
+        "reuse"  # partition: each phase sees its own part of the data (paper)
+    )
     codebook_size: int = 64  # M
-    hang_minutes: float = 60.0  # a stage that prints nothing for so long is ended, and started again
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(  # of training curves; the last two: pip install
-        default_factory=lambda: ["tensorboard"]
+    hang_minutes: float = (
+        60.0  # a stage that prints nothing for so long is ended, and started again
+    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = (
+        field(  # of training curves; the last two: pip install
+            default_factory=lambda: ["tensorboard"]
+        )
     )
     world: WorldConfig | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -171,7 +221,9 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
-def load_recipe(path: str | os.PathLike | None = None, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(
+    path: str | os.PathLike | None = None, overrides: list[str] | None = None
+) -> Recipe:
     """The recipe at `path` (default: tiny-cpu) with `key.path=value` overrides applied.
 
     Raises UserError for a missing file, bad YAML, an unknown key or a value of the wrong type.
@@ -204,21 +256,41 @@ def _recipe_path(path: str | os.PathLike | None) -> Path:
 def local_path(value: str) -> Path | None:
     """`value` as a local path, or None where it can only be a hub id (owner/name)."""
     path = Path(value).expanduser()
-    if path.exists() or value.startswith((".", "/", "~")) or value.count("/") != 1 or "*" in value or path.suffix in FILE_SUFFIXES:
+    if (
+        path.exists()
+        or value.startswith((".", "/", "~"))
+        or value.count("/") != 1
+        or "*" in value
+        or path.suffix in FILE_SUFFIXES
+    ):
         return path
     return None
 
 
 def check_files(recipe: Recipe) -> None:
     """Raises UserError for a local file that the recipe names and that does not exist, before anything is written."""
-    if recipe.model.base != "world" and (path := local_path(recipe.model.base)) and not path.is_dir():
-        raise UserError(f"model.base: {path}: no such directory; give a model directory or a hub id such as Qwen/Qwen3-4B")
-    if recipe.data.source != "world" and (path := local_path(recipe.data.source)) and not any(path.parent.glob(path.name)):
-        raise UserError(f"data.source: {path}: no such file; give a file, a glob or a hub id such as allenai/Dolci-Think-SFT-7B")
+    if (
+        recipe.model.base != "world"
+        and (path := local_path(recipe.model.base))
+        and not path.is_dir()
+    ):
+        raise UserError(
+            f"model.base: {path}: no such directory; give a model directory or a hub id such as Qwen/Qwen3-4B"
+        )
+    if (
+        recipe.data.source != "world"
+        and (path := local_path(recipe.data.source))
+        and not any(path.parent.glob(path.name))
+    ):
+        raise UserError(
+            f"data.source: {path}: no such file; give a file, a glob or a hub id such as allenai/Dolci-Think-SFT-7B"
+        )
     config = Path(recipe.train.deepspeed)
     config = config if config.is_absolute() else ROOT / config
     if not config.is_file():
-        shipped = ", ".join(sorted(f"ds_configs/{p.name}" for p in (ROOT / "ds_configs").glob("*.json")))
+        shipped = ", ".join(
+            sorted(f"ds_configs/{p.name}" for p in (ROOT / "ds_configs").glob("*.json"))
+        )
         raise UserError(f"train.deepspeed: {config}: no such file; shipped: {shipped}")
     for benchmark, file in recipe.eval.files.items():
         if not Path(file).expanduser().is_file():
@@ -250,9 +322,13 @@ def _float_loader():
     class Loader(yaml.SafeLoader):
         pass
 
-    Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    Loader.yaml_implicit_resolvers = {
+        k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
     )
     return Loader
 
@@ -291,7 +367,9 @@ def _convert(hint, value, where: str, key: str):
         return _build(hint, value, where, key + ".")
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{where}: {key}: expected one of {', '.join(map(str, args))}, found {value!r}")
+            raise UserError(
+                f"{where}: {key}: expected one of {', '.join(map(str, args))}, found {value!r}"
+            )
         return value
     if origin is list:
         if not isinstance(value, list):
@@ -300,7 +378,10 @@ def _convert(hint, value, where: str, key: str):
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where}: {key}: expected a mapping, found {value!r}")
-        return {_convert(args[0], k, where, key): _convert(args[1], v, where, f"{key}.{k}") for k, v in value.items()}
+        return {
+            _convert(args[0], k, where, key): _convert(args[1], v, where, f"{key}.{k}")
+            for k, v in value.items()
+        }
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -325,10 +406,16 @@ def _check(recipe: Recipe, where: str) -> None:
         if value <= 0:
             raise UserError(f"{where}: {key}: expected a number above 0, found {value}")
     if not 0 <= traces.m_min <= traces.m_max:
-        raise UserError(f"{where}: traces.m_min: expected 0 <= m_min <= m_max ({traces.m_max}), found {traces.m_min}")
+        raise UserError(
+            f"{where}: traces.m_min: expected 0 <= m_min <= m_max ({traces.m_max}), found {traces.m_min}"
+        )
     if (train.global_batch_examples is None) == (train.global_batch_tokens is None):
-        raise UserError(f"{where}: train: set exactly one of global_batch_examples and global_batch_tokens")
+        raise UserError(
+            f"{where}: train: set exactly one of global_batch_examples and global_batch_tokens"
+        )
     if not recipe.name or Path(recipe.name).name != recipe.name or recipe.name.startswith("."):
         raise UserError(f"{where}: name: expected a plain directory name, found {recipe.name!r}")
     if recipe.world is None and "world" in (recipe.model.base, recipe.data.source):
-        raise UserError(f"{where}: world: model.base or data.source is `world`, so the recipe needs a world section")
+        raise UserError(
+            f"{where}: world: model.base or data.source is `world`, so the recipe needs a world section"
+        )

@@ -51,7 +51,9 @@ class Decontaminator:
             words = words_of(text)
             if " ".join(words) in self.exact:
                 return f"equals: {_short(text)}"
-            shared = Counter(i for gram in ngrams(words) & self._index.keys() for i in self._index[gram])
+            shared = Counter(
+                i for gram in ngrams(words) & self._index.keys() for i in self._index[gram]
+            )
             worst = max(shared, key=lambda i: (shared[i] / self._sizes[i], -i), default=None)
             if worst is not None and shared[worst] >= self.max_overlap * self._sizes[worst]:
                 found = f"{shared[worst]} of {self._sizes[worst]} word {WORDS}-grams"

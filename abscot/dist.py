@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from abscot.config import UserError
 
-SHOWN = "· "  # begins the lines that are for the user; the rest of a stage's output stays in its log
+SHOWN = (
+    "· "  # begins the lines that are for the user; the rest of a stage's output stays in its log
+)
 REQUEUE = 75  # exit code of what was asked to stop and goes on when the same command is given again (EX_TEMPFAIL)
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -64,7 +66,9 @@ def take_ranks_from_slurm() -> None:
     }
     missing = [name for name in RANK_VARIABLES if name not in os.environ]
     if missing:
-        raise UserError(f"{', '.join(missing)}: not set; slurm/round.sbatch exports it from the job's first node before srun")
+        raise UserError(
+            f"{', '.join(missing)}: not set; slurm/round.sbatch exports it from the job's first node before srun"
+        )
 
 
 def log(message: str) -> None:
@@ -84,7 +88,9 @@ class Progress:
     total None: the end is not known. `note` is free text behind the numbers, e.g. the loss.
     """
 
-    def __init__(self, total: int | None, unit: str, label: str, done: int = 0, every_s: float = 10.0):
+    def __init__(
+        self, total: int | None, unit: str, label: str, done: int = 0, every_s: float = 10.0
+    ):
         self.total, self.unit, self.label, self.every_s = total, unit, label, every_s
         self.done = self.first = done
         self.start = time.monotonic()
@@ -96,7 +102,11 @@ class Progress:
         if rank() != 0:
             return
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, note=f"{self.rate():,.1f} {self.unit}/s  {note}")
+            self.bar.update(
+                self.bar.task_ids[0],
+                completed=self.done,
+                note=f"{self.rate():,.1f} {self.unit}/s  {note}",
+            )
         elif time.monotonic() - self.last_line >= self.every_s:
             self.last_line = time.monotonic()
             self.line(note)
@@ -108,8 +118,14 @@ class Progress:
     def line(self, note: str = "") -> None:
         rate = self.rate()
         of = f"/{self.total:,}" if self.total is not None else ""
-        left = f", {format_s((self.total - self.done) / rate)} left" if self.total is not None and rate > 0 else ""
-        log(f"{self.label}: {self.done:,}{of} {self.unit}, {rate:,.1f} {self.unit}/s{left}{'  ' + note if note else ''}")
+        left = (
+            f", {format_s((self.total - self.done) / rate)} left"
+            if self.total is not None and rate > 0
+            else ""
+        )
+        log(
+            f"{self.label}: {self.done:,}{of} {self.unit}, {rate:,.1f} {self.unit}/s{left}{'  ' + note if note else ''}"
+        )
 
     def close(self, note: str = "") -> None:
         if rank() != 0:
@@ -137,7 +153,11 @@ def _bar(label: str, total: int | None, done: int):
     from rich.progress import Progress as RichProgress
 
     bar = RichProgress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
     )
     bar.add_task(label, total=total, completed=done, note="")

@@ -91,16 +91,25 @@ class Table:
         def line(cells):
             return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
 
-        rule = "|" + "|".join(":--" if i < self.left else "--:" for i in range(len(self.columns))) + "|"
+        rule = (
+            "|"
+            + "|".join(":--" if i < self.left else "--:" for i in range(len(self.columns)))
+            + "|"
+        )
         return "\n".join([line(self.columns), rule, *map(line, self.rows)])
 
     def html(self, images: Path) -> str:
         def line(cells, tag, attribute=""):
             marks = [" class=left" if i < self.left else "" for i in range(len(cells))]
-            inside = "".join(f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
+            inside = "".join(
+                f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True)
+            )
             return f"<tr{attribute}>{inside}</tr>"
 
-        body = [line(r, "td", " class=missing" if i in self.missing else "") for i, r in enumerate(self.rows)]
+        body = [
+            line(r, "td", " class=missing" if i in self.missing else "")
+            for i, r in enumerate(self.rows)
+        ]
         head = line(self.columns, "th")
         return f"<div class=wide><table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
 
@@ -116,7 +125,9 @@ class Table:
             ]
             return "  ".join(cells).rstrip()
 
-        return "\n".join([line(self.columns), "  ".join("─" * w for w in widths), *map(line, self.rows)])
+        return "\n".join(
+            [line(self.columns), "  ".join("─" * w for w in widths), *map(line, self.rows)]
+        )
 
 
 @dataclass(frozen=True)

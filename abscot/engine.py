@@ -22,8 +22,16 @@ from abscot.config import ROOT, Recipe, TrainConfig, UserError
 def init_ranks() -> torch.device:
     """Joins the process group with the launcher's ranks (deepspeed, torchrun or srun), or as the only rank."""
     dist.take_ranks_from_slurm()
-    if "RANK" not in os.environ:  # plain python; with any of the five missing DeepSpeed would ask mpi4py
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    if (
+        "RANK" not in os.environ
+    ):  # plain python; with any of the five missing DeepSpeed would ask mpi4py
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": _free_port(),
+        }
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -45,7 +53,9 @@ def _without_shared_memory_operator() -> None:
 def _one_builder_a_host():
     """DeepSpeed's operators are compiled on first use. torch guards that by a lock file, which outlives a process that
     is killed, and which the next one would wait for without end; the kernel's lock does not."""
-    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]  # two of them would rebuild each other's
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[
+        :8
+    ]  # two of them would rebuild each other's
     own = Path.home() / ".cache" / "torch_extensions" / f"{socket.gethostname()}-{environment}"
     folder = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own))
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -70,13 +80,25 @@ def deepspeed_config(recipe: Recipe) -> dict:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"train.deepspeed: {path}:{error.lineno}: not JSON ({error.msg})") from None
-    owned = {"optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps", "train_batch_size",
-             "train_micro_batch_size_per_gpu"} & set(config)
+    owned = {
+        "optimizer",
+        "scheduler",
+        "gradient_clipping",
+        "gradient_accumulation_steps",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+    } & set(config)
     if owned:
-        raise UserError(f"train.deepspeed: {path}: remove {', '.join(sorted(owned))}; the recipe's train section owns it")
+        raise UserError(
+            f"train.deepspeed: {path}: remove {', '.join(sorted(owned))}; the recipe's train section owns it"
+        )
     config["bf16"] = {**config.get("bf16", {}), "enabled": recipe.model.dtype == "bf16"}
     # A micro-batch is one packed bin; the number of them in a step is the plan's, not DeepSpeed's.
-    config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": recipe.train.grad_clip}
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.train.grad_clip,
+    }
     return config
 
 
@@ -92,9 +114,11 @@ def build_engine(recipe: Recipe, start: Path, directory: Path, device: torch.dev
     if dist.rank() == 0:
         paths.write_json_atomic(directory / "deepspeed.json", config)
     trainable, total = model.parameter_counts(engine.module)
-    dist.log(f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f}%), "
-             f"ZeRO-{engine.zero_optimization_stage()}, {dist.world_size()} ranks on {get_accelerator().device_name()}, "
-             f"{recipe.model.dtype}, attention {module.backend}")
+    dist.log(
+        f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f}%), "
+        f"ZeRO-{engine.zero_optimization_stage()}, {dist.world_size()} ranks on {get_accelerator().device_name()}, "
+        f"{recipe.model.dtype}, attention {module.backend}"
+    )
     return engine
 
 
@@ -143,8 +167,10 @@ def _optimizer(groups: list[dict], config: TrainConfig, offload: bool, device: t
                 CPUAdamBuilder().load(verbose=False)
         except Exception as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"train.deepspeed: offload needs DeepSpeed's CPUAdam, which does not build here ({reason}); load a CUDA "
-                            f"toolkit that matches torch's CUDA {torch.version.cuda}, or use ds_configs/zero3.json") from error
+            raise UserError(
+                f"train.deepspeed: offload needs DeepSpeed's CPUAdam, which does not build here ({reason}); load a CUDA "
+                f"toolkit that matches torch's CUDA {torch.version.cuda}, or use ds_configs/zero3.json"
+            ) from error
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     return torch.optim.AdamW(groups, fused=device.type == "cuda", **settings)
 
@@ -180,7 +206,11 @@ def lr_at(step: int, num_steps: int, peak: float, config: TrainConfig) -> float:
     warmup = math.ceil(config.warmup_ratio * num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    start = {"cosine": warmup, "wsd": max(warmup, math.floor(0.8 * num_steps)), "constant": num_steps}[config.schedule]
+    start = {
+        "cosine": warmup,
+        "wsd": max(warmup, math.floor(0.8 * num_steps)),
+        "constant": num_steps,
+    }[config.schedule]
     if step < start:
         return peak
     done = (step - start) / (num_steps - start)

@@ -56,10 +56,15 @@ class ModelShape:
             config = json.loads(path.read_text())
             hidden, heads = config["hidden_size"], config["num_attention_heads"]
             return cls(
-                hidden, config["intermediate_size"], config["num_hidden_layers"], heads,
-                config.get("num_key_value_heads", heads), config.get("head_dim") or hidden // heads,
-                config["vocab_size"], config.get("tie_word_embeddings", False),
-            )  # fmt: skip
+                hidden,
+                config["intermediate_size"],
+                config["num_hidden_layers"],
+                heads,
+                config.get("num_key_value_heads", heads),
+                config.get("head_dim") or hidden // heads,
+                config["vocab_size"],
+                config.get("tie_word_embeddings", False),
+            )
         except (OSError, json.JSONDecodeError, KeyError) as error:
             raise UserError(
                 f"{path}: not the config of a decoder model ({error!r}); give model.base a model directory"
@@ -85,7 +90,9 @@ class ModelShape:
         """2 a weight and token, 4 a head dimension and pair (scores, and their product with the values)."""
         return 2 * self.layers * self.linear_parameters_a_layer * (tokens + pairs * self.pair_cost)
 
-    def training_flops(self, tokens: float, pairs: float, supervised: float, frozen: bool = False) -> float:
+    def training_flops(
+        self, tokens: float, pairs: float, supervised: float, frozen: bool = False
+    ) -> float:
         """Forward and backward (twice the forward). As in MFU, recomputation is not counted.
 
         Frozen weights (LoRA) need no gradient of their own; what the adapters need is left out.
@@ -102,10 +109,14 @@ class ModelShape:
         """Trainable parameters: r (in + out) a target layer, and the new rows or the whole tables."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         ends = {
-            "q_proj": self.hidden + query, "k_proj": self.hidden + key, "v_proj": self.hidden + key,
-            "o_proj": query + self.hidden, "gate_proj": self.hidden + self.intermediate,
-            "up_proj": self.hidden + self.intermediate, "down_proj": self.intermediate + self.hidden,
-        }  # fmt: skip
+            "q_proj": self.hidden + query,
+            "k_proj": self.hidden + key,
+            "v_proj": self.hidden + key,
+            "o_proj": query + self.hidden,
+            "gate_proj": self.hidden + self.intermediate,
+            "up_proj": self.hidden + self.intermediate,
+            "down_proj": self.intermediate + self.hidden,
+        }
         rows = new_rows if lora.embeddings == "new_rows" else self.vocab
         adapters = lora.r * sum(ends.get(name, 0) for name in lora.target_modules) * self.layers
         return adapters + rows * self.hidden * (1 if self.tied else 2)
@@ -134,20 +145,30 @@ class Sharding:
     @classmethod
     def of_config(cls, config: dict) -> "Sharding":
         zero = config.get("zero_optimization", {})
-        devices = [zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")]
+        devices = [
+            zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")
+        ]
         return cls(
-            zero.get("stage", 0), devices[0] != "none", devices[1] != "none",
-            zero.get("stage3_max_live_parameters", 1e9), zero.get("reduce_bucket_size", 5e8),
-        )  # fmt: skip
+            zero.get("stage", 0),
+            devices[0] != "none",
+            devices[1] != "none",
+            zero.get("stage3_max_live_parameters", 1e9),
+            zero.get("reduce_bucket_size", 5e8),
+        )
 
     @property
     def name(self) -> str:
         offloaded = [
             n
-            for n, on in (("optimizer", self.offload_optimizer), ("parameters", self.offload_parameters))
+            for n, on in (
+                ("optimizer", self.offload_optimizer),
+                ("parameters", self.offload_parameters),
+            )
             if on
         ]
-        return f"ZeRO-{self.stage}" + (f" + {' and '.join(offloaded)} offloaded" if offloaded else "")
+        return f"ZeRO-{self.stage}" + (
+            f" + {' and '.join(offloaded)} offloaded" if offloaded else ""
+        )
 
 
 def memory_bytes(
@@ -165,7 +186,9 @@ def memory_bytes(
     trainable: parameters that are trained (default: all). `host` is CPU memory a rank, not part of `total`.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
-    parts: dict[str, float] = dict.fromkeys(("parameters", "gradients", "optimizer", "gathered", "host"), 0.0)
+    parts: dict[str, float] = dict.fromkeys(
+        ("parameters", "gradients", "optimizer", "gathered", "host"), 0.0
+    )
     parts["parameters"] = BF16 * parameters / (world if sharding.stage >= 3 else 1)
     parts["gradients"] = FP32 * trained / (world if sharding.stage >= 2 else 1)
     parts["optimizer"] = ADAM_BYTES * trained / (world if sharding.stage >= 1 else 1)
@@ -180,7 +203,9 @@ def memory_bytes(
     live = BF16 * min(sharding.max_live_parameters, parameters) if sharding.stage >= 3 else 0.0
     parts["gathered"] = live + buckets
     parts["activations"] = bin_tokens * activation_bytes_a_token(shape, checkpointing)
-    head_gradient = BF16 * shape.vocab * shape.hidden if trained >= shape.vocab * shape.hidden else 0.0
+    head_gradient = (
+        BF16 * shape.vocab * shape.hidden if trained >= shape.vocab * shape.hidden else 0.0
+    )
     parts["loss head"] = head_gradient + chunk_tokens * shape.vocab * (BF16 + FP32)
     parts["runtime"] = RUNTIME_BYTES
     parts["total"] = sum(size for name, size in parts.items() if name != "host")
@@ -211,21 +236,32 @@ def cpu_memory_bytes(
     trains_table = trained >= table
     parts = {
         "parameters": BF16 * parameters / (world if sharding.stage >= 3 else 1),
-        "gradients": FP32 * trained / (world if sharding.stage >= 2 else 1) * (2 if sharding.offload_optimizer else 1),
+        "gradients": FP32
+        * trained
+        / (world if sharding.stage >= 2 else 1)
+        * (2 if sharding.offload_optimizer else 1),
         "optimizer": ADAM_BYTES * trained / (world if sharding.stage >= 1 else 1),
         "buckets": FP32 * min(sharding.bucket, trained),
         "runtime": CPU_RUNTIME_BYTES,
     }
     live = BF16 * min(sharding.max_live_parameters, parameters) if sharding.stage >= 3 else 0.0
     head = chunk_tokens * shape.vocab * (FP32 + (BF16 if bf16_in_hardware else 0))
-    head += (compute * table if not bf16_in_hardware else 0) + (compute * table if trains_table else 0)
+    head += (compute * table if not bf16_in_hardware else 0) + (
+        compute * table if trains_table else 0
+    )
     work = {
         "gathered": live,
         "activations": bin_tokens * activation_bytes_a_token(shape, checkpointing),
         "loss head": head,
     }
-    step = 0.0 if sharding.offload_optimizer else 3 * FP32 * trained / (world if sharding.stage >= 1 else 1)
-    load = BF16 * parameters + parts["parameters"] + CPU_RUNTIME_BYTES if trained < parameters else 0.0
+    step = (
+        0.0
+        if sharding.offload_optimizer
+        else 3 * FP32 * trained / (world if sharding.stage >= 1 else 1)
+    )
+    load = (
+        BF16 * parameters + parts["parameters"] + CPU_RUNTIME_BYTES if trained < parameters else 0.0
+    )
     total = max(sum(parts.values()) + max(sum(work.values()), step), load)
     return {**parts, **work, "optimizer step": step, "loading": load, "total": total}
 
@@ -236,7 +272,10 @@ def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:
     layer keeps its input, and one layer at a time is computed again, with gradients as large as what it
     saved."""
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    saved = BF16 * (5 * shape.hidden + 4 * query + 5 * key + 4 * shape.intermediate) + 2 * FP32 * shape.hidden
+    saved = (
+        BF16 * (5 * shape.hidden + 4 * query + 5 * key + 4 * shape.intermediate)
+        + 2 * FP32 * shape.hidden
+    )
     if not checkpointing:
         return shape.layers * saved
     return shape.layers * BF16 * shape.hidden + 2 * saved
@@ -267,7 +306,9 @@ def trace_seconds(
     beside the weights in 0.9 of the memory (at most 256), at `bandwidth_share` of the bandwidth.
     """
     lengths = prompt_tokens.astype(float)
-    prefill = shape.forward_flops(lengths.sum(), (lengths * (lengths + 1) / 2).sum()) / (mfu * gpu.flops)
+    prefill = shape.forward_flops(lengths.sum(), (lengths * (lengths + 1) / 2).sum()) / (
+        mfu * gpu.flops
+    )
     weights = BF16 * shape.parameters
     row_bytes = shape.kv_bytes_a_token * (lengths.mean() + trace_tokens)
     together = float(np.clip((0.9 * gpu.memory_gb * GB - weights) / row_bytes, 1, 256))
@@ -276,14 +317,23 @@ def trace_seconds(
 
 
 def disk_bytes(
-    shape: ModelShape, rounds: int, checkpoints: int, row_tokens: float, trace_tokens: float, trainable: int
+    shape: ModelShape,
+    rounds: int,
+    checkpoints: int,
+    row_tokens: float,
+    trace_tokens: float,
+    trainable: int,
 ) -> dict[str, float]:
     """Shards, traces, checkpoints (one more exists while it is written) and exported models, in bytes."""
     return {
         "shards": FP32 * row_tokens * 1.02,
         "traces": FP32 * trace_tokens,
-        "checkpoints": (checkpoints + 1) * ADAM_BYTES * trainable,  # what is not trained is not saved
-        "models": BF16 * shape.parameters * (1 + 2 * rounds),  # base, and both phases of every round
+        "checkpoints": (checkpoints + 1)
+        * ADAM_BYTES
+        * trainable,  # what is not trained is not saved
+        "models": BF16
+        * shape.parameters
+        * (1 + 2 * rounds),  # base, and both phases of every round
     }
 
 

@@ -52,7 +52,9 @@ class Job:
 
     def partial(self, sample: int) -> Path:
         """What has been generated of one sample a problem; another model or other settings have another file."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[
+            :12
+        ]
         return self.run.results / f".{self.name}.{digest}.{sample}.partial"
 
     @property
@@ -70,7 +72,9 @@ class Job:
             "round": round_of(self.model, self.recipe.rounds),
             "model": self.model,
             "benchmark": self.benchmark,
-            "model_fingerprint": fingerprint(model_directory(self.run, self.model, self.recipe.rounds)),
+            "model_fingerprint": fingerprint(
+                model_directory(self.run, self.model, self.recipe.rounds)
+            ),
             "seed": self.recipe.seed,
             "samples": config.samples,
             "temperature": config.temperature,
@@ -80,13 +84,20 @@ class Job:
             "max_answer_tokens": config.max_answer_tokens,
             "m_min": self.recipe.traces.m_min,
             "m_max": self.recipe.traces.m_max,
-            **({"trace_temperature": self.recipe.traces.temperature} if MODES[self.mode].cot else {}),
+            **(
+                {"trace_temperature": self.recipe.traces.temperature}
+                if MODES[self.mode].cot
+                else {}
+            ),
         }
 
     @property
     def limit(self) -> int | None:
         """Problems that are asked, the first ones; None: all."""
-        limits = [self.recipe.eval.limit, self.recipe.eval.channel_problems if MODES[self.mode].cot else None]
+        limits = [
+            self.recipe.eval.limit,
+            self.recipe.eval.channel_problems if MODES[self.mode].cot else None,
+        ]
         return min((n for n in limits if n is not None), default=None)
 
     def done(self) -> bool:
@@ -114,30 +125,48 @@ def _bottlenecked(rounds: int) -> dict[str, int]:
 
 def round_of(model: str, rounds: int) -> int | None:
     """The round a model belongs to; 0: base, None: a baseline. Raises UserError for a name that is no model's."""
-    names = {"base": 0, **{f"round{r}": r for r in range(1, rounds)}, "final": rounds, **_bottlenecked(rounds)}
+    names = {
+        "base": 0,
+        **{f"round{r}": r for r in range(1, rounds)},
+        "final": rounds,
+        **_bottlenecked(rounds),
+    }
     if model not in names and model not in BASELINE_MODES:
-        raise UserError(f"--model {model}: expected all or one of {', '.join([*names, *BASELINE_MODES])}")
+        raise UserError(
+            f"--model {model}: expected all or one of {', '.join([*names, *BASELINE_MODES])}"
+        )
     return names.get(model)
 
 
-def jobs_of(recipe: Recipe, run: Run, model: str, modes: list[str] | None, names: list[str] | None) -> list[Job]:
+def jobs_of(
+    recipe: Recipe, run: Run, model: str, modes: list[str] | None, names: list[str] | None
+) -> list[Job]:
     """The jobs of one model: the recipe's modes and benchmarks unless others are asked for.
 
     Raises UserError for an unknown mode or benchmark and for a model that is not there yet.
     """
     if modes is None:
         modes = default_modes(recipe, model)
-    for word, given, known in (("mode", modes, MODES), ("benchmark", names or recipe.eval.benchmarks, BENCHMARKS)):
+    for word, given, known in (
+        ("mode", modes, MODES),
+        ("benchmark", names or recipe.eval.benchmarks, BENCHMARKS),
+    ):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"{word} {unknown[0]}: expected one of {', '.join(known)}")
     require(recipe, model_directory(run, model, recipe.rounds))
-    return [Job(recipe, run, model, mode, name) for name in names or recipe.eval.benchmarks for mode in modes]
+    return [
+        Job(recipe, run, model, mode, name)
+        for name in names or recipe.eval.benchmarks
+        for mode in modes
+    ]
 
 
 def default_modes(recipe: Recipe, model: str) -> list[str]:
     if model in _bottlenecked(recipe.rounds):
         return ["channel"]
-    return BASELINE_MODES.get(model) or (recipe.eval.base_modes if model == "base" else recipe.eval.modes)
+    return BASELINE_MODES.get(model) or (
+        recipe.eval.base_modes if model == "base" else recipe.eval.modes
+    )
 
 
 def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
@@ -148,7 +177,9 @@ def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
     for model, of_model in jobs.items():
         if all(job.done() for job in of_model):
             log(f"{model}: already done")
-        elif code := subprocess.call([*command, "--model", model], env=without_ranks(dict(os.environ))):
+        elif code := subprocess.call(
+            [*command, "--model", model], env=without_ranks(dict(os.environ))
+        ):
             return code
     return 0
 
@@ -166,16 +197,26 @@ def evaluate(jobs: list[Job], engine: VllmEngine | None = None, sample: int | No
     if not left:
         return
     recipe, run = left[0].recipe, left[0].run
-    problems = {name: benchmarks.load(name, recipe, run) for name in dict.fromkeys(job.benchmark for job in left)}
+    problems = {
+        name: benchmarks.load(name, recipe, run)
+        for name in dict.fromkeys(job.benchmark for job in left)
+    }
     run.results.mkdir(parents=True, exist_ok=True)
     for hides in (False, True):
-        same_engine = [(job, job.questions(problems[job.benchmark])) for job in left if MODES[job.mode].cot is hides]
+        same_engine = [
+            (job, job.questions(problems[job.benchmark]))
+            for job in left
+            if MODES[job.mode].cot is hides
+        ]
         if same_engine:
             _ask(same_engine, engine, hides, sample)
 
 
 def _ask(
-    jobs: list[tuple[Job, list[Question]]], engine: VllmEngine | None, hides: bool, sample: int | None
+    jobs: list[tuple[Job, list[Question]]],
+    engine: VllmEngine | None,
+    hides: bool,
+    sample: int | None,
 ) -> None:
     """Jobs of one model by one engine, which starts only if an answer is missing."""
     asker = None
@@ -191,7 +232,9 @@ def _ask(
             for each in samples:
                 job.partial(each).unlink()
         else:
-            log(f"{job.name}: sample {sample} is done; python launch/evaluate.py without --sample puts all together")
+            log(
+                f"{job.name}: sample {sample} is done; python launch/evaluate.py without --sample puts all together"
+            )
 
 
 def _asker(jobs: list[Job], engine: VllmEngine | None, hides: bool) -> Asker:
@@ -211,8 +254,13 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
     """The jobs of a round's model, then the traces of the next round's phase A, which the same model makes: one engine."""
     recipe, run, model = jobs[0].recipe, jobs[0].run, jobs[0].model
     round_ = round_of(model, recipe.rounds)
-    if round_ not in range(1, recipe.rounds) or model != run.round_model(round_, recipe.rounds).name:
-        raise UserError(f"--then-traces: no round follows {model}; expected --model round1 to round{recipe.rounds - 1}")
+    if (
+        round_ not in range(1, recipe.rounds)
+        or model != run.round_model(round_, recipe.rounds).name
+    ):
+        raise UserError(
+            f"--then-traces: no round follows {model}; expected --model round1 to round{recipe.rounds - 1}"
+        )
     next_traces = traces.open_job(recipe, run, round_ + 1, "A")
     if all(job.done() for job in jobs) and is_done(next_traces.final):
         log(f"{next_traces.final}: already done")
@@ -222,15 +270,24 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
     traces.generate(next_traces, engine=engine)
 
 
-def _generate(job: Job, questions: list[Question], left: list[int], answers: dict[int, dict], asker: Asker) -> None:
+def _generate(
+    job: Job, questions: list[Question], left: list[int], answers: dict[int, dict], asker: Asker
+) -> None:
     """Adds the answers to the questions `left`. Each is on disk before the next one is waited for."""
     spent_s, start = max((a["elapsed_s"] for a in answers.values()), default=0.0), time.monotonic()
     environment = {
-        "engine": type(asker.engine).__name__, "dtype": machine_dtype(job.recipe.inference), "device": device_name(),
-    }  # fmt: skip
+        "engine": type(asker.engine).__name__,
+        "dtype": machine_dtype(job.recipe.inference),
+        "device": device_name(),
+    }
     with contextlib.ExitStack() as stack:
-        files = {s: stack.enter_context(open(job.partial(s), "a")) for s in sorted({questions[i].sample for i in left})}
-        bar = stack.enter_context(Progress(len(left) + len(answers), "answers", job.name, len(answers)))
+        files = {
+            s: stack.enter_context(open(job.partial(s), "a"))
+            for s in sorted({questions[i].sample for i in left})
+        }
+        bar = stack.enter_context(
+            Progress(len(left) + len(answers), "answers", job.name, len(answers))
+        )
         for index, completions in asker.engine.stream([asker.request(questions[i]) for i in left]):
             number = left[index]
             question = questions[number]
@@ -268,7 +325,9 @@ def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
     wall_s = max(answer["elapsed_s"] for answer in answers)
     tokens = sum(row["n_total_tokens"] for row in rows)
     job.meta.unlink(missing_ok=True)
-    write_text_atomic(job.result, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text_atomic(
+        job.result, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
     meta = {
         **job.identity(),
         "problems": len({row["id"] for row in rows}),
@@ -280,7 +339,9 @@ def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
         "unfinished_answers": sum(row["finish_reason"] == "length" for row in rows),
         "abstract_tokens_in_responses": sum(row["n_abstract_in_response"] for row in rows),
         "environment": answers[0]["environment"],
-        "prompt_tokens_computed": np.sum([a["computed"] for a in answers], axis=0).tolist(),  # a stage each
+        "prompt_tokens_computed": np.sum(
+            [a["computed"] for a in answers], axis=0
+        ).tolist(),  # a stage each
     }
     write_json_atomic(job.meta, meta)
     accuracy = f"accuracy {meta['accuracy']:.3f}" if scores else "not judged"
@@ -293,13 +354,23 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    names = (
+        re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     return names[0] if names else platform.machine()
 
 
 def _row(question: Question, answer: dict) -> dict:
     problem: Problem = question.problem
-    return {"id": problem.id, "sample": question.sample, "problem": problem.problem, "gold": problem.gold, **answer}
+    return {
+        "id": problem.id,
+        "sample": question.sample,
+        "problem": problem.problem,
+        "gold": problem.gold,
+        **answer,
+    }
 
 
 def _score(job: Job, rows: list[dict]) -> None:
@@ -309,6 +380,8 @@ def _score(job: Job, rows: list[dict]) -> None:
         judge.write_answers(job.result.with_suffix(".answers.json"), rows, generator=job.name)
         verdicts = judge.score_all(job.recipe, rows)
     else:
-        verdicts = scoring.score_all(scorer, [row["response"] for row in rows], [row["gold"] for row in rows])
+        verdicts = scoring.score_all(
+            scorer, [row["response"] for row in rows], [row["gold"] for row in rows]
+        )
     for row, verdict in zip(rows, verdicts, strict=True):
         row.update(prediction=verdict.prediction, correct=verdict.score, scorer=verdict.scorer)

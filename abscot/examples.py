@@ -45,14 +45,18 @@ class Adapter:
     read: Callable[[dict], tuple[list[dict[str, str]], str, str]]
 
 
-def read_example(record: dict | Rejected, config: DataConfig, decontaminator: Decontaminator) -> Example:
+def read_example(
+    record: dict | Rejected, config: DataConfig, decontaminator: Decontaminator
+) -> Example:
     """The example of one raw record. Raises Rejected where the row cannot or shall not be used."""
     if isinstance(record, Rejected):
         raise record
     adapter = ADAPTERS[config.format]
     missing = [name for name in adapter.columns if record.get(name) is None]
     if missing:
-        raise Rejected(f"missing_column_{missing[0]}", f"columns here: {', '.join(map(str, record))}")
+        raise Rejected(
+            f"missing_column_{missing[0]}", f"columns here: {', '.join(map(str, record))}"
+        )
     source = record.get("dataset_source") or record.get("source") or "unnamed"
     if not isinstance(source, str):
         raise Rejected("source_not_a_string", repr(source)[:100])
@@ -65,7 +69,9 @@ def read_example(record: dict | Rejected, config: DataConfig, decontaminator: De
     if not cot:
         raise Rejected("empty_cot")
     if len(cot) < config.min_cot_chars:
-        raise Rejected("short_cot", f"{len(cot)} characters, data.min_cot_chars={config.min_cot_chars}")
+        raise Rejected(
+            "short_cot", f"{len(cot)} characters, data.min_cot_chars={config.min_cot_chars}"
+        )
     if not answer.strip():
         raise Rejected("empty_answer")
     example = Example(row_id(record, messages, cot, answer), messages, cot, answer.strip(), source)
@@ -83,7 +89,9 @@ def row_id(record: dict, messages: list[dict[str, str]], cot: str, answer: str) 
     """
     given = record.get("id")
     if given is None:
-        text = "\x1f".join([*(m["content"] for m in messages if m["role"] != "system"), cot, answer])
+        text = "\x1f".join(
+            [*(m["content"] for m in messages if m["role"] != "system"), cot, answer]
+        )
         return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     if isinstance(given, int) and not isinstance(given, bool):
         return str(given)
@@ -168,7 +176,9 @@ def split_think(content: str) -> tuple[str, str]:
     if CLOSE not in content:
         raise Rejected("unclosed_think")
     if content.count(OPEN) > 1 or content.count(CLOSE) > 1:
-        raise Rejected("nested_think", f"{content.count(OPEN)} {OPEN}, {content.count(CLOSE)} {CLOSE}")
+        raise Rejected(
+            "nested_think", f"{content.count(OPEN)} {OPEN}, {content.count(CLOSE)} {CLOSE}"
+        )
     before, _, rest = content.partition(OPEN)
     if before.strip() or CLOSE in before:
         raise Rejected("text_before_think")
@@ -190,7 +200,11 @@ def boxed(value: str) -> str:
 def _read_problem_solution(record: dict):
     """MATH: the solution is the CoT, the bare answer becomes a sentence."""
     answer = _text(record, "answer").strip()
-    return _user(_text(record, "problem")), _text(record, "solution"), boxed(answer) if answer else ""
+    return (
+        _user(_text(record, "problem")),
+        _text(record, "solution"),
+        boxed(answer) if answer else "",
+    )
 
 
 def _read_gsm8k(record: dict):
@@ -199,7 +213,11 @@ def _read_gsm8k(record: dict):
     if not mark:
         raise Rejected("gsm8k_without_result", "no line `#### N` in answer")
     result = result.strip().replace(",", "")
-    return _user(_text(record, "question")), re.sub(r"<<[^<>]*>>", "", steps), boxed(result) if result else ""
+    return (
+        _user(_text(record, "question")),
+        re.sub(r"<<[^<>]*>>", "", steps),
+        boxed(result) if result else "",
+    )
 
 
 ADAPTERS = {

@@ -19,7 +19,12 @@ from abscot import attention, dist, model, paths
 from abscot.config import UserError
 
 SHARD_BYTES = 4 << 30
-ADAPTER_PARTS = ("lora_A.", "lora_B.", "trainable_tokens_", "original_module.")  # of peft, not of the plain model
+ADAPTER_PARTS = (
+    "lora_A.",
+    "lora_B.",
+    "trainable_tokens_",
+    "original_module.",
+)  # of peft, not of the plain model
 
 
 def export(lm, source: Path, target: Path, adapter: Path | None, meta: dict) -> None:
@@ -48,11 +53,17 @@ def surprisals(module, batch, positions: int) -> list[float]:
     with torch.no_grad():
         layout = attention.prepare(batch, module.backend, bottleneck=False)
         hidden = decoder(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None, use_cache=False, abscot_layout=layout
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=None,
+            use_cache=False,
+            abscot_layout=layout,
         ).last_hidden_state
         length = hidden.shape[1]
         return [
-            float(head(*(x[:, t - 1 : t + 1] for x in (hidden, batch.input_ids, batch.segment_id)))[0])
+            float(
+                head(*(x[:, t - 1 : t + 1] for x in (hidden, batch.input_ids, batch.segment_id)))[0]
+            )
             for t in range(length - positions, length)
         ]
 
@@ -76,7 +87,9 @@ def tensor_table(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
                 view = file.get_slice(name)
                 table[name] = (tuple(view.get_shape()), view.get_dtype())
     if not table:
-        raise UserError(f"{directory}: no *.safetensors; expected a model directory made by launch/extend.py")
+        raise UserError(
+            f"{directory}: no *.safetensors; expected a model directory made by launch/extend.py"
+        )
     return table
 
 
@@ -100,7 +113,9 @@ def _full_tensors(lm):
 def gathered(parameters: list):
     """The parameters whole on every rank, under ZeRO-3; a plain block otherwise."""
     partitioned = [p for p in parameters if hasattr(p, "ds_id")]
-    return deepspeed.zero.GatheredParameters(partitioned) if partitioned else contextlib.nullcontext()
+    return (
+        deepspeed.zero.GatheredParameters(partitioned) if partitioned else contextlib.nullcontext()
+    )
 
 
 def plain_name(name: str) -> str:
@@ -161,7 +176,9 @@ def _write_shards(tensors, directory: Path | None) -> None:
 
 def _check_complete(written: dict, expected: dict, source: Path) -> None:
     """Every tensor of the source is there with its shape and dtype, and no other."""
-    wrong = sorted(name for name in {*written, *expected} if written.get(name) != expected.get(name))
+    wrong = sorted(
+        name for name in {*written, *expected} if written.get(name) != expected.get(name)
+    )
     if wrong:
         name = wrong[0]
         raise RuntimeError(
@@ -180,7 +197,9 @@ def _copy_companions(source: Path, target: Path) -> None:
 
 def _write_adapter(lm, directory: Path | None) -> None:
     tensors = {}
-    for name, parameter in lm.named_parameters(remove_duplicate=False):  # peft wants both names of a tied table
+    for name, parameter in lm.named_parameters(
+        remove_duplicate=False
+    ):  # peft wants both names of a tied table
         if parameter.requires_grad:
             with gathered([parameter]):
                 tensors[name] = parameter.detach().cpu().clone().contiguous()

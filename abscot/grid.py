@@ -41,29 +41,43 @@ class Grid:
             if key not in KEYS:
                 raise UserError(f"{file}: unknown key {key}; expected {', '.join(KEYS)}")
         grid = cls(
-            given.get("models", evaluate.model_names(recipe)), given.get("benchmarks", recipe.eval.benchmarks),
+            given.get("models", evaluate.model_names(recipe)),
+            given.get("benchmarks", recipe.eval.benchmarks),
             given.get("seeds", recipe.eval.samples),
-        )  # fmt: skip
+        )
         for key, names in (("models", grid.models), ("benchmarks", grid.benchmarks)):
-            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            if (
+                not isinstance(names, list)
+                or not names
+                or not all(isinstance(name, str) for name in names)
+            ):
                 raise UserError(f"{file}: {key}: expected a list of names, found {names!r}")
         if not isinstance(grid.seeds, int) or grid.seeds < 1:
             raise UserError(f"{file}: seeds: expected how many there are, found {grid.seeds!r}")
         if grid.seeds > 1 and not recipe.eval.temperature:
-            raise UserError(f"{file or 'eval.samples'}: greedy answers are all the same; set eval.temperature above 0 or seeds to 1")
+            raise UserError(
+                f"{file or 'eval.samples'}: greedy answers are all the same; set eval.temperature above 0 or seeds to 1"
+            )
         for name in grid.models:
             evaluate.round_of(name, recipe.rounds)
         if unknown := [name for name in grid.benchmarks if name not in BENCHMARKS]:
-            raise UserError(f"{file}: benchmarks: {unknown[0]}: expected one of {', '.join(BENCHMARKS)}")
+            raise UserError(
+                f"{file}: benchmarks: {unknown[0]}: expected one of {', '.join(BENCHMARKS)}"
+            )
         return grid
 
     def cells(self) -> list[Cell]:
-        return [Cell(*cell) for cell in itertools.product(self.models, self.benchmarks, range(self.seeds))]
+        return [
+            Cell(*cell)
+            for cell in itertools.product(self.models, self.benchmarks, range(self.seeds))
+        ]
 
     def cell(self, number: int) -> Cell:
         cells = self.cells()
         if number >= len(cells):
-            raise UserError(f"cell {number}: the grid has {len(cells)}; submit it with sbatch --array=0-{len(cells) - 1}")
+            raise UserError(
+                f"cell {number}: the grid has {len(cells)}; submit it with sbatch --array=0-{len(cells) - 1}"
+            )
         return cells[number]
 
 
@@ -71,7 +85,9 @@ def _read(file: Path) -> dict:
     try:
         tree = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; expected a YAML file with {', '.join(KEYS)}") from None
+        raise UserError(
+            f"{file}: {error.strerror}; expected a YAML file with {', '.join(KEYS)}"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

@@ -64,11 +64,15 @@ class Request:
 
     prompt: Sequence[int]
     sampling: Sampling
-    then: Callable[[Completion], "Request"] | None = None  # the next stage, made from this one's completion
+    then: Callable[[Completion], "Request"] | None = (
+        None  # the next stage, made from this one's completion
+    )
     hidden: Hidden | None = None
 
 
-def trace_request(prompt: Sequence[int], vocab: AbstractVocab, config: TraceConfig, seed: int) -> Request:
+def trace_request(
+    prompt: Sequence[int], vocab: AbstractVocab, config: TraceConfig, seed: int
+) -> Request:
     """The trace stage behind a prompt that ends in `<beginabstract>`.
 
     Only V_abs and the end token can be sampled, the end only after m_min tokens. Decoding stops at m_max: the
@@ -86,7 +90,9 @@ def trace_request(prompt: Sequence[int], vocab: AbstractVocab, config: TraceConf
     return Request(prompt, sampling)
 
 
-def codebook_tokens_of(completion: Completion, vocab: AbstractVocab, config: TraceConfig) -> list[int]:
+def codebook_tokens_of(
+    completion: Completion, vocab: AbstractVocab, config: TraceConfig
+) -> list[int]:
     """The trace without its delimiters. Raises ValueError if the engine broke a rule: such a trace is no data."""
     tokens = completion.tokens
     trace = tokens[:-1] if tokens and tokens[-1] == vocab.end_id else tokens
@@ -109,7 +115,11 @@ def machine_dtype(config: InferenceConfig) -> str:
 
     if config.dtype != "auto":
         return {"bf16": "bfloat16", "fp32": "float32"}[config.dtype]
-    native = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    native = (
+        torch.cuda.is_available()
+        or torch.cpu._is_amx_tile_supported()
+        or torch.cpu._is_avx512_bf16_supported()
+    )
     return "bfloat16" if native else "float32"
 
 
@@ -141,7 +151,9 @@ class VllmEngine:
 
     def __init__(self, model: Path, config: InferenceConfig):
         if not (Path(model) / "config.json").is_file():
-            raise UserError(f"{model}: no model there; `launch/round.py --dry-run` shows which stage makes it")
+            raise UserError(
+                f"{model}: no model there; `launch/round.py --dry-run` shows which stage makes it"
+            )
         _set_environment(config)
         import torch
         from vllm import LLM
@@ -153,7 +165,11 @@ class VllmEngine:
         options = {}
         if on_cpu:
             # The CPU engine has no generator offsets, so seeded requests need whole prompts in one step.
-            options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self.window_tokens, 8192), "block_size": 32}
+            options = {
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(self.window_tokens, 8192),
+                "block_size": 32,
+            }
         self.llm = LLM(
             str(model),
             skip_tokenizer_init=True,
@@ -177,7 +193,9 @@ class VllmEngine:
         from vllm import SamplingParams
 
         only_prompt = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        table = self.llm.generate([{"prompt_token_ids": list(tokens)}], only_prompt, use_tqdm=False)[0].prompt_logprobs
+        table = self.llm.generate(
+            [{"prompt_token_ids": list(tokens)}], only_prompt, use_tqdm=False
+        )[0].prompt_logprobs
         return [-table[t][tokens[t]].logprob for t in range(len(tokens) - positions, len(tokens))]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
@@ -214,7 +232,10 @@ class VllmEngine:
     def _go_on(self, inside: dict[str, "_Running"], name: str, running: "_Running") -> None:
         """The next stage: in the same session where it extends what the engine has computed, else as a new request."""
         finished, request = running.stages[-1], running.request.then(running.stages[-1])
-        computed = [*running.request.prompt, *finished.tokens[:-1]]  # the last token was sampled, never fed
+        computed = [
+            *running.request.prompt,
+            *finished.tokens[:-1],
+        ]  # the last token was sampled, never fed
         running.request = request
         if list(request.prompt[: len(computed)]) != computed:
             self._leave(inside, name)
@@ -230,7 +251,14 @@ class VllmEngine:
         if running.session_open:
             self._submit(name, running.session, [0], Sampling(max_tokens=1), False)
 
-    def _submit(self, name: str, session: str | None, tokens: Sequence[int], sampling: Sampling, resumable: bool) -> str:
+    def _submit(
+        self,
+        name: str,
+        session: str | None,
+        tokens: Sequence[int],
+        sampling: Sampling,
+        resumable: bool,
+    ) -> str:
         """What LLMEngine.add_request does, for sessions too. Returns the engine's name of the request."""
         import msgspec
 
@@ -281,7 +309,11 @@ class TransformersEngine:
         while running:
             first = running[0].request.sampling
             hides = running[0].request.hidden is not None
-            rules = [r for r in running if dataclasses.replace(r.request.sampling, seed=first.seed) == first]
+            rules = [
+                r
+                for r in running
+                if dataclasses.replace(r.request.sampling, seed=first.seed) == first
+            ]
             batch = [r for r in rules if (r.request.hidden is not None) is hides][: self.batch_size]
             generate = self._generate_hidden if hides else self._generate
             for one, completion in zip(batch, generate([r.request for r in batch]), strict=True):
@@ -301,7 +333,12 @@ class TransformersEngine:
         ids, mask = self._left_padded([r.prompt for r in requests])
         longest = ids.shape[1]
         torch.manual_seed(sampling.seed)
-        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        chosen = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
         out = self.lm.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -311,7 +348,10 @@ class TransformersEngine:
             logits_processor=LogitsProcessorList([_allow(sampling, longest)]),
             **(chosen if sampling.temperature > 0 else {"do_sample": False}),
         )
-        return [_until_stop(row, len(r.prompt), sampling) for row, r in zip(out[:, longest:].tolist(), requests, strict=True)]
+        return [
+            _until_stop(row, len(r.prompt), sampling)
+            for row, r in zip(out[:, longest:].tolist(), requests, strict=True)
+        ]
 
     def _generate_hidden(self, requests: list[Request]) -> list[Completion]:
         """Greedy, in one KV cache: what stands before `behind` is computed in full sight, then the hidden keys are
@@ -321,23 +361,36 @@ class TransformersEngine:
         sampling = requests[0].sampling
         assert sampling.temperature == 0, "behind the bottleneck decoding is greedy"
         ids, mask = self._left_padded([r.prompt[: r.hidden.behind] for r in requests])
-        new = torch.tensor([list(r.prompt[r.hidden.behind :]) for r in requests], device=self.device)
+        new = torch.tensor(
+            [list(r.prompt[r.hidden.behind :]) for r in requests], device=self.device
+        )
         with torch.inference_mode():
             positions = (mask.cumsum(1) - 1).clamp(min=0)
-            cache = self.lm.model(ids, attention_mask=mask, position_ids=positions, use_cache=True).past_key_values
+            cache = self.lm.model(
+                ids, attention_mask=mask, position_ids=positions, use_cache=True
+            ).past_key_values
             for row, hidden in enumerate(r.hidden for r in requests):
                 padding = ids.shape[1] - hidden.behind
                 mask[row, padding + hidden.start : padding + hidden.stop] = 0
-            at, made, ended = positions[:, -1:] + 1, [], torch.zeros_like(mask[:, 0], dtype=torch.bool)
+            at, made, ended = (
+                positions[:, -1:] + 1,
+                [],
+                torch.zeros_like(mask[:, 0], dtype=torch.bool),
+            )
             while len(made) < sampling.max_tokens and not ended.all():
                 mask = torch.cat([mask, torch.ones_like(new)], 1)
                 positions = at + torch.arange(new.shape[1], device=self.device)
-                logits = self.lm(new, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+                logits = self.lm(
+                    new, attention_mask=mask, position_ids=positions, past_key_values=cache
+                ).logits
                 at, new = at + new.shape[1], logits[:, -1:].argmax(-1)
                 made.append(new)
                 ended |= torch.isin(new[:, 0], torch.tensor(sampling.stop_ids, device=self.device))
         tokens = torch.cat(made, 1).tolist()
-        return [_until_stop(row, len(r.prompt), sampling) for row, r in zip(tokens, requests, strict=True)]
+        return [
+            _until_stop(row, len(r.prompt), sampling)
+            for row, r in zip(tokens, requests, strict=True)
+        ]
 
     def _left_padded(self, prompts: list[Sequence[int]]):
         """(ids, mask): int64 [prompts, longest prompt]; the mask is 0 where padding."""
@@ -395,8 +448,12 @@ class _Running:
 def _completion(output, running: _Running) -> Completion:
     """vLLM reports a session's tokens from its start, and the prefix cache's hits for its first stage."""
     best, prompt_tokens = output.outputs[0], len(running.request.prompt)
-    cached = prompt_tokens - running.new_tokens if running.in_session else output.num_cached_tokens or 0
-    return Completion(list(best.token_ids)[running.in_session :], best.finish_reason, prompt_tokens, cached)
+    cached = (
+        prompt_tokens - running.new_tokens if running.in_session else output.num_cached_tokens or 0
+    )
+    return Completion(
+        list(best.token_ids)[running.in_session :], best.finish_reason, prompt_tokens, cached
+    )
 
 
 def sampling_params(sampling: Sampling):

@@ -31,7 +31,13 @@ QUESTION = """Two assistants answered the same instruction. Which answer is bett
 def write_answers(path: Path, rows: list[dict], generator: str) -> None:
     """The first sample of each problem in AlpacaEval's format: `alpaca_eval --model_outputs FILE` judges it."""
     first = [row for row in rows if row["sample"] == 0]
-    write_json_atomic(path, [{"instruction": r["problem"], "output": r["response"], "generator": generator} for r in first])
+    write_json_atomic(
+        path,
+        [
+            {"instruction": r["problem"], "output": r["response"], "generator": generator}
+            for r in first
+        ],
+    )
 
 
 def score_all(recipe: Recipe, rows: list[dict]) -> list[Verdict]:
@@ -45,9 +51,15 @@ def score_all(recipe: Recipe, rows: list[dict]) -> list[Verdict]:
         return [Verdict(None, None, "not-judged")] * len(rows)
 
     def ask(row: dict) -> Verdict:
-        answer_first = bool(rng(recipe.seed, "judge", row["id"], row["sample"]).integers(2))  # judges favour a place
+        answer_first = bool(
+            rng(recipe.seed, "judge", row["id"], row["sample"]).integers(2)
+        )  # judges favour a place
         pair = (row["response"], row["gold"]) if answer_first else (row["gold"], row["response"])
-        reply = _chat(config.judge_url, config.judge_model, QUESTION.format(instruction=row["problem"], a=pair[0], b=pair[1]))
+        reply = _chat(
+            config.judge_url,
+            config.judge_model,
+            QUESTION.format(instruction=row["problem"], a=pair[0], b=pair[1]),
+        )
         letter = reply.strip()[:1].upper()
         if letter not in ("A", "B"):
             return Verdict(None, None, f"judge:{config.judge_model}:unreadable")
@@ -58,11 +70,23 @@ def score_all(recipe: Recipe, rows: list[dict]) -> list[Verdict]:
 
 
 def _chat(url: str, model: str, text: str) -> str:
-    body = {"model": model, "temperature": 0, "max_tokens": 8, "messages": [{"role": "user", "content": text}]}
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get(KEY_VARIABLE, '')}"}
-    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+    body = {
+        "model": model,
+        "temperature": 0,
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": text}],
+    }
+    headers = {
+        "Content-Type": "application/json",
+        "Authorization": f"Bearer {os.environ.get(KEY_VARIABLE, '')}",
+    }
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+    )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             return json.load(response)["choices"][0]["message"]["content"] or ""
     except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
-        raise UserError(f"eval.judge_url: {url} did not answer ({error}); check the url, and the key in {KEY_VARIABLE}") from None
+        raise UserError(
+            f"eval.judge_url: {url} did not answer ({error}); check the url, and the key in {KEY_VARIABLE}"
+        ) from None

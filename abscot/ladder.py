@@ -19,7 +19,10 @@ from abscot.run_data import RunData
 from abscot.statistics import Interval, paired_difference
 
 BASELINES = ("sft_no_cot", "sft_cot", "pause")
-PAPER_VERBAL, PAPER_WARM_UP = ("83.2", "1087"), ("86.2", "168")  # MATH-500 accuracy and tokens, Qwen3-4B
+PAPER_VERBAL, PAPER_WARM_UP = (
+    ("83.2", "1087"),
+    ("86.2", "168"),
+)  # MATH-500 accuracy and tokens, Qwen3-4B
 NONE = "–"
 
 
@@ -39,7 +42,9 @@ def recipe_of(recipe: Recipe) -> Recipe:
     config = recipe.eval
     base_modes = list(dict.fromkeys(["verbal", "no_cot", *config.base_modes]))
     modes = list(dict.fromkeys(["abstract", *config.modes]))
-    return dataclasses.replace(recipe, eval=dataclasses.replace(config, base_modes=base_modes, modes=modes))
+    return dataclasses.replace(
+        recipe, eval=dataclasses.replace(config, base_modes=base_modes, modes=modes)
+    )
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -48,7 +53,10 @@ def stages(recipe: Recipe) -> list[Stage]:
     for name in BASELINES:
         train = rounds.train_stage(recipe, run, PHASES[name], 1)
         modes = evaluate.BASELINE_MODES[name]
-        plan += [train, rounds.evaluation_stage(run, name, train.outputs[0], 1, modes, recipe.eval.benchmarks)]
+        plan += [
+            train,
+            rounds.evaluation_stage(run, name, train.outputs[0], 1, modes, recipe.eval.benchmarks),
+        ]
     open_ = [name for name in recipe.eval.benchmarks if has_cots(name)]
     asked = tuple(word for name in open_ for word in ("--benchmark", name))
     for round_ in range(1, recipe.rounds + 1) if open_ else ():
@@ -96,9 +104,19 @@ def equalised(recipe: Recipe) -> str:
 def table(data: RunData) -> Table:
     """One line a row and benchmark. `answers` and `supervised` are what the train logs say was spent after the base."""
     columns = (
-        "row", "benchmark", "n", "accuracy %", "95% interval", "against SFT (no CoT)", "reasoning", "total",
-        "answers", "supervised", "paper %", "paper tokens",
-    )  # fmt: skip
+        "row",
+        "benchmark",
+        "n",
+        "accuracy %",
+        "95% interval",
+        "against SFT (no CoT)",
+        "reasoning",
+        "total",
+        "answers",
+        "supervised",
+        "paper %",
+        "paper tokens",
+    )
     cells = []
     for benchmark in data.recipe.eval.benchmarks:
         reference = data.of("no_cot", "sft_no_cot", benchmark)
@@ -109,12 +127,18 @@ def table(data: RunData) -> Table:
                 cells.append((row.label, benchmark, "missing", *[NONE] * 5, *spent, *row.paper))
                 continue
             difference = NONE
-            if reference and reference is not found and reference.scores.keys() & found.scores.keys():
+            if (
+                reference
+                and reference is not found
+                and reference.scores.keys() & found.scores.keys()
+            ):
                 difference = _points(paired_difference(found.scores, reference.scores)[0])
             tokens = (f"{found.reasoning_tokens:.1f}", f"{found.total_tokens.value:.1f}")
             right = (str(found.problems), *_percent(found.accuracy), difference)
             cells.append((row.label, benchmark, *right, *tokens, *spent, *row.paper))
-    return Table(columns, tuple(cells), 2, frozenset(i for i, c in enumerate(cells) if c[2] == "missing"))
+    return Table(
+        columns, tuple(cells), 2, frozenset(i for i, c in enumerate(cells) if c[2] == "missing")
+    )
 
 
 def _spent(data: RunData, row: Row) -> tuple[str, str]:
@@ -123,22 +147,42 @@ def _spent(data: RunData, row: Row) -> tuple[str, str]:
     if not row.trained or len(logs) < len(row.trained):
         return NONE, NONE
     steps = [step for log in logs for step in log]
-    return tuple(f"{sum(step.get(key, 0) for step in steps):,}" for key in ("examples", "supervised_tokens"))
+    return tuple(
+        f"{sum(step.get(key, 0) for step in steps):,}" for key in ("examples", "supervised_tokens")
+    )
 
 
 def channel_table(data: RunData) -> Table | None:
     """Per round: the answer with the CoT behind the mask, the answer without any CoT, and the gap between the two."""
     cells = []
     for channel in (s for s in data.scored if s.mode == "channel"):
-        without = data.of("abstract", data.run.round_model(channel.round, data.recipe.rounds).name, channel.benchmark)
+        without = data.of(
+            "abstract",
+            data.run.round_model(channel.round, data.recipe.rounds).name,
+            channel.benchmark,
+        )
         gap = NONE, NONE, NONE
         if without and without.scores.keys() & channel.scores.keys():
             shared = channel.scores.keys() & without.scores.keys()
             mean = sum(without.scores[i] for i in shared) / len(shared)
-            gap = f"{100 * mean:.1f}", *_points(paired_difference(channel.scores, without.scores)[0]).split(" ", 1)
+            gap = (
+                f"{100 * mean:.1f}",
+                *_points(paired_difference(channel.scores, without.scores)[0]).split(" ", 1),
+            )
         with_cot = _percent(channel.accuracy)
-        cells.append((str(channel.round), channel.benchmark, str(channel.problems), *with_cot, *gap))
-    columns = ("round", "benchmark", "n", "channel %", "95% interval", "without CoT %", "gap, points", "its interval")
+        cells.append(
+            (str(channel.round), channel.benchmark, str(channel.problems), *with_cot, *gap)
+        )
+    columns = (
+        "round",
+        "benchmark",
+        "n",
+        "channel %",
+        "95% interval",
+        "without CoT %",
+        "gap, points",
+        "its interval",
+    )
     return Table(columns, tuple(cells), 2) if cells else None
 
 

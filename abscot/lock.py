@@ -36,12 +36,18 @@ def exclusive(directory: Path, lease_s: float = LEASE_S):
         except BlockingIOError:
             raise _taken(directory, _read(lease)) from None
         before = _read(lease)
-        if before and before["host"] != me["host"] and (not me["job"] or before["job"] != me["job"]):
+        if (
+            before
+            and before["host"] != me["host"]
+            and (not me["job"] or before["job"] != me["job"])
+        ):
             _outlive(directory, lease, before, lease_s)
         paths.write_json_atomic(lease, me)
         before_us = signal.signal(TAKEN_OVER, signal.default_int_handler)
         ended = threading.Event()
-        renewing = threading.Thread(target=_renew, args=(lease, me, lease_s / RENEWALS, ended), daemon=True)
+        renewing = threading.Thread(
+            target=_renew, args=(lease, me, lease_s / RENEWALS, ended), daemon=True
+        )
         renewing.start()
         try:
             yield
@@ -55,9 +61,11 @@ def exclusive(directory: Path, lease_s: float = LEASE_S):
 
 def _owner() -> dict:
     return {
-        "host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),
         "token": secrets.token_hex(8),
-    }  # fmt: skip
+    }
 
 
 def _read(lease: Path) -> dict | None:
@@ -68,14 +76,22 @@ def _read(lease: Path) -> dict | None:
 
 
 def _taken(directory: Path, owner: dict | None) -> UserError:
-    who = f"pid {owner['pid']} on {owner['host']}" + f", job {owner['job']}" * bool(owner["job"]) if owner else "just started"
-    return UserError(f"{directory}: another process works on this run ({who}); wait for it or end it")
+    who = (
+        f"pid {owner['pid']} on {owner['host']}" + f", job {owner['job']}" * bool(owner["job"])
+        if owner
+        else "just started"
+    )
+    return UserError(
+        f"{directory}: another process works on this run ({who}); wait for it or end it"
+    )
 
 
 def _outlive(directory: Path, lease: Path, owner: dict, lease_s: float) -> None:
     """Returns once the lease has run out. Raises UserError when it is renewed. Ages are by the file system's clock."""
     first = lease.stat().st_mtime
-    log(f"{lease}: held by pid {owner['pid']} on {owner['host']}; taken over if it is not renewed in {lease_s:.0f} s")
+    log(
+        f"{lease}: held by pid {owner['pid']} on {owner['host']}; taken over if it is not renewed in {lease_s:.0f} s"
+    )
     probe = directory / f".clock.{os.getpid()}"
     try:
         while True:
@@ -95,7 +111,9 @@ def _outlive(directory: Path, lease: Path, owner: dict, lease_s: float) -> None:
 def _renew(lease: Path, me: dict, every_s: float, ended: threading.Event) -> None:
     """Also finds out when somebody has taken over (this node was cut off for long): then this process must end."""
     while not ended.wait(every_s):
-        with contextlib.suppress(OSError):  # a file system that is away for a moment; the lease may then run out
+        with contextlib.suppress(
+            OSError
+        ):  # a file system that is away for a moment; the lease may then run out
             if _read(lease) != me:
                 print(f"error: {lease}: taken over by another process; ending this one", flush=True)
                 os.kill(os.getpid(), TAKEN_OVER)

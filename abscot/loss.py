@@ -28,7 +28,10 @@ class LossSums(NamedTuple):
 
 
 def supervised_loss(
-    hidden: torch.Tensor, lm_head_weight: torch.Tensor, labels: torch.Tensor, segment_id: torch.Tensor,
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    labels: torch.Tensor,
+    segment_id: torch.Tensor,
     chunk_tokens: int = 1024,
 ) -> LossSums:
     """Cross-entropy of the LM head at the supervised positions: hidden[t - 1] predicts labels[t].
@@ -51,7 +54,9 @@ class _SummedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk_tokens, with_gradient):
-        needs_hidden, needs_weight = (with_gradient and needed for needed in ctx.needs_input_grad[:2])
+        needs_hidden, needs_weight = (
+            with_gradient and needed for needed in ctx.needs_input_grad[:2]
+        )
         compute = compute_dtype(weight)
         matrix = weight.to(compute)
         losses = torch.empty(len(targets), dtype=_at_least_fp32(compute), device=hidden.device)
@@ -102,14 +107,36 @@ def _fused_cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.
     rows, vocab = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     liger_cross_entropy_kernel[(rows,)](
-        X_ptr=logits, X_stride=logits.stride(0), Y_ptr=targets, Y_stride=targets.stride(0), n_cols=vocab,
-        loss_ptr=losses, loss_stride=1, reduction="sum", HAS_GRADIENTS=True, ignore_index=IGNORE,
-        n_non_ignore=rows, sum_non_ignore_weight=rows, weight_sum=0.0, weight_ptr=None, HAS_WEIGHT=False,
-        lse_square_scale=0.0, label_smoothing=0.0, softcap=None, HAS_SOFTCAPPING=False,
-        z_loss_ptr=None, RETURN_Z_LOSS=False, token_accuracy_ptr=None, token_accuracy_stride=0,
-        RETURN_TOKEN_ACCURACY=False, predicted_tokens_ptr=None, predicted_tokens_stride=0,
-        RETURN_PREDICTED_TOKENS=False, BLOCK_SIZE=min(32_768, 1 << (vocab - 1).bit_length()), num_warps=32,
-    )  # fmt: skip
+        X_ptr=logits,
+        X_stride=logits.stride(0),
+        Y_ptr=targets,
+        Y_stride=targets.stride(0),
+        n_cols=vocab,
+        loss_ptr=losses,
+        loss_stride=1,
+        reduction="sum",
+        HAS_GRADIENTS=True,
+        ignore_index=IGNORE,
+        n_non_ignore=rows,
+        sum_non_ignore_weight=rows,
+        weight_sum=0.0,
+        weight_ptr=None,
+        HAS_WEIGHT=False,
+        lse_square_scale=0.0,
+        label_smoothing=0.0,
+        softcap=None,
+        HAS_SOFTCAPPING=False,
+        z_loss_ptr=None,
+        RETURN_Z_LOSS=False,
+        token_accuracy_ptr=None,
+        token_accuracy_stride=0,
+        RETURN_TOKEN_ACCURACY=False,
+        predicted_tokens_ptr=None,
+        predicted_tokens_stride=0,
+        RETURN_PREDICTED_TOKENS=False,
+        BLOCK_SIZE=min(32_768, 1 << (vocab - 1).bit_length()),
+        num_warps=32,
+    )
     return losses
 
 

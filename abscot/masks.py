@@ -42,10 +42,14 @@ def mask_mod(document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bo
     return allowed
 
 
-def dense_mask(document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool) -> torch.Tensor:
+def dense_mask(
+    document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool
+) -> torch.Tensor:
     """The rule as bool [T, T], True where the row (query) may attend to the column (key)."""
     position = torch.arange(document_id.numel(), device=document_id.device)
-    return mask_mod(document_id, segment_id, bottleneck)(None, None, position[:, None], position[None, :])
+    return mask_mod(document_id, segment_id, bottleneck)(
+        None, None, position[:, None], position[None, :]
+    )
 
 
 def block_mask(document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool) -> BlockMask:
@@ -53,7 +57,9 @@ def block_mask(document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: 
     tokens, device = document_id.numel(), document_id.device
     rule = mask_mod(document_id, segment_id, bottleneck)
     # Compiled, the mask is reduced to blocks as it is made; eagerly all T x T entries exist (1 GB at 32k).
-    return create_block_mask(rule, None, None, tokens, tokens, device=device, _compile=device.type == "cuda")
+    return create_block_mask(
+        rule, None, None, tokens, tokens, device=device, _compile=device.type == "cuda"
+    )
 
 
 class Sequence(NamedTuple):
@@ -82,7 +88,9 @@ class CausalCall:
     cu_seqlens_k: torch.Tensor
     max_seqlen_q: int
     max_seqlen_k: int
-    cuts: tuple[int, ...]  # 0, the ends of all runs and T: between two neighbours lies one run, or none
+    cuts: tuple[
+        int, ...
+    ]  # 0, the ends of all runs and T: between two neighbours lies one run, or none
 
     @classmethod
     def of(cls, sequences: list[Sequence], num_tokens: int, device: torch.device) -> "CausalCall":
@@ -126,16 +134,22 @@ class Layout:
                 end = answer if cut else stop
                 first.append(Sequence((start, end), ((start, end),)))
         tokens, device = document_id.numel(), document_id.device
-        return cls(tokens, tuple(CausalCall.of(call, tokens, device) for call in (first, second) if call))
+        return cls(
+            tokens, tuple(CausalCall.of(call, tokens, device) for call in (first, second) if call)
+        )
 
     @cached_property
     def allowed_pairs(self) -> int:
         """(query, key) pairs that attend: the bin's attention costs 4 x head_dim FLOPs a pair and head."""
         sequences = [s for call in self.calls for s in call.sequences]
-        return sum(s.num_queries * s.num_keys - s.num_queries * (s.num_queries - 1) // 2 for s in sequences)
+        return sum(
+            s.num_queries * s.num_keys - s.num_queries * (s.num_queries - 1) // 2 for s in sequences
+        )
 
 
-def _documents(document_id: torch.Tensor, segment_id: torch.Tensor) -> list[list[tuple[int, int, int]]]:
+def _documents(
+    document_id: torch.Tensor, segment_id: torch.Tensor
+) -> list[list[tuple[int, int, int]]]:
     """Each document as its runs (segment, start, stop), in order, without the padding at the end."""
     document, segment = document_id.flatten().cpu(), segment_id.flatten().cpu()
     changes = (document.diff() != 0) | (segment.diff() != 0)

@@ -25,21 +25,30 @@ class SupervisedLM(torch.nn.Module):
         super().__init__()
         self.lm, self.backend = lm, backend
         bare = unwrapped(lm)
-        self.parts = (bare.model, bare.get_output_embeddings())  # a tuple: registered once, inside lm
+        self.parts = (
+            bare.model,
+            bare.get_output_embeddings(),
+        )  # a tuple: registered once, inside lm
         self.parts[1].forward = types.MethodType(_loss_forward(chunk_tokens), self.parts[1])
 
     def forward(self, input_ids, position_ids, labels, segment_id, layout):
         """input_ids, position_ids, labels: int64 [1, T]; segment_id: int8 [1, T]. Returns fp32 scalars (total, z, y)."""
         decoder, head = self.parts
         hidden = decoder(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, abscot_layout=layout
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=None,
+            use_cache=False,
+            abscot_layout=layout,
         ).last_hidden_state
         return head(hidden, labels, segment_id)
 
 
 def _loss_forward(chunk_tokens: int):
     def forward(head, hidden, labels, segment_id):
-        sums = loss.supervised_loss(hidden, head.weight, labels, segment_id, chunk_tokens=chunk_tokens)
+        sums = loss.supervised_loss(
+            hidden, head.weight, labels, segment_id, chunk_tokens=chunk_tokens
+        )
         return sums.total, sums.z, sums.y
 
     return forward
@@ -55,7 +64,10 @@ def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> 
     attention.register()
     backend = attention.choose(recipe.model.attention, device)
     lm = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[recipe.model.dtype], attn_implementation=backend, trust_remote_code=False
+        directory,
+        dtype=DTYPES[recipe.model.dtype],
+        attn_implementation=backend,
+        trust_remote_code=False,
     )
     if recipe.lora:
         lm = with_lora(lm, recipe, directory)
@@ -64,7 +76,9 @@ def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> 
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         lm.enable_input_require_grads()
     if device.type == "cpu" and recipe.model.dtype == "bf16" and not attention.cpu_has_bf16():
-        log("this CPU has no bf16 instructions: weights stay bf16, their matrix products run in fp32")
+        log(
+            "this CPU has no bf16 instructions: weights stay bf16, their matrix products run in fp32"
+        )
         upcast_linears(lm)
     lm.train()
     return SupervisedLM(lm, backend, recipe.model.loss_chunk_tokens)
@@ -93,8 +107,13 @@ def with_lora(lm, recipe: Recipe, directory: Path):
     else:
         embeddings = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": tied}
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=lora.target_modules, base_model_name_or_path=str(directory), **embeddings,
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        base_model_name_or_path=str(directory),
+        **embeddings,
     )
     # fp32 adapters on a bf16 model raise under ZeRO-3 (DeepSpeed#8072).
     return peft.get_peft_model(lm, config, autocast_adapter_dtype=False)
@@ -118,7 +137,9 @@ class _UpcastLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        y = torch.nn.functional.linear(x.float(), weight.float(), bias.float() if ctx.has_bias else None)
+        y = torch.nn.functional.linear(
+            x.float(), weight.float(), bias.float() if ctx.has_bias else None
+        )
         return y.to(x.dtype)
 
     @staticmethod
@@ -136,7 +157,9 @@ class _UpcastLinear(torch.autograd.Function):
 
 
 def load_tokenizer(directory, trust_remote_code: bool = False):
-    return transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    return transformers.AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=trust_remote_code
+    )
 
 
 def base_source(recipe: Recipe, run: Run) -> str:
@@ -154,7 +177,9 @@ def load_base(recipe: Recipe, source: str):
     try:
         tokenizer = load_tokenizer(source, config.trust_remote_code)
         if config.random_init:
-            shape = transformers.AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+            shape = transformers.AutoConfig.from_pretrained(
+                source, trust_remote_code=config.trust_remote_code
+            )
             torch.manual_seed(vocab.keyed_seed("random_init", recipe.seed))
             lm = transformers.AutoModelForCausalLM.from_config(shape, dtype=DTYPES[config.dtype])
         else:
@@ -162,7 +187,9 @@ def load_base(recipe: Recipe, source: str):
                 source, dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code
             )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.base: {source}: not a loadable model: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"model.base: {source}: not a loadable model: {str(error).splitlines()[0]}"
+        ) from error
     return lm, tokenizer
 
 
@@ -171,25 +198,37 @@ def extend_base(recipe: Recipe, run: Run) -> None:
     source = base_source(recipe, run)
     lm, tokenizer = load_base(recipe, source)
     if tokenizer.chat_template is None:
-        raise UserError(f"{source}: its tokenizer has no chat template; use an instruct model, e.g. Qwen/Qwen3-4B")
+        raise UserError(
+            f"{source}: its tokenizer has no chat template; use an instruct model, e.g. Qwen/Qwen3-4B"
+        )
     before = len(tokenizer)
     abstract = vocab.extend_tokenizer(tokenizer, recipe.codebook_size)
     rows = vocab.extend_embeddings(lm, abstract, recipe.model, recipe.seed)
     lm.generation_config = turn_ending(lm.generation_config, tokenizer)
     meta = {
-        "base": recipe.model.base, "vocab_before": before, "vocab_after": len(tokenizer), "table_rows": rows,
-        "tied": bool(lm.config.tie_word_embeddings), "parameters": sum(p.numel() for p in lm.parameters()),
+        "base": recipe.model.base,
+        "vocab_before": before,
+        "vocab_after": len(tokenizer),
+        "table_rows": rows,
+        "tied": bool(lm.config.tie_word_embeddings),
+        "parameters": sum(p.numel() for p in lm.parameters()),
     }
     with paths.publish(run.base, meta) as temp:
         lm.save_pretrained(temp, max_shard_size="4GB")
         tokenizer.save_pretrained(temp)
-    log(f"{run.base}: {before:,} -> {len(tokenizer):,} token ids, table of {rows:,} rows, {'tied' if meta['tied'] else 'untied'}")
+    log(
+        f"{run.base}: {before:,} -> {len(tokenizer):,} token ids, table of {rows:,} rows, {'tied' if meta['tied'] else 'untied'}"
+    )
 
 
 def turn_ending(generation, tokenizer):
     """The generation config with the chat's end of turn as eos: a Base tokenizer ends at <|endoftext|> instead."""
     end = turn_end_id(tokenizer)
-    known = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    known = (
+        generation.eos_token_id
+        if isinstance(generation.eos_token_id, list)
+        else [generation.eos_token_id]
+    )
     generation.eos_token_id = [end, *(i for i in known if i is not None and i != end)]
     if generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
@@ -199,7 +238,11 @@ def turn_ending(generation, tokenizer):
 def turn_end_id(tokenizer) -> int:
     """The token that ends an assistant turn: <|im_end|> where the tokenizer has it, else its eos."""
     turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return turn_end if turn_end is not None and turn_end != tokenizer.unk_token_id else tokenizer.eos_token_id
+    return (
+        turn_end
+        if turn_end is not None and turn_end != tokenizer.unk_token_id
+        else tokenizer.eos_token_id
+    )
 
 
 def parameter_counts(module: torch.nn.Module) -> tuple[int, int]:

@@ -165,10 +165,16 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
     final = data.run.round_model(recipe.rounds, recipe.rounds).name
     cells = [s for s in data.scored if s.model == final]
     question = {"role": "user", "content": "What is 17 + 4 * 3?"}
-    system = [{"role": "system", "content": recipe.data.system_prompt}] if recipe.data.system_prompt else []
+    system = (
+        [{"role": "system", "content": recipe.data.system_prompt}]
+        if recipe.data.system_prompt
+        else []
+    )
     body = BODY.substitute(
         title=recipe.name,
-        base=f"`{recipe.model.base}`" if recipe.model.base != "world" else "a small model made from a seed",
+        base=f"`{recipe.model.base}`"
+        if recipe.model.base != "world"
+        else "a small model made from a seed",
         rounds_text=f"{recipe.rounds} round{'s' * (recipe.rounds > 1)} of two phases",
         tuning=f"LoRA of rank {recipe.lora.r}" if recipe.lora else "all parameters trained",
         epochs_text=f"{recipe.train.epochs} epoch{'s' * (recipe.train.epochs > 1)} a phase",
@@ -259,11 +265,22 @@ def _results(cells: list[Summary]) -> str:
         )
         for s in cells
     ]
-    columns = ("mode", "model", "benchmark", "problems", "accuracy, %", "reasoning tokens", "all tokens")
+    columns = (
+        "mode",
+        "model",
+        "benchmark",
+        "problems",
+        "accuracy, %",
+        "reasoning tokens",
+        "all tokens",
+    )
     return Table(columns, tuple(rows), 3).markdown()
 
 
 def _python_list(messages: list[dict]) -> str:
     """Source text of `messages`, as it stands inside the snippets."""
-    lines = [f'{{"role": {json.dumps(m["role"])}, "content": {json.dumps(m["content"])}}}' for m in messages]
+    lines = [
+        f'{{"role": {json.dumps(m["role"])}, "content": {json.dumps(m["content"])}}}'
+        for m in messages
+    ]
     return "[\n" + "".join(f"    {line},\n" for line in lines) + "]"

@@ -24,7 +24,15 @@ import numpy as np
 from abscot.benchmarks import Problem
 from abscot.chat import ChatTokenizer
 from abscot.config import Recipe, UserError
-from abscot.inference import Completion, Hidden, Request, Sampling, codebook_tokens_of, cut_middle, trace_request
+from abscot.inference import (
+    Completion,
+    Hidden,
+    Request,
+    Sampling,
+    codebook_tokens_of,
+    cut_middle,
+    trace_request,
+)
 from abscot.vocab import AbstractVocab, keyed_seed, rng
 
 TRUNCATIONS = (32, 48, 64)
@@ -75,10 +83,15 @@ class Asker:
         from transformers import AutoTokenizer
 
         self.recipe, self.engine = recipe, engine
-        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=recipe.model.trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            model, trust_remote_code=recipe.model.trust_remote_code
+        )
         self.chat = ChatTokenizer(self.tokenizer)
         self.vocab = AbstractVocab.of(self.tokenizer, recipe.codebook_size)
-        self.bridge = [self.vocab.end_id, *self.chat.encode(["\n"])[0].tolist()]  # between z and the answer
+        self.bridge = [
+            self.vocab.end_id,
+            *self.chat.encode(["\n"])[0].tolist(),
+        ]  # between z and the answer
         # A base model's end of text may differ from its template's end of turn: both end an answer.
         self.stop_ids = tuple({self.chat.turn_end_id, self.tokenizer.eos_token_id} - {None})
         for mode in modes:
@@ -122,7 +135,9 @@ class Asker:
         begun = [*x, self.vocab.begin_id]
         if mode.trace == "pause":
             return Request([*begun, *self.trace(question, []), *self.bridge], free)
-        rules = dataclasses.replace(self.recipe.traces, temperature=config.temperature, top_p=config.top_p)
+        rules = dataclasses.replace(
+            self.recipe.traces, temperature=config.temperature, top_p=config.top_p
+        )
 
         def answer_stage(completion: Completion) -> Request:
             return Request([*begun, *self.trace(question, [completion]), *self.bridge], free)
@@ -139,15 +154,21 @@ class Asker:
 
         def answer_stage(completion: Completion) -> Request:
             seen = [*begun, *self.trace(question, [completion]), self.vocab.end_id]
-            return Request([*seen, *self.bridge[1:]], free, hidden=Hidden(len(x), len(x) + len(c), len(seen)))
+            return Request(
+                [*seen, *self.bridge[1:]], free, hidden=Hidden(len(x), len(x) + len(c), len(seen))
+            )
 
-        return dataclasses.replace(trace_request(begun, self.vocab, self.recipe.traces, seed), then=answer_stage)
+        return dataclasses.replace(
+            trace_request(begun, self.vocab, self.recipe.traces, seed), then=answer_stage
+        )
 
     def cot(self, question: Question) -> list[int]:
         """C as in training. Raises UserError for a benchmark that has no gold CoTs."""
         if question.problem.cot is None:
             mend = "ask another benchmark, or add the CoTs to its file"
-            raise UserError(f"{question.problem.id}: no gold CoT, which mode {question.mode} needs; {mend}")
+            raise UserError(
+                f"{question.problem.id}: no gold CoT, which mode {question.mode} needs; {mend}"
+            )
         return self.chat.cots([question.problem.cot])[0][0].tolist()
 
     def trace(self, question: Question, completions: list[Completion]) -> list[int]:
@@ -158,7 +179,9 @@ class Asker:
         if mode.trace == "pause":
             return [self.vocab.codebook_ids[0]] * config.m_max
         sampled = codebook_tokens_of(completions[0], self.vocab, config)
-        return mode.edit(sampled, rng(self.recipe.seed, question.mode, question.problem.id, question.sample))
+        return mode.edit(
+            sampled, rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
+        )
 
     def answer(self, question: Question, completions: list[Completion]) -> dict:
         """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline) too.

@@ -106,7 +106,13 @@ class Plan:
     def hash(self) -> str:
         """Names the sequence of (step, bins, rows): equal hashes mean the same training."""
         digest = hashlib.sha256()
-        for array in (self.rows, self.bin_starts, self.step_starts, self.epochs, self.supervised_tokens):
+        for array in (
+            self.rows,
+            self.bin_starts,
+            self.step_starts,
+            self.epochs,
+            self.supervised_tokens,
+        ):
             digest.update(np.ascontiguousarray(array, dtype="<i8"))
         return digest.hexdigest()[:16]
 
@@ -152,12 +158,16 @@ class Plan:
         """Work done / work the ranks could have done: mean over maximum cost of all micro-steps."""
         bin_costs = self.bin_costs()
         done, possible = int(bin_costs.sum()), 0
-        for index, (first, last) in enumerate(zip(self.step_starts, self.step_starts[1:], strict=False)):
+        for index, (first, last) in enumerate(
+            zip(self.step_starts, self.step_starts[1:], strict=False)
+        ):
             if (last - first) % world == 0:
                 possible += world * int(bin_costs[first:last].reshape(-1, world).max(1).sum())
             else:
                 for bins in self.step(index).micro_steps(world):
-                    possible += world * max(int(self.sizes.costs[b].sum()) for b in bins if b is not None)
+                    possible += world * max(
+                        int(self.sizes.costs[b].sum()) for b in bins if b is not None
+                    )
         return done / possible
 
 
@@ -194,9 +204,9 @@ def make_plan(
     rows = np.arange(len(lengths_tokens)) if rows is None else np.asarray(rows)
     tokens = np.asarray(lengths_tokens, dtype=np.int64)
     _check_rows(rows, tokens, capacity_tokens, row_name)
-    costs = tokens * COST_SCALE + np.rint(np.asarray(attention_pairs) * (pair_cost * COST_SCALE)).astype(
-        np.int64
-    )
+    costs = tokens * COST_SCALE + np.rint(
+        np.asarray(attention_pairs) * (pair_cost * COST_SCALE)
+    ).astype(np.int64)
     sizes = Sizes(tokens, costs, capacity_tokens)
     windows, window_epochs = [], []
     for epoch in range(epochs):
@@ -239,7 +249,9 @@ def rows_of_phase(recipe: Recipe, phase: Phase, round_: int, num_rows: int) -> n
     """
     if recipe.staging == "reuse" or not phase.iterated:
         return np.arange(num_rows)
-    parts = np.array_split(rng("staging", recipe.seed).permutation(num_rows), len(ITERATED) * recipe.rounds)
+    parts = np.array_split(
+        rng("staging", recipe.seed).permutation(num_rows), len(ITERATED) * recipe.rounds
+    )
     return np.sort(parts[len(ITERATED) * (round_ - 1) + ITERATED.index(phase.name)])
 
 
@@ -261,8 +273,11 @@ def document_lengths(
     """
     thinks = "C" in phase.supervised
     of = {
-        "X": prompt - suffix_tokens * thinks, "C": cot + think_tokens * thinks, "Z": trace + 2, "Y": answer,
-    }  # fmt: skip
+        "X": prompt - suffix_tokens * thinks,
+        "C": cot + think_tokens * thinks,
+        "Z": trace + 2,
+        "Y": answer,
+    }
     of = {name: n.astype(np.int64) * (name in phase.segments) for name, n in of.items()}
     total = sum(of.values())
     supervised = sum(of[name] for name in phase.supervised)
@@ -294,7 +309,9 @@ class _Window:
     step_sizes: np.ndarray
 
 
-def _windows_of_examples(shuffled: np.ndarray, sizes: Sizes, examples: int, generator) -> list[_Window]:
+def _windows_of_examples(
+    shuffled: np.ndarray, sizes: Sizes, examples: int, generator
+) -> list[_Window]:
     """Steps of exactly `examples` rows, then one of the rest; within a window all steps have as many bins."""
     steps = len(shuffled) // examples
     count = max(1, round(steps / max(WINDOW_STEPS, WINDOW_ROWS / examples)))
@@ -306,7 +323,9 @@ def _windows_of_examples(shuffled: np.ndarray, sizes: Sizes, examples: int, gene
         per_window = min(examples, len(rows))
         bin_of, per_step = _pack_into_steps(sizes, rows, len(rows) // per_window, per_window)
         step_of_bin = _deal(sizes, rows, bin_of, per_step, generator)
-        bin_of, step_of_bin = even_out(sizes.tokens[rows], bin_of, step_of_bin, per_window, sizes.capacity)
+        bin_of, step_of_bin = even_out(
+            sizes.tokens[rows], bin_of, step_of_bin, per_window, sizes.capacity
+        )
         windows.append(_window(sizes, rows, bin_of, step_of_bin))
     return windows
 
@@ -332,11 +351,15 @@ def _windows_of_tokens(shuffled: np.ndarray, sizes: Sizes, tokens: int, generato
         waiting, waiting_bin_of = rows[left], bin_of[left]
     if len(waiting):
         waiting_bin_of = relabel(waiting_bin_of)
-        windows.append(_window(sizes, waiting, waiting_bin_of, np.zeros(waiting_bin_of.max() + 1, np.int64)))
+        windows.append(
+            _window(sizes, waiting, waiting_bin_of, np.zeros(waiting_bin_of.max() + 1, np.int64))
+        )
     return windows
 
 
-def _deal(sizes: Sizes, rows: np.ndarray, bin_of: np.ndarray, per_step: int, generator) -> np.ndarray:
+def _deal(
+    sizes: Sizes, rows: np.ndarray, bin_of: np.ndarray, per_step: int, generator
+) -> np.ndarray:
     costs, tokens = sums(bin_of, sizes.costs[rows]), sums(bin_of, sizes.tokens[rows])
     return deal(costs, tokens, np.bincount(bin_of), per_step, generator)
 
@@ -350,17 +373,23 @@ def _window(sizes: Sizes, rows: np.ndarray, bin_of: np.ndarray, step_of_bin: np.
     return _Window(rows[in_order], np.bincount(place[bin_of]), np.bincount(step_of_bin))
 
 
-def _pack_into_steps(sizes: Sizes, rows: np.ndarray, steps: int, examples: int) -> tuple[np.ndarray, int]:
+def _pack_into_steps(
+    sizes: Sizes, rows: np.ndarray, steps: int, examples: int
+) -> tuple[np.ndarray, int]:
     """(bin of every row, bins a step): as few a step as `round_bins` and whole rows allow, equally full."""
     tokens = sizes.tokens[rows]
-    needed = max(tokens.sum() / sizes.capacity, np.count_nonzero(2 * tokens > sizes.capacity)) / steps
+    needed = (
+        max(tokens.sum() / sizes.capacity, np.count_nonzero(2 * tokens > sizes.capacity)) / steps
+    )
     per_step = min(round_bins(int(np.ceil(needed))), examples)
     while (bin_of := level_fit(tokens, per_step * steps, sizes.capacity)) is None:
         per_step = min(round_bins(per_step + 1), examples)
     return bin_of, per_step
 
 
-def _check_rows(rows: np.ndarray, lengths: np.ndarray, capacity: int, row_name: Callable[[int], str]) -> None:
+def _check_rows(
+    rows: np.ndarray, lengths: np.ndarray, capacity: int, row_name: Callable[[int], str]
+) -> None:
     if not len(rows):
         raise UserError(
             "no rows to train on: the shard store (or this phase's part of it) is empty; see manifest.json"
@@ -374,7 +403,9 @@ def _check_rows(rows: np.ndarray, lengths: np.ndarray, capacity: int, row_name: 
         )
 
 
-def _join(windows: list[_Window], window_epochs: list[int], sizes: Sizes, supervised: np.ndarray) -> Plan:
+def _join(
+    windows: list[_Window], window_epochs: list[int], sizes: Sizes, supervised: np.ndarray
+) -> Plan:
     rows = np.concatenate([w.rows for w in windows]).astype(np.int32)
     bin_starts = np.concatenate([[0], np.cumsum(np.concatenate([w.bin_sizes for w in windows]))])
     step_starts = np.concatenate([[0], np.cumsum(np.concatenate([w.step_sizes for w in windows]))])

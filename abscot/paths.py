@@ -54,7 +54,9 @@ class Run:
     def export(self, tag: str, round_: int, rounds: int) -> Path:
         """Where a phase's full model goes: phase B's is the round's, every other one stays in checkpoints/."""
         is_last_phase = tag == f"pi{round_}_phaseB"
-        return self.round_model(round_, rounds) if is_last_phase else self.checkpoints(tag) / "export"
+        return (
+            self.round_model(round_, rounds) if is_last_phase else self.checkpoints(tag) / "export"
+        )
 
 
 def claim(recipe: Recipe) -> Run:
@@ -79,15 +81,24 @@ def claim(recipe: Recipe) -> Run:
             write_text_atomic(run.config, text)
         return run
     if run.root.exists() and any(run.root.iterdir()):
-        raise UserError(f"{run.root}: not empty and not a run of abscot (no config.yaml); use --set name=OTHER")
+        raise UserError(
+            f"{run.root}: not empty and not a run of abscot (no config.yaml); use --set name=OTHER"
+        )
     run.root.mkdir(parents=True, exist_ok=True)
     write_text_atomic(run.config, text)
     return run
 
 
 NOT_SHAPING = {
-    "inference", "eval", "hang_minutes", "trackers", "train.num_gpus", "train.deepspeed", "train.checkpoint_every_steps",
-    "train.checkpoint_every_minutes", "train.keep_checkpoints",
+    "inference",
+    "eval",
+    "hang_minutes",
+    "trackers",
+    "train.num_gpus",
+    "train.deepspeed",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
 }
 
 
@@ -97,7 +108,11 @@ def _shaping(text: str) -> dict[str, object]:
 
     flat = {}
     for section, value in yaml.safe_load(text).items():
-        keys = {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
+        keys = (
+            {f"{section}.{key}": v for key, v in value.items()}
+            if isinstance(value, dict)
+            else {section: value}
+        )
         flat |= {key: v for key, v in keys.items() if not {section, key} & NOT_SHAPING}
     return flat
 
@@ -171,7 +186,9 @@ def is_done(directory: Path) -> bool:
 def read_done(directory: Path) -> dict:
     """DONE's `meta`. Raises UserError where the directory is unfinished."""
     if not is_done(directory):
-        raise UserError(f"{directory}: not finished (no {DONE} file); run launch/round.py --round all to make it")
+        raise UserError(
+            f"{directory}: not finished (no {DONE} file); run launch/round.py --round all to make it"
+        )
     return json.loads((directory / DONE).read_text())["meta"]
 
 
@@ -191,9 +208,13 @@ def verify(directory: Path, part: int = 0, parts: int = 1) -> None:
     for name, expected in list(files.items())[part::parts]:
         path = directory / name
         if not path.is_file():
-            raise UserError(f"{path}: missing, though {directory / DONE} lists it; delete {directory} and run again")
+            raise UserError(
+                f"{path}: missing, though {directory / DONE} lists it; delete {directory} and run again"
+            )
         if sha256_file(path) != expected:
-            raise UserError(f"{path}: checksum differs from {directory / DONE}; delete {directory} and run again")
+            raise UserError(
+                f"{path}: checksum differs from {directory / DONE}; delete {directory} and run again"
+            )
 
 
 def _fsync(path: Path) -> None:

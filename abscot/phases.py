@@ -39,10 +39,14 @@ PHASES = {
     phase.name: phase
     for phase in (
         Phase("A", "XCZY", "ZY", True, "model", True, "bottlenecked SFT: C -> H_Z -> Y"),
-        Phase("B", "XZY", "ZY", False, "model", True, "self-distillation: the trace without the CoT"),
+        Phase(
+            "B", "XZY", "ZY", False, "model", True, "self-distillation: the trace without the CoT"
+        ),
         Phase("sft_cot", "XCY", "CY", False, None, False, "baseline: verbal CoT"),
         Phase("sft_no_cot", "XY", "Y", False, None, False, "baseline: the answer alone"),
-        Phase("pause", "XZY", "Y", False, "pause", False, "baseline: m pause tokens, then the answer"),
+        Phase(
+            "pause", "XZY", "Y", False, "pause", False, "baseline: m pause tokens, then the answer"
+        ),
     )
 }
 ITERATED = tuple(name for name, phase in PHASES.items() if phase.iterated)

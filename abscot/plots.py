@@ -16,7 +16,11 @@ from abscot.statistics import Summary
 
 INK, SOFT, GRID = "#1c2430", "#5b6675", "#e3e7ec"
 # One colour means one thing throughout a report.
-LOSS = {"loss": ("total", INK), "loss_z": ("trace (z)", "#b8477f"), "loss_y": ("answer (y)", "#4f8a3c")}
+LOSS = {
+    "loss": ("total", INK),
+    "loss_z": ("trace (z)", "#b8477f"),
+    "loss_y": ("answer (y)", "#4f8a3c"),
+}
 PHASE = {"A": "#1f8a84", "B": "#d98e1f"}
 MODE = {
     "verbal": "#5b6675",
@@ -26,7 +30,13 @@ MODE = {
     "abstract_permuted": "#c23b4b",
     "channel": "#1f8a84",
 }
-OTHER_MODES = ("#2a9d8f", "#7fb069", "#d1662b", "#e0a030", "#8c6bb1")  # truncations and what a recipe may add
+OTHER_MODES = (
+    "#2a9d8f",
+    "#7fb069",
+    "#d1662b",
+    "#e0a030",
+    "#8c6bb1",
+)  # truncations and what a recipe may add
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -88,7 +98,11 @@ def training(data: RunData):
         below.plot(x, [s["lr"] for s in steps], color=SOFT, linewidth=1.5)
         for axes in (above, below):
             axes.axvspan(
-                start + 0.5, start + len(steps) + 0.5, color=GRID, alpha=0.55 * (number % 2), linewidth=0
+                start + 0.5,
+                start + len(steps) + 0.5,
+                color=GRID,
+                alpha=0.55 * (number % 2),
+                linewidth=0,
             )
         name = _phase_name(tag).removeprefix("round ") if len(logs) > 8 else _phase_name(tag)
         above.text(
@@ -123,7 +137,9 @@ def trace_lengths(data: RunData):
         return None
     m_min, m_max = data.recipe.traces.m_min, data.recipe.traces.m_max
     rounds = data.recipe.rounds
-    figure, grid = plt.subplots(rounds, 2, figsize=(9, 0.6 + 1.75 * rounds), sharex=True, squeeze=False)
+    figure, grid = plt.subplots(
+        rounds, 2, figsize=(9, 0.6 + 1.75 * rounds), sharex=True, squeeze=False
+    )
     width = max(1, (m_max + 1) // 64)
     for axes, tag in zip(grid.flat, data.tags, strict=True):
         axes.set_title(_phase_name(tag))
@@ -137,9 +153,9 @@ def trace_lengths(data: RunData):
         stats = data.traces[tag]
         histogram = np.array(stats.get("length_histogram", [0]))
         edges = np.arange(0, m_max + width + 1, width)
-        heights = np.add.reduceat(np.pad(histogram, (0, edges[-1] - histogram.size)), edges[:-1]) / max(
-            histogram.sum(), 1
-        )
+        heights = np.add.reduceat(
+            np.pad(histogram, (0, edges[-1] - histogram.size)), edges[:-1]
+        ) / max(histogram.sum(), 1)
         axes.bar(
             edges[:-1] - 0.5,
             heights,
@@ -158,7 +174,10 @@ def trace_lengths(data: RunData):
         axes.set_xlim(-0.5 - 0.01 * m_max, m_max + 0.5 + 0.02 * m_max)
     figure.supylabel("share of traces", fontsize=10, color=SOFT)
     figure.tight_layout()
-    return figure, f"Length of the traces each phase trains on; dashed: m_min = {m_min} and m_max = {m_max}."
+    return (
+        figure,
+        f"Length of the traces each phase trains on; dashed: m_min = {m_min} and m_max = {m_max}.",
+    )
 
 
 def token_frequency(data: RunData):
@@ -169,14 +188,24 @@ def token_frequency(data: RunData):
     across = min(rounds, 3)
     down = -(-rounds // across)
     figure, grid = plt.subplots(
-        down, across, figsize=(3.1 * across, 0.5 + 2.7 * down), sharex=True, sharey=True, squeeze=False
+        down,
+        across,
+        figsize=(3.1 * across, 0.5 + 2.7 * down),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     for axes in grid.flat[rounds:]:
         axes.remove()
     for round_, axes in enumerate(grid.flat[:rounds], 1):
         axes.set_title(f"Round {round_}")
         axes.loglog(
-            [1, size], [100 / size] * 2, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), label="uniform"
+            [1, size],
+            [100 / size] * 2,
+            color=SOFT,
+            linewidth=1,
+            linestyle=(0, (3, 3)),
+            label="uniform",
         )
         for tag in data.tags[2 * round_ - 2 : 2 * round_]:
             counts = np.sort(data.traces.get(tag, {}).get("token_counts", []))[::-1]
@@ -205,7 +234,9 @@ def token_frequency(data: RunData):
 
 def accuracy_tokens(data: RunData):
     """What an answer costs and how often it is right: a panel a benchmark."""
-    scored = [s for s in data.scored if s.mode != "channel"]  # it is given a CoT, which costs nothing there
+    scored = [
+        s for s in data.scored if s.mode != "channel"
+    ]  # it is given a CoT, which costs nothing there
     if not scored:
         return None
     figure, panels = _panels(data)
@@ -236,7 +267,10 @@ def accuracy_tokens(data: RunData):
         axes.set_ylim(low, high)
         axes.set_ylabel("accuracy, %")
     _mode_legend(data, figure, [s.mode for s in scored])
-    return figure, "Accuracy against mean generated tokens, with 95% intervals. Up and left is better."
+    return (
+        figure,
+        "Accuracy against mean generated tokens, with 95% intervals. Up and left is better.",
+    )
 
 
 def rounds(data: RunData):
@@ -268,7 +302,9 @@ def rounds(data: RunData):
         below.set_xticks(range(1, data.recipe.rounds + 1))
         below.set_xlabel("round")
     _mode_legend(data, figure, [s.mode for s in data.scored])
-    caption = "Accuracy and mean generated tokens after each round, with 95% intervals; dashed: the base"
+    caption = (
+        "Accuracy and mean generated tokens after each round, with 95% intervals; dashed: the base"
+    )
     return figure, f"{caption}, dotted: SFT baselines."
 
 
@@ -284,7 +320,9 @@ def _curves(data: RunData, axes, cells: list[Summary], of, scale: float) -> None
         for s in (s for s in cells if s.mode == mode and not s.round):
             level, dashes = of(s), (4, 3) if s.model == "base" else (1, 2)
             axes.axhline(scale * level.value, color=colour, linewidth=1.3, linestyle=(0, dashes))
-            axes.axhspan(scale * level.low, scale * level.high, color=colour, alpha=0.1, linewidth=0)
+            axes.axhspan(
+                scale * level.low, scale * level.high, color=colour, alpha=0.1, linewidth=0
+            )
 
 
 PICTURES = {
@@ -348,7 +386,9 @@ def _percent_limits(cells: list[Summary]) -> tuple[float, float]:
     """From 0 for small accuracies, else close around the intervals: a difference of two points must show."""
     low, high = min(s.accuracy.low for s in cells), max(s.accuracy.high for s in cells)
     room = max(0.08 * (high - low), 0.01)
-    return 100 * (0 if low < 0.4 else low - room) - (1 if low < 0.4 else 0), 100 * min(high + room, 1.02)
+    return 100 * (0 if low < 0.4 else low - room) - (1 if low < 0.4 else 0), 100 * min(
+        high + room, 1.02
+    )
 
 
 def _colour(data: RunData, mode: str) -> str:

@@ -18,7 +18,9 @@ from abscot.traces import TraceSet
 from abscot.vocab import rng
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
-UNKNOWN_ROWS = 600_000  # of a recipe that uses all rows of a source nobody has read yet: the paper's number
+UNKNOWN_ROWS = (
+    600_000  # of a recipe that uses all rows of a source nobody has read yet: the paper's number
+)
 USABLE = 0.95  # share of a GPU's memory that a process can have
 
 
@@ -47,20 +49,36 @@ def preflight(recipe: Recipe, world: int, mfu: float, lengths_file: Path | None 
     phases = [_phase(recipe, run, shape, PHASES[name], lengths, world) for name in ITERATED]
     memory = list(_memory(recipe, shape, world, max(phase["max_bin_tokens"] for phase in phases)))
     cpu_rank = estimate.cpu_memory_bytes(
-        shape, _sharding(recipe), world, max(phase["max_bin_tokens"] for phase in phases),
-        checkpointing=recipe.model.gradient_checkpointing, chunk_tokens=recipe.model.loss_chunk_tokens,
-        trainable=_trainable(recipe, shape), bf16_in_hardware=attention.cpu_has_bf16(),
-    )  # fmt: skip
+        shape,
+        _sharding(recipe),
+        world,
+        max(phase["max_bin_tokens"] for phase in phases),
+        checkpointing=recipe.model.gradient_checkpointing,
+        chunk_tokens=recipe.model.loss_chunk_tokens,
+        trainable=_trainable(recipe, shape),
+        bf16_in_hardware=attention.cpu_has_bf16(),
+    )
     hours = _hours(recipe, shape, lengths, phases, world, mfu)
     trainable = _trainable(recipe, shape) or shape.parameters
     used = sum(int(part.sum()) for part in (lengths.prompt, lengths.cot, lengths.answer))
     traces = sum(phase["rows"] for phase in phases) * recipe.rounds * recipe.traces.m_max
-    disk = estimate.disk_bytes(shape, recipe.rounds, recipe.train.keep_checkpoints, used, traces, trainable)
+    disk = estimate.disk_bytes(
+        shape, recipe.rounds, recipe.train.keep_checkpoints, used, traces, trainable
+    )
     report = {
-        "recipe": recipe.name, "base": recipe.model.base, "parameters": shape.parameters,
-        "trainable": trainable, "world": world, "mfu": mfu, "data": _data(lengths), "phases": phases,
-        "memory": memory, "cpu_rank_bytes": cpu_rank, "hours": hours, "disk": {**disk, "total": sum(disk.values())},
-    }  # fmt: skip
+        "recipe": recipe.name,
+        "base": recipe.model.base,
+        "parameters": shape.parameters,
+        "trainable": trainable,
+        "world": world,
+        "mfu": mfu,
+        "data": _data(lengths),
+        "phases": phases,
+        "memory": memory,
+        "cpu_rank_bytes": cpu_rank,
+        "hours": hours,
+        "disk": {**disk, "total": sum(disk.values())},
+    }
     return {**report, "advice": list(_advice(recipe, shape, report))}
 
 
@@ -72,7 +90,14 @@ def shape_of(recipe: Recipe, run: Run) -> ModelShape:
         world = recipe.world
         heads = world.hidden_size // 32
         return ModelShape(
-            world.hidden_size, 3 * world.hidden_size, world.num_layers, heads, heads // 2, 32, 512, True
+            world.hidden_size,
+            3 * world.hidden_size,
+            world.num_layers,
+            heads,
+            heads // 2,
+            32,
+            512,
+            True,
         )
     if path := local_path(recipe.model.base):
         return ModelShape.of_directory(path)
@@ -118,9 +143,15 @@ def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
         )
     lost = int((~fits).sum())
     return Lengths(
-        prompt[fits], cot[fits], answer[fits], origin, len(total), truncated,
-        {"too_long": lost} if lost else {}, {"too_long": int(total[~fits].sum())} if lost else {},
-    )  # fmt: skip
+        prompt[fits],
+        cot[fits],
+        answer[fits],
+        origin,
+        len(total),
+        truncated,
+        {"too_long": lost} if lost else {},
+        {"too_long": int(total[~fits].sum())} if lost else {},
+    )
 
 
 def _prepared_lengths(run: Run) -> Lengths:
@@ -133,8 +164,15 @@ def _prepared_lengths(run: Run) -> Lengths:
             int(line["detail"].split()[0]) for line in long_rows
         )  # "40000 tokens, room for .."
     tokens = {name: values.astype(np.int64) for name, values in store.lengths().items()}
-    return Lengths(**tokens, origin=f"{run.shards}", read=counts["read"], truncated=counts["truncated"],
-                   rejected=counts["rejected"], lost_tokens=lost, store=store)  # fmt: skip
+    return Lengths(
+        **tokens,
+        origin=f"{run.shards}",
+        read=counts["read"],
+        truncated=counts["truncated"],
+        rejected=counts["rejected"],
+        lost_tokens=lost,
+        store=store,
+    )
 
 
 def _read_lengths(file: Path) -> np.ndarray:
@@ -161,37 +199,58 @@ def _data(lengths: Lengths) -> dict:
         for name, v in columns.items()
     }
     return {
-        "origin": lengths.origin, "read": lengths.read, "kept": len(lengths.prompt),
-        "truncated": lengths.truncated, "rejected": lengths.rejected, "lost_tokens": lengths.lost_tokens,
+        "origin": lengths.origin,
+        "read": lengths.read,
+        "kept": len(lengths.prompt),
+        "truncated": lengths.truncated,
+        "rejected": lengths.rejected,
+        "lost_tokens": lengths.lost_tokens,
         "lengths": percentiles,
-    }  # fmt: skip
+    }
 
 
-def _phase(recipe: Recipe, run: Run, shape: ModelShape, phase: Phase, lengths: Lengths, world: int) -> dict:
+def _phase(
+    recipe: Recipe, run: Run, shape: ModelShape, phase: Phase, lengths: Lengths, world: int
+) -> dict:
     """One epoch of the phase in round 1, planned as it will be; other rounds and epochs are like it."""
     train, traces = recipe.train, np.full(len(lengths.prompt), recipe.traces.m_max)
     if lengths.store and is_done(run.traces(phase.tag(1))):
         traces = TraceSet.load(run.traces(phase.tag(1)), lengths.store).lengths()
-    documents = packing.document_lengths(phase, lengths.prompt, lengths.cot, lengths.answer, traces, train)
+    documents = packing.document_lengths(
+        phase, lengths.prompt, lengths.cot, lengths.answer, traces, train
+    )
     rows = packing.rows_of_phase(recipe, phase, 1, len(lengths.prompt))
     plan = packing.make_plan(
-        documents["total"], documents["pairs"], documents["supervised"], seed=recipe.seed, epochs=1,
-        capacity_tokens=train.capacity_tokens, global_batch_examples=train.global_batch_examples,
-        global_batch_tokens=train.global_batch_tokens, pair_cost=shape.pair_cost, round_=1, phase=phase.name,
+        documents["total"],
+        documents["pairs"],
+        documents["supervised"],
+        seed=recipe.seed,
+        epochs=1,
+        capacity_tokens=train.capacity_tokens,
+        global_batch_examples=train.global_batch_examples,
+        global_batch_tokens=train.global_batch_tokens,
+        pair_cost=shape.pair_cost,
+        round_=1,
+        phase=phase.name,
         rows=rows,
-    )  # fmt: skip
+    )
     sums = {name: int(documents[name][rows].sum()) for name in ("total", "supervised", "pairs")}
     bin_tokens = np.add.reduceat(documents["total"][plan.rows], plan.bin_starts[:-1])
     epochs = epochs_of(recipe, phase)
     return {
-        "phase": phase.name, "rows": len(rows), "epochs": epochs, "steps": plan.num_steps * epochs,
-        "tokens": sums["total"], "supervised_tokens": sums["supervised"],
-        "bins": plan.num_bins, "bins_a_step": float(np.median(np.diff(plan.step_starts))),
+        "phase": phase.name,
+        "rows": len(rows),
+        "epochs": epochs,
+        "steps": plan.num_steps * epochs,
+        "tokens": sums["total"],
+        "supervised_tokens": sums["supervised"],
+        "bins": plan.num_bins,
+        "bins_a_step": float(np.median(np.diff(plan.step_starts))),
         "fill": sums["total"] / (plan.num_bins * train.capacity_tokens),
         "max_bin_tokens": int(bin_tokens.max()),
         "utilisation": plan.utilisation(world),
         "flops": epochs * shape.training_flops(sums["total"], sums["pairs"], sums["supervised"]),
-    }  # fmt: skip
+    }
 
 
 def _trainable(recipe: Recipe, shape: ModelShape) -> int | None:
@@ -216,9 +275,14 @@ def _memory(recipe: Recipe, shape: ModelShape, world: int, bin_tokens: int) -> I
     options += [(Sharding(3, offload_optimizer=True), full, ""), (Sharding(3), adapters, "")]
     for sharding, trainable, mark in options:
         parts = memory_bytes(
-            shape, sharding, world, bin_tokens, checkpointing=recipe.model.gradient_checkpointing,
-            chunk_tokens=recipe.model.loss_chunk_tokens, trainable=trainable,
-        )  # fmt: skip
+            shape,
+            sharding,
+            world,
+            bin_tokens,
+            checkpointing=recipe.model.gradient_checkpointing,
+            chunk_tokens=recipe.model.loss_chunk_tokens,
+            trainable=trainable,
+        )
         fits = {gpu.name: parts["total"] <= USABLE * gpu.memory_gb * GB for gpu in GPUS}
         kind = f"LoRA r={lora.r}, " if trainable else ""
         yield {"setting": f"{mark}{kind}{sharding.name}", "bytes": parts, "fits": fits}
@@ -235,23 +299,36 @@ def _hours(
             name = phase["phase"]
             prompts = lengths.prompt + (lengths.cot if PHASES[name].sees_cot else 0)
             share = phase["rows"] / len(prompts)
-            traces_s = share * estimate.trace_seconds(shape, gpu, prompts, recipe.traces.m_max, mfu=mfu)
+            traces_s = share * estimate.trace_seconds(
+                shape, gpu, prompts, recipe.traces.m_max, mfu=mfu
+            )
             stages[f"traces {name}"] = traces_s / 3600
-            stages[f"train {name}"] = phase["flops"] / phase["utilisation"] / (mfu * gpu.flops) / 3600
+            stages[f"train {name}"] = (
+                phase["flops"] / phase["utilisation"] / (mfu * gpu.flops) / 3600
+            )
         train = recipe.rounds * (stages["train A"] + stages["train B"])
         # Round 1 phase A has random traces.
         trace = (recipe.rounds - 1) * stages["traces A"] + recipe.rounds * stages["traces B"]
-        answers.append({
-            "gpu": gpu.name, "training_gpu_hours": train, "trace_gpu_hours": trace, "stage_gpu_hours": stages,
-            "wall_hours": (train + trace) / world,
-        })  # fmt: skip
+        answers.append(
+            {
+                "gpu": gpu.name,
+                "training_gpu_hours": train,
+                "trace_gpu_hours": trace,
+                "stage_gpu_hours": stages,
+                "wall_hours": (train + trace) / world,
+            }
+        )
     return answers
 
 
-def stage_walltimes(recipe: Recipe, world: int, gpu: str = "H100 80 GB", mfu: float = 0.4) -> dict[str, str]:
+def stage_walltimes(
+    recipe: Recipe, world: int, gpu: str = "H100 80 GB", mfu: float = 0.4
+) -> dict[str, str]:
     """Stage -> about how long it takes on `world` GPUs; empty where the base's shape is not known."""
     try:
-        hours = next(h for h in preflight(recipe, world, mfu)["hours"] if h["gpu"] == gpu)["stage_gpu_hours"]
+        hours = next(h for h in preflight(recipe, world, mfu)["hours"] if h["gpu"] == gpu)[
+            "stage_gpu_hours"
+        ]
     except UserError:
         return {}
     walltimes = {}
@@ -259,8 +336,12 @@ def stage_walltimes(recipe: Recipe, world: int, gpu: str = "H100 80 GB", mfu: fl
         for name, gpu_hours in hours.items():
             kind, phase = name.split()
             random = (kind, phase, round_) == ("traces", "A", 1)
-            about = f"about {format_s(3600 * gpu_hours / world)} on {world} x {gpu} at MFU {mfu:.2f}"
-            walltimes[f"{kind}_{PHASES[phase].tag(round_)}"] = "minutes: random traces" if random else about
+            about = (
+                f"about {format_s(3600 * gpu_hours / world)} on {world} x {gpu} at MFU {mfu:.2f}"
+            )
+            walltimes[f"{kind}_{PHASES[phase].tag(round_)}"] = (
+                "minutes: random traces" if random else about
+            )
     return walltimes
 
 
@@ -281,9 +362,15 @@ def _advice(recipe: Recipe, shape: ModelShape, report: dict) -> Iterator[str]:
             yield f"phase {name}: only {phase['steps']} steps; a smaller global batch or more epochs make more"
 
 
-def _what_fits(recipe: Recipe, shape: ModelShape, gpu: estimate.Gpu, world: int, bin_tokens: int) -> str:
+def _what_fits(
+    recipe: Recipe, shape: ModelShape, gpu: estimate.Gpu, world: int, bin_tokens: int
+) -> str:
     """The first remedy that fits, from the mildest."""
-    own, trainable, limit = _sharding(recipe), _trainable(recipe, shape), USABLE * gpu.memory_gb * GB
+    own, trainable, limit = (
+        _sharding(recipe),
+        _trainable(recipe, shape),
+        USABLE * gpu.memory_gb * GB,
+    )
 
     def memory_of(
         sharding: Sharding, trained: int | None, ranks: int = world, checkpointing: bool = True
@@ -305,19 +392,26 @@ def _what_fits(recipe: Recipe, shape: ModelShape, gpu: estimate.Gpu, world: int,
     )
     remedies += [
         ("train.deepspeed=ds_configs/zero3.json", Sharding(3), trainable),
-        ("train.deepspeed=ds_configs/zero3_offload.json", Sharding(3, offload_optimizer=True), trainable),
+        (
+            "train.deepspeed=ds_configs/zero3_offload.json",
+            Sharding(3, offload_optimizer=True),
+            trainable,
+        ),
     ]
     for name, sharding, trained in remedies:
         if memory_of(sharding, trained)["total"] <= limit:
             return f"--set {name} fits"
     needed = estimate.smallest_world(
-        limit, lambda ranks: memory_of(replace(Sharding(3), offload_optimizer=True), trainable, ranks)
+        limit,
+        lambda ranks: memory_of(replace(Sharding(3), offload_optimizer=True), trainable, ranks),
     )
     if needed:
         return f"ZeRO-3 with offload fits on {needed} GPUs"
     if (
         not recipe.lora
-        and memory_of(Sharding(3), shape.lora_parameters(LoraConfig(), recipe.codebook_size + 2))["total"]
+        and memory_of(Sharding(3), shape.lora_parameters(LoraConfig(), recipe.codebook_size + 2))[
+            "total"
+        ]
         <= limit
     ):
         return "LoRA with ZeRO-3 fits"

@@ -23,13 +23,17 @@ def render(report: dict) -> str:
         ]
         out.append(Table(("lost because", "rows", "tokens"), tuple(rows)).text())
     columns = (*(f"p{p}" for p in PERCENTILES), "sum")
-    rows = [(name, *(f"{values[c]:,}" for c in columns)) for name, values in data["lengths"].items()]
+    rows = [
+        (name, *(f"{values[c]:,}" for c in columns)) for name, values in data["lengths"].items()
+    ]
     out += ["", Table(("tokens", *columns), tuple(rows)).text(), ""]
     out += [_phase_table(report), "", _memory_table(report), "", _hours_table(report), ""]
     cpu = report["cpu_rank_bytes"]
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in cpu.items() if name != "total")
     alone = "the optimizer's step and the loading come alone"
-    out.append(f"A rank on a CPU instead: {cpu['total'] / GB:.1f} GB at its peak ({parts}; {alone})\n")
+    out.append(
+        f"A rank on a CPU instead: {cpu['total'] / GB:.1f} GB at its peak ({parts}; {alone})\n"
+    )
     disk = ", ".join(f"{name} {size / GB:,.1f} GB" for name, size in report["disk"].items())
     out.append(f"Disk: {disk}")
     return "\n".join(out + [f"\nADVICE: {line}" for line in report["advice"]])
@@ -37,15 +41,32 @@ def render(report: dict) -> str:
 
 def _phase_table(report: dict) -> str:
     heads = (
-        "phase (each round)", "rows", "epochs", "steps", "tokens an epoch", "bins", "bins a step", "fill",
-        "utilisation", "FLOPs",
-    )  # fmt: skip
+        "phase (each round)",
+        "rows",
+        "epochs",
+        "steps",
+        "tokens an epoch",
+        "bins",
+        "bins a step",
+        "fill",
+        "utilisation",
+        "FLOPs",
+    )
     rows = [
-        (p["phase"], f"{p['rows']:,}", str(p["epochs"]), f"{p['steps']:,}", f"{p['tokens']:,}",
-         f"{p['bins']:,}", f"{p['bins_a_step']:.0f}", f"{p['fill']:.3f}", f"{p['utilisation']:.3f}",
-         f"{p['flops']:.2e}")
+        (
+            p["phase"],
+            f"{p['rows']:,}",
+            str(p["epochs"]),
+            f"{p['steps']:,}",
+            f"{p['tokens']:,}",
+            f"{p['bins']:,}",
+            f"{p['bins_a_step']:.0f}",
+            f"{p['fill']:.3f}",
+            f"{p['utilisation']:.3f}",
+            f"{p['flops']:.2e}",
+        )
         for p in report["phases"]
-    ]  # fmt: skip
+    ]
     return Table(heads, tuple(rows)).text()
 
 

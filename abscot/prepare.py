@@ -54,7 +54,9 @@ class Job:
         return self.work / "scan" / f"unit_{unit:05d}.{suffix}"
 
     def shard_file(self, shard: int, suffix: str) -> Path:
-        return (self.store if suffix == "arrow" else self.work / "tokenised") / f"shard_{shard:05d}.{suffix}"
+        return (
+            self.store if suffix == "arrow" else self.work / "tokenised"
+        ) / f"shard_{shard:05d}.{suffix}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Draw:
         return int(self.chars[self.starts[shard] : self.starts[shard + 1]].sum())
 
 
-def prepare(recipe: Recipe, run: Run, tokenizer, problems: Iterable[str], ranks: Ranks) -> ShardStore:
+def prepare(
+    recipe: Recipe, run: Run, tokenizer, problems: Iterable[str], ranks: Ranks
+) -> ShardStore:
     """Makes run.shards of the recipe's data with the (extended) tokenizer and returns it, on every rank.
 
     problems: texts of the evaluation problems to keep out. Raises UserError, on every rank, for a mistake
@@ -85,7 +89,9 @@ def prepare(recipe: Recipe, run: Run, tokenizer, problems: Iterable[str], ranks:
     """
     if recipe.data.source == "world":
         recipe = replace(recipe, data=replace(recipe.data, source=str(run.world / "rows.jsonl")))
-    ranks.first(lambda: log(f"prepare: {ranks.size} ranks" if ranks.size > 1 else "prepare: one process"))
+    ranks.first(
+        lambda: log(f"prepare: {ranks.size} ranks" if ranks.size > 1 else "prepare: one process")
+    )
     if not ranks.first(lambda: paths.is_done(run.shards)):
         job = ranks.first(lambda: _begin(recipe, run, tokenizer, sorted(set(problems))))
         _scan(job, Decontaminator(problems, recipe.data.max_overlap), ranks)
@@ -158,9 +164,14 @@ def _file(path: Path, mode: str):
 
 
 def _scan(job: Job, decontaminator: Decontaminator, ranks: Ranks) -> None:
-    todo = ranks.first(lambda: [u for u in range(len(job.units)) if not job.unit_file(u, "npz").is_file()])
+    todo = ranks.first(
+        lambda: [u for u in range(len(job.units)) if not job.unit_file(u, "npz").is_file()]
+    )
     done = len(job.units) - len(todo)
-    with ranks.stage(Progress(len(job.units), "pieces", "scan", done)) as report, _writing(job.work):
+    with (
+        ranks.stage(Progress(len(job.units), "pieces", "scan", done)) as report,
+        _writing(job.work),
+    ):
         for unit in todo[ranks.rank :: ranks.size]:
             _scan_unit(job, unit, decontaminator, report)
 
@@ -234,7 +245,11 @@ def _nothing_left(job: Job) -> str:
         reasons[line["reason"]] += 1
         first = first or line
     counts = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
-    where = f"; first: {first['file']}:{first['line']}: {first['reason']} {first['detail']}" if first else ""
+    where = (
+        f"; first: {first['file']}:{first['line']}: {first['reason']} {first['detail']}"
+        if first
+        else ""
+    )
     return (
         f"data.source: {job.recipe.data.source}: no row is left with data.format={job.recipe.data.format}"
         f" ({counts or 'no rows'}){where}"
@@ -245,11 +260,16 @@ def _nothing_left(job: Job) -> str:
 
 
 def _tokenise(job: Job, draw: Draw, chat: ChatTokenizer, ranks: Ranks) -> None:
-    checked = ranks.everyone([s for s in draw.shards[ranks.rank :: ranks.size] if not _is_whole(job, s)])
+    checked = ranks.everyone(
+        [s for s in draw.shards[ranks.rank :: ranks.size] if not _is_whole(job, s)]
+    )
     todo = sorted(s for part in checked for s in part)
     done = len(draw.row) - sum(map(draw.rows_of, todo))
     mine = _share(todo, [draw.chars_of(s) for s in todo], ranks)
-    with ranks.stage(Progress(len(draw.row), "rows", "tokenise", done)) as report, _writing(job.work):
+    with (
+        ranks.stage(Progress(len(draw.row), "rows", "tokenise", done)) as report,
+        _writing(job.work),
+    ):
         stream = _examples(job, draw, mine)
         for shard in mine:
             _tokenise_shard(job, shard, itertools.islice(stream, draw.rows_of(shard)), chat, report)
@@ -290,7 +310,9 @@ def _examples(job: Job, draw: Draw, shards: list[int]) -> Iterator[tuple[int, in
         except Rejected:
             count = -1
         if count != len(wanted):
-            raise UserError(f"{place(unit)}: changed while it was being read; run the same command again")
+            raise UserError(
+                f"{place(unit)}: changed while it was being read; run the same command again"
+            )
 
 
 def _tokenise_shard(job: Job, shard: int, examples, chat: ChatTokenizer, report) -> None:
@@ -362,11 +384,19 @@ def _rejected_lines(job: Job, shards: int) -> Iterator[dict]:
         first_line.append(1 + seen[place(unit)])
         seen[place(unit)] += int(_scanned(job, number)["lines"])
     files = [job.unit_file(u, "jsonl") for u in range(len(job.units))]
-    for path in [*files, job.work / "drawn.jsonl", *(job.shard_file(s, "jsonl") for s in range(shards))]:
+    for path in [
+        *files,
+        job.work / "drawn.jsonl",
+        *(job.shard_file(s, "jsonl") for s in range(shards)),
+    ]:
         with open(path) as file:
             for line in map(json.loads, file):
                 unit = line.pop("unit")
-                yield {"file": place(job.units[unit]), "line": first_line[unit] + line.pop("row"), **line}
+                yield {
+                    "file": place(job.units[unit]),
+                    "line": first_line[unit] + line.pop("row"),
+                    **line,
+                }
 
 
 def place(unit: Unit) -> str:

@@ -1,10 +1,10 @@
 """A finished run -> a hub repository with the layout of a run directory; what goes up is listed first.
 
-    README.md            the model card, its snippets set to final/ as downloaded
-    config.yaml          the resolved recipe
-    final/ round1/ ..    the models; the base is the hub's already and stays here
-    adapters/            with LoRA
-    teacher_traces/ train_logs/ results/ report/
+README.md            the model card, its snippets set to final/ as downloaded
+config.yaml          the resolved recipe
+final/ round1/ ..    the models; the base is the hub's already and stays here
+adapters/            with LoRA
+teacher_traces/ train_logs/ results/ report/
 """
 
 import dataclasses
@@ -40,20 +40,30 @@ class Upload:
             of_top = [size for path, size in sizes.items() if path.parts[0] == top]
             slash = "/" if (self.run.root / top).is_dir() else ""
             lines.append(f"{_size(sum(of_top)):>10}  {top}{slash} ({len(of_top)} files)")
-        return "\n".join([*lines, f"{_size(sum(sizes.values())):>10}  in all, {len(sizes) + 1} files"])
+        return "\n".join(
+            [*lines, f"{_size(sum(sizes.values())):>10}  in all, {len(sizes) + 1} files"]
+        )
 
 
 def prepare(root: Path, repo: str | None) -> Upload:
     """What of the run at `root` goes up. Raises UserError for an unfinished run, naming what is missing."""
     run = Run(Path(root).resolve())
     if not run.config.is_file():
-        raise UserError(f"{root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu")
-    recipe = dataclasses.replace(load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name)
+        raise UserError(
+            f"{root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
+        )
+    recipe = dataclasses.replace(
+        load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name
+    )
     _refuse_unfinished(run, recipe)
-    models = [run.round_model(r, recipe.rounds).name for r in (recipe.rounds, *range(1, recipe.rounds))]
+    models = [
+        run.round_model(r, recipe.rounds).name for r in (recipe.rounds, *range(1, recipe.rounds))
+    ]
     found = [Path(run.config.name)]
     for name in (*models, *DIRECTORIES):
-        inside = sorted(path.relative_to(run.root) for path in (run.root / name).rglob("*") if path.is_file())
+        inside = sorted(
+            path.relative_to(run.root) for path in (run.root / name).rglob("*") if path.is_file()
+        )
         found += [path for path in inside if not any(part.startswith(".") for part in path.parts)]
     return Upload(run, recipe, tuple(found), _card(run, recipe, repo or "OWNER/NAME"))
 
@@ -100,7 +110,10 @@ def upload(prepared: Upload, repo: str, private: bool, api=None) -> str:
         address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=prepared.run.root, allow_patterns=files)
         api.upload_file(path_or_fileobj=prepared.card.encode(), path_in_repo=CARD, repo_id=repo)
-    except (OSError, ValueError) as error:  # the hub client's own errors are OSErrors and ValueErrors
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # the hub client's own errors are OSErrors and ValueErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--repo {repo}: {reason}; the same command goes on") from None
     return str(address)

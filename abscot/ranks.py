@@ -27,7 +27,9 @@ class Ranks:
         self.rank, self.size, self._comm = 0, 1, None
         if launched > 1:
             # The launcher's own number first, so that only its rank 0 speaks even if MPI fails to start.
-            os.environ["RANK"] = next((os.environ[v] for v in RANK_VARIABLES if v in os.environ), "0")
+            os.environ["RANK"] = next(
+                (os.environ[v] for v in RANK_VARIABLES if v in os.environ), "0"
+            )
             from mpi4py import MPI
 
             self._comm = MPI.COMM_WORLD
@@ -41,7 +43,9 @@ class Ranks:
     def cores(self) -> int:
         """CPU cores this rank may use without taking its neighbours'."""
         neighbours = int(
-            os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or "1"
+            os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+            or os.environ.get("SLURM_NTASKS_PER_NODE")
+            or "1"
         )
         return max(1, min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) // neighbours))
 

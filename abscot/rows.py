@@ -46,7 +46,9 @@ def fit(row: Row | None, limit: int, policy: str) -> Row:
     room = limit - len(row.prompt) - len(row.answer)
     if policy == "drop" or room <= 0:
         raise Rejected("too_long", f"{total} tokens, room for {limit}")
-    head = {"truncate_cot_left": 0, "truncate_cot_middle": room // 2, "truncate_cot_right": room}[policy]
+    head = {"truncate_cot_left": 0, "truncate_cot_middle": room // 2, "truncate_cot_right": room}[
+        policy
+    ]
     kept = np.r_[0:head, len(row.cot) - (room - head) : len(row.cot)]
     steps = np.bincount(np.repeat(np.arange(len(row.cot_steps)), row.cot_steps)[kept])
     return replace(row, cot=row.cot[kept], cot_steps=steps[steps > 0].astype(np.int32))

@@ -10,7 +10,15 @@ from abscot.paths import Run
 from abscot.phases import ITERATED, PHASES
 from abscot.statistics import Summary, summarise
 
-MODES = ("verbal", "no_cot", "pause", "abstract", "abstract_permuted", "abstract_truncated", "channel")  # in tables
+MODES = (
+    "verbal",
+    "no_cot",
+    "pause",
+    "abstract",
+    "abstract_permuted",
+    "abstract_truncated",
+    "channel",
+)  # in tables
 
 
 @dataclass
@@ -22,9 +30,15 @@ class RunData:
     summaries: list[Summary] = field(default_factory=list)
     metas: dict[tuple, dict] = field(default_factory=dict)  # (mode, model, benchmark) -> meta.json
     rows: dict[tuple, list[dict]] = field(default_factory=dict)  # the same keys -> result rows
-    missing: list[tuple[str, str, str, int]] = field(default_factory=list)  # mode, model, benchmark, round
-    logs: dict[str, dict] = field(default_factory=dict)  # phase tag -> train log, in the order of training
-    traces: dict[str, dict] = field(default_factory=dict)  # phase tag -> stats.json of its finished trace set
+    missing: list[tuple[str, str, str, int]] = field(
+        default_factory=list
+    )  # mode, model, benchmark, round
+    logs: dict[str, dict] = field(
+        default_factory=dict
+    )  # phase tag -> train log, in the order of training
+    traces: dict[str, dict] = field(
+        default_factory=dict
+    )  # phase tag -> stats.json of its finished trace set
     manifest: dict | None = None
 
     @property
@@ -34,18 +48,27 @@ class RunData:
     @property
     def tags(self) -> list[str]:
         """Every phase that the recipe trains, in order."""
-        return [PHASES[phase].tag(r) for r in range(1, self.recipe.rounds + 1) for phase in ITERATED]
+        return [
+            PHASES[phase].tag(r) for r in range(1, self.recipe.rounds + 1) for phase in ITERATED
+        ]
 
     def of(self, mode: str, model: str, benchmark: str) -> Summary | None:
         return next(
-            (s for s in self.summaries if (s.mode, s.model, s.benchmark) == (mode, model, benchmark)), None
+            (
+                s
+                for s in self.summaries
+                if (s.mode, s.model, s.benchmark) == (mode, model, benchmark)
+            ),
+            None,
         )
 
 
 def read(run: Run) -> RunData:
     """Raises UserError for a directory that is no run, and for a damaged file, with its line."""
     if not run.config.is_file():
-        raise UserError(f"{run.root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu")
+        raise UserError(
+            f"{run.root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
+        )
     data = RunData(run, load_recipe(run.config))
     manifest = run.shards / "manifest.json"
     data.manifest = _json(manifest) if manifest.is_file() else None
@@ -56,7 +79,9 @@ def read(run: Run) -> RunData:
     known = data.tags + [name for name, phase in PHASES.items() if not phase.iterated]
     data.logs = {tag: _json(run.train_log(tag)) for tag in known if run.train_log(tag).is_file()}
     data.traces = {
-        tag: _json(run.traces(tag) / "stats.json") for tag in data.tags if paths.is_done(run.traces(tag))
+        tag: _json(run.traces(tag) / "stats.json")
+        for tag in data.tags
+        if paths.is_done(run.traces(tag))
     }
     return data
 

@@ -55,7 +55,9 @@ def _check_inputs(recipe: Recipe, plan: list[Stage]) -> None:
     for stage in plan:
         for path in stage.missing_inputs():
             if not stage.done() and path not in made:
-                raise UserError(f"{stage.name}: {path} is missing; make it with: {maker_of(recipe, path)}")
+                raise UserError(
+                    f"{stage.name}: {path} is missing; make it with: {maker_of(recipe, path)}"
+                )
 
 
 class StopRequest:
@@ -73,7 +75,9 @@ class StopRequest:
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGUSR1)  # srun hands it on to its tasks; a SIGTERM it would make a SIGKILL
+            os.killpg(
+                self.process.pid, signal.SIGUSR1
+            )  # srun hands it on to its tasks; a SIGTERM it would make a SIGKILL
 
 
 def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) -> float:
@@ -87,14 +91,28 @@ def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) ->
     before = json.loads(state_file.read_text()) if state_file.is_file() else {}
     command = stage.command(run.config, _free_port())
     state = {
-        "state": "running", "started": _now(), "ended": None, "pid": None, "host": socket.gethostname(),
-        "job_id": os.environ.get("SLURM_JOB_ID"), "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        "error": None, "attempt": before.get("attempt", 0) + 1, "crashes": before.get("crashes", 0), "command": command,
+        "state": "running",
+        "started": _now(),
+        "ended": None,
+        "pid": None,
+        "host": socket.gethostname(),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "error": None,
+        "attempt": before.get("attempt", 0) + 1,
+        "crashes": before.get("crashes", 0),
+        "command": command,
     }
     start = time.monotonic()
     process = stop.process = subprocess.Popen(
-        command, env=_environ(stage, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", start_new_session=True,
+        command,
+        env=_environ(stage, command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     paths.write_json_atomic(state_file, {**state, "pid": process.pid})
     try:
@@ -110,8 +128,14 @@ def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) ->
     crashes = (state["crashes"] + 1 if seconds < SOON_S else 1) if outcome == "crashed" else 0
     error = None
     if outcome in ("failed", "crashed"):
-        error = f"printed nothing for {hang_minutes:g} minutes (hang_minutes)" if watchdog.fired else _last_error(tail)
-    paths.write_json_atomic(state_file, {**state, "state": outcome, "ended": _now(), "crashes": crashes, "error": error})
+        error = (
+            f"printed nothing for {hang_minutes:g} minutes (hang_minutes)"
+            if watchdog.fired
+            else _last_error(tail)
+        )
+    paths.write_json_atomic(
+        state_file, {**state, "state": outcome, "ended": _now(), "crashes": crashes, "error": error}
+    )
     if outcome == "stopped":
         print(f"{stage.name}: stopped; the same command goes on from here", flush=True)
         raise SystemExit(dist.REQUEUE)
@@ -120,7 +144,9 @@ def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) ->
         often = f"crashed {crashes} times in a row" if crashes else "failed"
         raise UserError(f"stage {stage.name} {often} {what}")
     if outcome == "crashed":
-        raise StageCrashed(f"stage {stage.name} crashed {what}; the same command goes on from there")
+        raise StageCrashed(
+            f"stage {stage.name} crashed {what}; the same command goes on from there"
+        )
     return seconds
 
 
@@ -163,13 +189,21 @@ class Watchdog:
 
 def _environ(stage: Stage, command: list[str]) -> dict[str, str]:
     """A plain process must not inherit ranks (vllm#1865); a rank gets its own from its launcher."""
-    environ = {**dist.without_ranks(dict(os.environ)), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    environ = {
+        **dist.without_ranks(dict(os.environ)),
+        PARENT: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+    }
     if command[0] == "srun" or command[0].endswith("mpiexec"):
         del environ[PARENT]  # not to be seen from other nodes; Slurm ends a step with its job
-        if stage.mpi and os.geteuid() == 0:  # in a container; whoever started this as root has decided that
+        if (
+            stage.mpi and os.geteuid() == 0
+        ):  # in a container; whoever started this as root has decided that
             environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         if stage.ranks:
-            environ |= {key: os.environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in os.environ}
+            environ |= {
+                key: os.environ[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in os.environ
+            }
     return environ
 
 
@@ -184,14 +218,18 @@ def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
             log.flush()
             tail.append(line.rstrip())
             if line.startswith(dist.SHOWN):
-                print(f"    {line[len(dist.SHOWN):].rstrip()}", flush=True)
+                print(f"    {line[len(dist.SHOWN) :].rstrip()}", flush=True)
     return tail
 
 
 def _last_error(tail) -> str:
     """The line that says most: the last one that names an error, else the last one."""
-    named = [line for line in tail if "rror:" in line and not any(word in line for word in LAUNCHERS)]
-    return (named or [line for line in tail if any(map(str.isalnum, line))] or ["no output"])[-1].strip()
+    named = [
+        line for line in tail if "rror:" in line and not any(word in line for word in LAUNCHERS)
+    ]
+    return (named or [line for line in tail if any(map(str.isalnum, line))] or ["no output"])[
+        -1
+    ].strip()
 
 
 def _end_group(process) -> None:
@@ -248,6 +286,9 @@ def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str] | None 
 
 
 def _checkpoints(recipe: Recipe) -> str:
-    every = {"steps": recipe.train.checkpoint_every_steps, "minutes": recipe.train.checkpoint_every_minutes}
+    every = {
+        "steps": recipe.train.checkpoint_every_steps,
+        "minutes": recipe.train.checkpoint_every_minutes,
+    }
     named = " or ".join(f"{n:g} {unit}" for unit, n in every.items() if n)
     return f"; a checkpoint every {named}" if named else ""

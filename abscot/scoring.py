@@ -97,7 +97,12 @@ def normalise(answer: str) -> str:
     """A spelling-free form: equal forms mean equal answers, unequal ones say nothing."""
     answer = answer.strip().strip("$").replace("\\$", "").replace("\\%", "").replace("%", "")
     answer = _LATEX_TEXT.sub(r"\1", _LATEX_SPACE.sub("", answer))
-    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("^\\circ", "").replace("^{\\circ}", "")
+    answer = (
+        answer.replace("\\dfrac", "\\frac")
+        .replace("\\tfrac", "\\frac")
+        .replace("^\\circ", "")
+        .replace("^{\\circ}", "")
+    )
     answer = re.sub(r"\s+", "", answer.replace("{,}", ",")).rstrip(".").lower()
     if _THOUSANDS.fullmatch(answer):  # the whole answer only: (1,234) is a pair
         answer = answer.replace(",", "")
@@ -107,11 +112,15 @@ def normalise(answer: str) -> str:
 def _score_math(responses: list[str], golds: list[str]) -> list[Verdict]:
     """Exact match first; only what differs goes to math-verify, in parallel."""
     found = [find_answer(response) for response in responses]
-    verdicts: list[Verdict | None] = [_settle(answer, how, gold) for (answer, how), gold in zip(found, golds, strict=True)]
+    verdicts: list[Verdict | None] = [
+        _settle(answer, how, gold) for (answer, how), gold in zip(found, golds, strict=True)
+    ]
     open_ = [i for i, verdict in enumerate(verdicts) if verdict is None]
     for i, outcome in zip(open_, verify_all([(golds[i], found[i][0]) for i in open_]), strict=True):
         answer, how = found[i]
-        verdicts[i] = Verdict(answer, float(outcome == "right"), _named(how, "math-verify", outcome))
+        verdicts[i] = Verdict(
+            answer, float(outcome == "right"), _named(how, "math-verify", outcome)
+        )
     return verdicts
 
 
@@ -143,7 +152,9 @@ def _score_choice(responses: list[str], golds: list[str]) -> list[Verdict]:
         if letter is None:
             verdicts.append(Verdict(answer, 0.0, "no-answer"))
         else:
-            verdicts.append(Verdict(letter.group(1), float(letter.group(1) == gold), _named(how, "choice")))
+            verdicts.append(
+                Verdict(letter.group(1), float(letter.group(1) == gold), _named(how, "choice"))
+            )
     return verdicts
 
 
@@ -153,7 +164,10 @@ def _score_f1(responses: list[str], golds: list[str]) -> list[Verdict]:
     for response, gold in zip(responses, golds, strict=True):
         answer, how = find_answer(response)
         if how not in ("boxed", "answer-is"):
-            answer, how = (response.strip().splitlines() or [""])[-1][:LONGEST_ANSWER_CHARS], "last-line"
+            answer, how = (
+                (response.strip().splitlines() or [""])[-1][:LONGEST_ANSWER_CHARS],
+                "last-line",
+            )
         answer = _LATEX_TEXT.sub(r"\1", answer)
         verdicts.append(Verdict(answer, token_f1(answer, gold), _named(how, "f1")))
     return verdicts
@@ -228,10 +242,15 @@ class _Verifier:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "abscot.scoring"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
         if self._line(START_LIMIT_S) != b'"ready"\n':
-            raise RuntimeError("the scoring process did not start; does `python -c 'import math_verify'` work?")
+            raise RuntimeError(
+                "the scoring process did not start; does `python -c 'import math_verify'` work?"
+            )
 
     def _line(self, limit_s: float) -> bytes | None:
         """One line; b"" when the process died, None at the limit. Answers are one short write, so never half there."""
@@ -268,7 +287,11 @@ def _say(word: str) -> None:
 def _as_latex(answer: str) -> str:
     """math-verify looks for LaTeX in text: plain text needs the dollars."""
     answer = answer.strip()
-    return answer if answer.startswith("$") and answer.endswith("$") and len(answer) > 1 else f"${answer}$"
+    return (
+        answer
+        if answer.startswith("$") and answer.endswith("$") and len(answer) > 1
+        else f"${answer}$"
+    )
 
 
 if __name__ == "__main__":

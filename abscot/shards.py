@@ -16,7 +16,9 @@ from abscot.rows import Row
 
 SCHEMA_VERSION = 1
 BATCH_ROWS = 256  # rows of every record batch but a shard's last: row i is found by arithmetic
-RESIDENT_BYTES = 256 * 2**20  # of tokens read until the mapped pages are handed back to the page cache
+RESIDENT_BYTES = (
+    256 * 2**20
+)  # of tokens read until the mapped pages are handed back to the page cache
 TOKENS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {
@@ -83,7 +85,9 @@ class ShardWriter:
 def _list_array(parts: list[np.ndarray]) -> pa.ListArray:
     offsets = np.zeros(len(parts) + 1, np.int32)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
-    return pa.ListArray.from_arrays(offsets, np.concatenate(parts).astype(np.int32, copy=False), type=TOKENS)
+    return pa.ListArray.from_arrays(
+        offsets, np.concatenate(parts).astype(np.int32, copy=False), type=TOKENS
+    )
 
 
 def tokenizer_fingerprint(tokenizer) -> str:
@@ -117,13 +121,19 @@ def manifest_of(store: Path, entries: list[dict], counts: dict, chat: ChatTokeni
         "lengths": {name: _percentiles(values) for name, values in lengths.items()},
         "shards": entries,
     }
-    manifest["hash"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    manifest["hash"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
     return manifest
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:
     """Token counts; p0 and p100 are the shortest and the longest row."""
-    at = np.percentile(values, PERCENTILES, method="nearest") if len(values) else [0] * len(PERCENTILES)
+    at = (
+        np.percentile(values, PERCENTILES, method="nearest")
+        if len(values)
+        else [0] * len(PERCENTILES)
+    )
     table = {f"p{p}": int(value) for p, value in zip(PERCENTILES, at, strict=True)}
     return {**table, "sum": int(values.sum(dtype=np.int64))}
 
@@ -152,7 +162,8 @@ class _Shard:
             batch = self._reader.get_batch(index)
             tokens = {f.name: batch[f.name] for f in SCHEMA if f.type == TOKENS}
             views = {
-                name: (column.values.to_numpy(), column.offsets.to_numpy()) for name, column in tokens.items()
+                name: (column.values.to_numpy(), column.offsets.to_numpy())
+                for name, column in tokens.items()
             }
             self._columns[index] = {"id": batch["id"], "source": batch["source"], **views}
         return self._columns[index]
@@ -205,7 +216,9 @@ class ShardStore:
         self._touched_bytes += 4 * (len(prompt) + len(cot) + len(steps) + len(answer))
         if self._touched_bytes > RESIDENT_BYTES:
             self.release()
-        return Row(columns["id"][at].as_py(), prompt, cot, steps, answer, columns["source"][at].as_py())
+        return Row(
+            columns["id"][at].as_py(), prompt, cot, steps, answer, columns["source"][at].as_py()
+        )
 
     def release(self) -> None:
         """Hands mapped pages back: they stay in the page cache but are this process's memory no longer."""
@@ -214,7 +227,12 @@ class ShardStore:
             shard.release()
 
     def ids(self) -> list[str]:
-        return [i for shard in self._shards for columns in shard.batches() for i in columns["id"].to_pylist()]
+        return [
+            i
+            for shard in self._shards
+            for columns in shard.batches()
+            for i in columns["id"].to_pylist()
+        ]
 
     def lengths(self) -> dict[str, np.ndarray]:
         """Tokens of each row, np.int32 [rows]: `prompt`, `cot`, `answer`; from the list offsets alone."""
@@ -222,7 +240,10 @@ class ShardStore:
 
     def check_tokenizer(self, tokenizer) -> None:
         """Raises UserError when the shards were made with another tokenizer or chat template."""
-        here = {"tokenizer": tokenizer_fingerprint(tokenizer), "chat_template": template_hash(tokenizer)}
+        here = {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "chat_template": template_hash(tokenizer),
+        }
         for key, value in here.items():
             if self.manifest[key] != value:
                 raise UserError(
@@ -243,6 +264,8 @@ def _slice(column: tuple[np.ndarray, np.ndarray], at: int) -> np.ndarray:
 def lengths_of(shards: list[_Shard]) -> dict[str, np.ndarray]:
     batches = [columns for shard in shards for columns in shard.batches()]
     return {
-        name: np.concatenate([np.zeros(0, np.int32), *(np.diff(columns[column][1]) for columns in batches)])
+        name: np.concatenate(
+            [np.zeros(0, np.int32), *(np.diff(columns[column][1]) for columns in batches)]
+        )
         for name, column in LENGTH_COLUMNS.items()
     }

@@ -15,9 +15,15 @@ from abscot.config import DataConfig, UserError
 OPTIONAL_COLUMNS = ("id", "dataset_source", "source")
 CHUNK_BYTES = 64 * 2**20  # of a plain JSONL file read by one rank at a time
 SUFFIXES = {
-    ".jsonl": "jsonl", ".json": "jsonl", ".jsonl.gz": "packed", ".json.gz": "packed", ".jsonl.zst": "packed",
-    ".json.zst": "packed", ".parquet": "parquet", ".arrow": "arrow",
-}  # fmt: skip
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".jsonl.gz": "packed",
+    ".json.gz": "packed",
+    ".jsonl.zst": "packed",
+    ".json.zst": "packed",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 
 
 class Rejected(Exception):
@@ -60,7 +66,11 @@ def find(config: DataConfig) -> list[Unit]:
 
 def _is_hub_id(source: str) -> bool:
     """owner/name that is no file here: nothing else ever goes to the network."""
-    is_path = source.startswith((".", "/", "~")) or any(c in source for c in "*?[") or Path(source).exists()
+    is_path = (
+        source.startswith((".", "/", "~"))
+        or any(c in source for c in "*?[")
+        or Path(source).exists()
+    )
     return not is_path and source.count("/") == 1 and not source.endswith(tuple(SUFFIXES))
 
 
@@ -76,7 +86,9 @@ def _units_of(file: str) -> list[Unit]:
     if size == 0:
         raise UserError(f"data.source: {file}: empty file")
     if kind == "jsonl":
-        return [Unit(file, kind, at, min(at + CHUNK_BYTES, size)) for at in range(0, size, CHUNK_BYTES)]
+        return [
+            Unit(file, kind, at, min(at + CHUNK_BYTES, size)) for at in range(0, size, CHUNK_BYTES)
+        ]
     if kind == "parquet":
         return [Unit(file, kind, group) for group in range(_parquet(file).num_row_groups)]
     return [Unit(file, kind)]
@@ -212,7 +224,9 @@ def _read_table(unit: Unit, columns: tuple[str, ...], wanted: np.ndarray | None)
         batches = (batch.select(used) for batch in batches)
         yield from _rows_of(batches, wanted)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{unit.file}: damaged: {_first_line(error)}; fetch the file again") from None
+        raise UserError(
+            f"{unit.file}: damaged: {_first_line(error)}; fetch the file again"
+        ) from None
 
 
 def _rows_of(batches, wanted: np.ndarray | None):
@@ -220,7 +234,9 @@ def _rows_of(batches, wanted: np.ndarray | None):
     for batch in batches:
         rows = np.arange(first, first + len(batch))
         if wanted is not None:
-            rows = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + len(batch))]
+            rows = wanted[
+                np.searchsorted(wanted, first) : np.searchsorted(wanted, first + len(batch))
+            ]
         for at in range(0, len(rows), 256):
             piece = rows[at : at + 256]
             yield from zip(piece.tolist(), batch.take(piece - first).to_pylist(), strict=True)
@@ -253,12 +269,16 @@ def _read_hub(unit: Unit, config: DataConfig, wanted: np.ndarray | None):
     rows = None if wanted is None else set(wanted.tolist())
     last = None if wanted is None else int(wanted[-1])
     try:
-        for row, record in enumerate(_hub_dataset(config).shard(num_shards=unit.end, index=unit.start)):
+        for row, record in enumerate(
+            _hub_dataset(config).shard(num_shards=unit.end, index=unit.start)
+        ):
             if rows is None or row in rows:
                 yield row, record
             if row == last:
                 return
-    except Exception as error:  # whatever the hub's client raises, nothing is wrong with what came before
+    except (
+        Exception
+    ) as error:  # whatever the hub's client raises, nothing is wrong with what came before
         raise UserError(
             f"data.source: {config.source}: part {unit.start} broke off ({_first_line(error)}); run it again"
         ) from error

@@ -92,7 +92,11 @@ def summarise(rows: list[dict], *, mode: str, model: str, benchmark: str, round:
     for row in rows:
         problems[row["id"]].append(row)
     judged = all(row["correct"] is not None for row in rows)
-    scores = {i: float(np.mean([r["correct"] for r in rs])) for i, rs in problems.items()} if judged else {}
+    scores = (
+        {i: float(np.mean([r["correct"] for r in rs])) for i, rs in problems.items()}
+        if judged
+        else {}
+    )
     samples = min(len(rs) for rs in problems.values())
     right = sum(row["correct"] for row in rows) if judged else 0
     total = sum(row["n_total_tokens"] for row in rows)
@@ -107,7 +111,9 @@ def summarise(rows: list[dict], *, mode: str, model: str, benchmark: str, round:
         pass_at_k=_pass_at_k(problems, samples),
         reasoning_tokens=float(np.mean([row["n_reasoning_tokens"] for row in rows])),
         response_tokens=float(np.mean([row["n_response_tokens"] for row in rows])),
-        total_tokens=bootstrap_mean([np.mean([r["n_total_tokens"] for r in rs]) for rs in problems.values()]),
+        total_tokens=bootstrap_mean(
+            [np.mean([r["n_total_tokens"] for r in rs]) for rs in problems.values()]
+        ),
         tokens_per_correct=total / right if right else None,
         truncated=float(np.mean([row["finish_reason"] == "length" for row in rows])),
         scores=scores,
@@ -119,5 +125,10 @@ def _pass_at_k(problems: dict[str, list[dict]], k: int) -> float | None:
     if k == 1 or any(row["correct"] not in (0, 1) for rs in problems.values() for row in rs):
         return None
     return float(
-        np.mean([pass_at_k(len(rs), round(sum(r["correct"] for r in rs)), k) for rs in problems.values()])
+        np.mean(
+            [
+                pass_at_k(len(rs), round(sum(r["correct"] for r in rs)), k)
+                for rs in problems.values()
+            ]
+        )
     )

@@ -35,13 +35,21 @@ def screen(root: Path | str) -> str:
     """The status of the run at `root` as text. Raises UserError for a directory that is no run."""
     run = Run(Path(root).resolve())
     if not run.config.is_file():
-        raise UserError(f"{root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu")
+        raise UserError(
+            f"{root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
+        )
     # The run may have been moved since it was made: its stages are looked for where it is now.
-    recipe = dataclasses.replace(load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name)
+    recipe = dataclasses.replace(
+        load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name
+    )
     statuses = [stage_status(run, stage) for stage in rounds.stages(recipe)]
     done = sum(s.state == "done" for s in statuses)
     before, after = ([s for s in statuses if bool(s.stage.round) is late] for late in (False, True))
-    parts = [f"{root}: {done} of {len(statuses)} stages done", _grid(before).text(), _grid(after).text()]
+    parts = [
+        f"{root}: {done} of {len(statuses)} stages done",
+        _grid(before).text(),
+        _grid(after).text(),
+    ]
     details = [_detail(run, s) for s in statuses if s.state in SHOWN_STATES]
     ready = next((s for s in statuses if s.state == "ready"), None)
     if ready and not any(s.state == "running" for s in statuses):
@@ -99,7 +107,9 @@ def _last_words(run: Run, stage: Stage) -> str:
     with open(path, "rb") as log:
         log.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = log.read().decode(errors="replace").splitlines()
-    return next((line.removeprefix(SHOWN) for line in reversed(lines) if line.startswith(SHOWN)), "")
+    return next(
+        (line.removeprefix(SHOWN) for line in reversed(lines) if line.startswith(SHOWN)), ""
+    )
 
 
 def _train_summary(run: Run, stage: Stage) -> str:
@@ -126,7 +136,9 @@ def _kind(stage: Stage) -> str:
 
 def _cell(status: StageStatus) -> str:
     time_taken = (
-        format_s(status.seconds) if status.state in ("done", "running") and status.seconds is not None else ""
+        format_s(status.seconds)
+        if status.state in ("done", "running") and status.seconds is not None
+        else ""
     )
     loss = status.detail if status.state == "done" else ""
     return " ".join(filter(None, (status.state, time_taken, loss)))

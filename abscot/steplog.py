@@ -17,7 +17,9 @@ class StepLog:
         old = json.loads(path.read_text())["steps"] if path.is_file() and first_step else []
         self.steps = [entry for entry in old if entry["step"] < first_step]
         if len(self.steps) != first_step and dist.rank() == 0:
-            raise ValueError(f"{path}: holds {len(self.steps)} of the {first_step} steps before the checkpoint")
+            raise ValueError(
+                f"{path}: holds {len(self.steps)} of the {first_step} steps before the checkpoint"
+            )
         self.flushed_s = time.monotonic()
 
     def add(self, entry: dict) -> None:

@@ -49,14 +49,25 @@ class RandomTraces:
         m_min, m_max = self.config.m_min, self.config.m_max
         if self.config.random == "uniform":
             return int(draw.integers(m_min, m_max + 1))
-        halves = np.maximum(1, self.store.row(row).cot_steps[:m_max] // 2)  # a step gives at least one token
+        halves = np.maximum(
+            1, self.store.row(row).cot_steps[:m_max] // 2
+        )  # a step gives at least one token
         return int(np.clip(draw.integers(1, halves + 1).sum(), m_min, m_max))
 
 
 class ModelTraces:
     """Traces z ~ pi_abs(. | x, c) for phase A, z ~ pi_abs(. | x) for phase B."""
 
-    def __init__(self, store: ShardStore, vocab: AbstractVocab, config: TraceConfig, seed: int, round_: int, phase: str, engine):
+    def __init__(
+        self,
+        store: ShardStore,
+        vocab: AbstractVocab,
+        config: TraceConfig,
+        seed: int,
+        round_: int,
+        phase: str,
+        engine,
+    ):
         self.store, self.vocab, self.config, self.engine = store, vocab, config, engine
         self.key = (seed, round_, phase)
         self.sees_cot = PHASES[phase].sees_cot
@@ -64,7 +75,12 @@ class ModelTraces:
 
     def traces(self, items: list[Item]) -> list[list[int]]:
         requests = [
-            trace_request(self.prompt(item.row), self.vocab, self.config, keyed_seed(*self.key, item.id, item.sample))
+            trace_request(
+                self.prompt(item.row),
+                self.vocab,
+                self.config,
+                keyed_seed(*self.key, item.id, item.sample),
+            )
             for item in items
         ]
         self.engine.forget()

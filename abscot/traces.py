@@ -32,7 +32,14 @@ from abscot.shards import ShardStore
 from abscot.trace_sources import Item, ModelTraces, RandomTraces, Source
 from abscot.vocab import AbstractVocab, rng
 
-SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("sample", pa.int16()), ("trace", pa.list_(pa.int32()))])
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("sample", pa.int16()),
+        ("trace", pa.list_(pa.int32())),
+    ]
+)
 TRACES, STATS = "traces.arrow", "stats.json"
 RANDOM = "random"  # model_fingerprint of traces that no model made
 HANDLING = ("allow_empty", "on_collapse", "shards")  # keys of TraceConfig that change no trace
@@ -85,7 +92,9 @@ class TraceJob:
         ids, size = self.store.ids(), self.recipe.inference.chunk_rows
         items = [Item(int(row), ids[row], 0) for row in self.rows]
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        probed = rng(self.recipe.seed, "probe").permutation(len(items))[: self.recipe.traces.probe_prompts]
+        probed = rng(self.recipe.seed, "probe").permutation(len(items))[
+            : self.recipe.traces.probe_prompts
+        ]
         samples = range(1, self.recipe.traces.probe_samples + 1)
         probe = [dataclasses.replace(items[i], sample=s) for i in sorted(probed) for s in samples]
         return [*chunks, probe]
@@ -100,7 +109,9 @@ def open_job(recipe: Recipe, run: Run, round_: int, phase: str) -> TraceJob:
 
     model = source_model(recipe, run, round_, phase)
     require(recipe, run.base, run.shards, *([model] if model else []))
-    tokenizer = AutoTokenizer.from_pretrained(run.base, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        run.base, trust_remote_code=recipe.model.trust_remote_code
+    )
     vocab, store = AbstractVocab.of(tokenizer, recipe.codebook_size), ShardStore(run.shards)
     rows = rows_of_phase(recipe, PHASES[phase], round_, len(store)).astype(np.int64)
     return TraceJob(recipe, run, store, vocab, round_, phase, rows, model)
@@ -131,14 +142,18 @@ def generate(job: TraceJob, shard: int = 0, of: int = 1, engine=None) -> bool:
         source = _source(job, engine)
         total = sum(len(chunks[c]) for c in mine)
         done = total - sum(len(chunks[c]) for c in left)
-        with Progress(total, "traces", f"traces {job.tag}" + (f" [{shard}/{of}]" if of > 1 else ""), done=done) as progress:
+        with Progress(
+            total, "traces", f"traces {job.tag}" + (f" [{shard}/{of}]" if of > 1 else ""), done=done
+        ) as progress:
             for c in left:
                 _write_chunk(job, c, chunks[c], source)
                 progress.update(len(chunks[c]))
     with _lock(job.parts.with_suffix(".lock")):
         missing = [c for c in range(len(chunks)) if not job.chunk_path(c).exists()]
         if missing and not is_done(job.final):
-            log(f"traces {job.tag}: shard {shard} of {of} is done; {len(missing)} chunks are left to other shards")
+            log(
+                f"traces {job.tag}: shard {shard} of {of} is done; {len(missing)} chunks are left to other shards"
+            )
             return False
         if not is_done(job.final):
             _publish(job, chunks)
@@ -151,12 +166,16 @@ def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int
 
     Returns 0, or the exit code of a shard that failed after all have ended: what the others made is kept.
     """
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(local_gpus())))).split(",")
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(local_gpus())))).split(
+        ","
+    )
     shards = []
     for shard in range(of):
         mine = [gpus[(shard * gpus_each + i) % len(gpus)] for i in range(gpus_each)]
         environ = {**without_ranks(dict(os.environ)), "CUDA_VISIBLE_DEVICES": ",".join(mine)}
-        shards.append(subprocess.Popen([*command, "--shard", str(shard), "--of", str(of)], env=environ))
+        shards.append(
+            subprocess.Popen([*command, "--shard", str(shard), "--of", str(of)], env=environ)
+        )
     codes = [process.wait() for process in shards]
     return next((code for code in codes if code), 0)
 
@@ -167,7 +186,9 @@ def _claim_parts(job: TraceJob) -> None:
     if path.exists():
         theirs = json.loads(path.read_text())
         if different := [k for k in mine if mine[k] != theirs.get(k)]:
-            raise UserError(f"{job.parts}: traces begun with another {', '.join(different)}; delete that directory")
+            raise UserError(
+                f"{job.parts}: traces begun with another {', '.join(different)}; delete that directory"
+            )
     else:
         write_json_atomic(path, mine)
 
@@ -180,7 +201,9 @@ def _source(job: TraceJob, engine) -> Source:
         from abscot.inference import VllmEngine
 
         engine = VllmEngine(job.model, recipe.inference)
-    return ModelTraces(job.store, job.vocab, recipe.traces, recipe.seed, job.round_, job.phase, engine)
+    return ModelTraces(
+        job.store, job.vocab, recipe.traces, recipe.seed, job.round_, job.phase, engine
+    )
 
 
 def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -> None:
@@ -220,9 +243,17 @@ def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
         "traces_per_s": round(sum(map(len, chunks)) / max(seconds, 1e-9), 2),
         "cut_prompts": sum(m["cut_prompts"] for m in made),
         "empty_traces": int((traces.all_lengths() == 0).sum()),
-        **collapse.statistics(*traces.flat(), job.vocab.codebook_ids, config.m_max, _probe(traces, tables[-1]), job.recipe.seed),
+        **collapse.statistics(
+            *traces.flat(),
+            job.vocab.codebook_ids,
+            config.m_max,
+            _probe(traces, tables[-1]),
+            job.recipe.seed,
+        ),
     }
-    statistics["warnings"] = collapse.warnings(statistics, config.m_min, config.m_max, job.model is not None)
+    statistics["warnings"] = collapse.warnings(
+        statistics, config.m_min, config.m_max, job.model is not None
+    )
     for warning in statistics["warnings"]:
         log(f"WARNING traces {job.tag}: {warning}")
     if statistics["warnings"] and config.on_collapse == "stop":
@@ -269,7 +300,9 @@ class TraceSet:
         self._store_rows = store_rows
 
     @classmethod
-    def load(cls, directory: Path, store: ShardStore, round_: int | None = None, phase: str | None = None) -> "TraceSet":
+    def load(
+        cls, directory: Path, store: ShardStore, round_: int | None = None, phase: str | None = None
+    ) -> "TraceSet":
         """Raises UserError where the set is unfinished, or of another store, round or phase."""
         meta = read_done(directory)
         for key, expected in (("store", store.hash), ("round", round_), ("phase", phase)):
@@ -305,20 +338,26 @@ class TraceSet:
         """(values int32, offsets): trace i is values[offsets[i] : offsets[i + 1]]."""
         return self._values[self._offsets[0] : self._offsets[-1]], self._offsets - self._offsets[0]
 
-    def validate(self, ids: list[str], rows: np.ndarray, vocab: AbstractVocab, config: TraceConfig) -> None:
+    def validate(
+        self, ids: list[str], rows: np.ndarray, vocab: AbstractVocab, config: TraceConfig
+    ) -> None:
         """Every row exactly once under its own id, only V_abs ids, lengths in range.
 
         Raises UserError for empty traces that the recipe does not allow, ValueError for anything else: a bug.
         """
         if not np.array_equal(self.rows, rows):
-            raise ValueError(f"the traces cover {len(self.rows)} rows, not exactly the {len(rows)} of the phase")
+            raise ValueError(
+                f"the traces cover {len(self.rows)} rows, not exactly the {len(rows)} of the phase"
+            )
         if self._ids.to_pylist() != [ids[row] for row in rows]:
             raise ValueError("a trace stands under another row's id")
         values, lengths = self.flat()[0], self.all_lengths()
         if not np.isin(values, vocab.codebook_ids).all():
             raise ValueError("a trace holds tokens outside V_abs")
         if len(lengths) and not (config.m_min <= lengths.min() and lengths.max() <= config.m_max):
-            raise ValueError(f"trace lengths {lengths.min()}..{lengths.max()} leave {config.m_min}..{config.m_max}")
+            raise ValueError(
+                f"trace lengths {lengths.min()}..{lengths.max()} leave {config.m_min}..{config.m_max}"
+            )
         if (empty := int((lengths == 0).sum())) and not config.allow_empty:
             raise UserError(
                 f"{empty} of {len(lengths)} traces are empty; set traces.m_min to 1 or more, or traces.allow_empty to true"

@@ -7,7 +7,17 @@ from abscot import dist
 from abscot.config import Recipe, UserError
 from abscot.paths import Run
 
-VALUES = ("loss", "loss_z", "loss_y", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_bytes", "epoch")
+VALUES = (
+    "loss",
+    "loss_z",
+    "loss_y",
+    "lr",
+    "grad_norm",
+    "tokens_per_s",
+    "mfu",
+    "peak_bytes",
+    "epoch",
+)
 
 
 class Trackers:
@@ -64,5 +74,7 @@ def _hosted(name: str, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
     if not hasattr(library, "init"):  # a folder ./wandb of earlier runs imports too
         raise ImportError
     same = {"id": f"{recipe.name}-{tag}", "dir": run.root} if name == "wandb" else {}
-    session = library.init(project="abscot", name=f"{recipe.name}-{tag}", resume="allow", config=asdict(recipe), **same)
+    session = library.init(
+        project="abscot", name=f"{recipe.name}-{tag}", resume="allow", config=asdict(recipe), **same
+    )
     return lambda values, step: session.log(values, step=step), session.finish

@@ -10,7 +10,20 @@ import numpy as np
 import torch
 import torch.distributed
 
-from abscot import attention, batches, checkpoint, dist, engine, estimate, export, model, packing, paths, rounds, trackers
+from abscot import (
+    attention,
+    batches,
+    checkpoint,
+    dist,
+    engine,
+    estimate,
+    export,
+    model,
+    packing,
+    paths,
+    rounds,
+    trackers,
+)
 from abscot.checkpoint import TrainState
 from abscot.config import Recipe, TrainConfig, UserError
 from abscot.estimate import ModelShape
@@ -21,7 +34,10 @@ from abscot.steplog import StepLog
 from abscot.traces import TraceSet
 from abscot.vocab import AbstractVocab, keyed_seed
 
-PROBE_TOKENS, PROBED = 512, 32  # of a fixed text, and its last ones, whose probabilities are recorded with the export
+PROBE_TOKENS, PROBED = (
+    512,
+    32,
+)  # of a fixed text, and its last ones, whose probabilities are recorded with the export
 
 
 def train(recipe: Recipe, phase: Phase, round_: int) -> None:
@@ -41,7 +57,11 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
     trainer = engine.build_engine(recipe, stage.start, folder, device)
     rehearse(trainer, data)
     saved = checkpoint.newest(folder, data.plan.hash)
-    state = checkpoint.load(trainer, saved) if saved else TrainState(0, 0, 0, data.plan.hash, dist.world_size())
+    state = (
+        checkpoint.load(trainer, saved)
+        if saved
+        else TrainState(0, 0, 0, data.plan.hash, dist.world_size())
+    )
     if saved:
         dist.log(f"{tag}: goes on from {saved}, made on {state.world_size} ranks")
     log = StepLog(run.train_log(tag), state.step, data.meta(recipe, round_))
@@ -52,7 +72,13 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
         for step, micro_batches in data.batches(state.step):
             lr = engine.lr_at(step.index, data.plan.num_steps, data.peak_lr, recipe.train)
             entry, asked = train_step(trainer, data, step, micro_batches, lr, stop.asked)
-            state = TrainState(step.index + 1, step.epoch, state.tokens + entry["tokens"], state.plan_hash, dist.world_size())
+            state = TrainState(
+                step.index + 1,
+                step.epoch,
+                state.tokens + entry["tokens"],
+                state.plan_hash,
+                dist.world_size(),
+            )
             log.add(entry)
             curves.log(entry)
             progress.update(1, summary(entry))
@@ -62,16 +88,28 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
                 checkpoint.save(trainer, folder, state, recipe.train.keep_checkpoints)
                 clock.saved()
             if asked and not is_last:
-                dist.log(f"{tag}: asked to stop, saved at step {state.step}; the same command goes on from there")
+                dist.log(
+                    f"{tag}: asked to stop, saved at step {state.step}; the same command goes on from there"
+                )
                 raise SystemExit(dist.REQUEUE)
 
     probe = data.documents.plain(PROBE_TOKENS).to(trainer.device)
     live = export.surprisals(trainer.module, probe, min(PROBED, probe.input_ids.shape[1] - 1))
     meta = {
-        "tag": tag, "round": round_, "phase": phase.name, "start": paths.fingerprint(stage.start), **asdict(state),
+        "tag": tag,
+        "round": round_,
+        "phase": phase.name,
+        "start": paths.fingerprint(stage.start),
+        **asdict(state),
         "probe": {"tokens": probe.input_ids[0].tolist(), "surprisals": live},
     }
-    export.export(trainer.module.lm, stage.start, stage.outputs[0], run.adapter(tag) if recipe.lora else None, meta)
+    export.export(
+        trainer.module.lm,
+        stage.start,
+        stage.outputs[0],
+        run.adapter(tag) if recipe.lora else None,
+        meta,
+    )
     log.flush()
     curves.close()
     torch.distributed.barrier()
@@ -93,7 +131,9 @@ def rehearse(trainer, data: "PhaseData") -> None:
     try:
         total = float(forward_backward(trainer, batch, data.phase, 0.0)[0])
         if not math.isfinite(total):  # the same bin on all ranks
-            raise FloatingPointError(f"before step 1: loss is {total} at the plan's dearest bin; rows: {', '.join(batch.ids)}")
+            raise FloatingPointError(
+                f"before step 1: loss is {total} at the plan's dearest bin; rows: {', '.join(batch.ids)}"
+            )
         engine.set_lr(trainer, 0.0)
         trainer.step()
     except torch.OutOfMemoryError as error:
@@ -109,12 +149,16 @@ def forward_backward(trainer, batch: batches.Batch, phase: Phase, scale: float) 
     """Adds the gradient of the bin's summed loss times `scale`. Returns the sums (total, z, y), float64 [3]."""
     batch = batch.to(trainer.device)
     layout = attention.prepare(batch, trainer.module.backend, phase.bottleneck)
-    total, z, y = trainer(batch.input_ids, batch.position_ids, batch.labels, batch.segment_id, layout)
+    total, z, y = trainer(
+        batch.input_ids, batch.position_ids, batch.labels, batch.segment_id, layout
+    )
     trainer.backward(total * scale)
     return torch.stack([total.detach(), z, y]).double()
 
 
-def train_step(trainer, data: "PhaseData", step, micro_batches, lr: float, stop_asked: bool) -> tuple[dict, bool]:
+def train_step(
+    trainer, data: "PhaseData", step, micro_batches, lr: float, stop_asked: bool
+) -> tuple[dict, bool]:
     """One optimizer step over this rank's micro-batches. Returns its log entry and whether any rank was asked to stop.
 
     The loss is the summed cross-entropy over the step's global number of supervised tokens, which the plan knows
@@ -125,19 +169,27 @@ def train_step(trainer, data: "PhaseData", step, micro_batches, lr: float, stop_
     sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=trainer.device)
     for number, batch in enumerate(micro_batches, 1):
         trainer.set_gradient_accumulation_boundary(number == len(micro_batches))
-        torch.manual_seed(keyed_seed(data.seed, data.tag, step.index, *batch.ids))  # of LoRA's dropout
-        losses = forward_backward(trainer, batch, data.phase, dist.world_size() / step.supervised_tokens)
+        torch.manual_seed(
+            keyed_seed(data.seed, data.tag, step.index, *batch.ids)
+        )  # of LoRA's dropout
+        losses = forward_backward(
+            trainer, batch, data.phase, dist.world_size() / step.supervised_tokens
+        )
         sums[:-1] += torch.cat([losses, batch.counts().to(trainer.device)])
     finite_here = bool(sums[0].isfinite())
     sums[-1] = stop_asked
-    digest = torch.tensor(packing.rows_digest(np.concatenate([b.rows for b in micro_batches])), device=trainer.device)
+    digest = torch.tensor(
+        packing.rows_digest(np.concatenate([b.rows for b in micro_batches])), device=trainer.device
+    )
     torch.distributed.all_reduce(sums)
     torch.distributed.all_reduce(digest)
     all_ = Sums(*sums.tolist())
     if not math.isfinite(all_.total):
         refuse("loss", all_.total, step, [] if finite_here else micro_batches)
     planned = step.supervised_tokens
-    assert all_.n_supervised == planned, f"step {step.index}: {all_.n_supervised} supervised tokens, plan says {planned}"
+    assert all_.n_supervised == planned, (
+        f"step {step.index}: {all_.n_supervised} supervised tokens, plan says {planned}"
+    )
     engine.set_lr(trainer, lr)
     trainer.step()
     grad_norm = float(trainer.get_global_grad_norm())
@@ -145,11 +197,21 @@ def train_step(trainer, data: "PhaseData", step, micro_batches, lr: float, stop_
         refuse("gradient norm", grad_norm, step, micro_batches)
     wall_s = time.monotonic() - began_s
     entry = {
-        "step": step.index, "epoch": step.epoch, "loss": all_.total / step.supervised_tokens,
-        "loss_z": all_.z / max(all_.n_z, 1), "loss_y": all_.y / max(all_.n_y, 1), "lr": lr, "grad_norm": grad_norm,
-        "supervised_tokens": step.supervised_tokens, "tokens": int(all_.tokens), "tokens_per_s": all_.tokens / wall_s,
-        "mfu": data.mfu(step, wall_s), "peak_bytes": engine.peak_bytes(trainer.device),
-        "wall_s": wall_s, "examples": step.examples, "rows_digest": int(digest),
+        "step": step.index,
+        "epoch": step.epoch,
+        "loss": all_.total / step.supervised_tokens,
+        "loss_z": all_.z / max(all_.n_z, 1),
+        "loss_y": all_.y / max(all_.n_y, 1),
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "supervised_tokens": step.supervised_tokens,
+        "tokens": int(all_.tokens),
+        "tokens_per_s": all_.tokens / wall_s,
+        "mfu": data.mfu(step, wall_s),
+        "peak_bytes": engine.peak_bytes(trainer.device),
+        "wall_s": wall_s,
+        "examples": step.examples,
+        "rows_digest": int(digest),
     }
     return entry, all_.stop_asked > 0
 
@@ -179,7 +241,9 @@ def refuse(what: str, value: float, step, micro_batches) -> None:
     everyone = [None] * dist.world_size()
     torch.distributed.all_gather_object(everyone, [i for batch in micro_batches for i in batch.ids])
     named = ", ".join([i for ids in everyone for i in ids][:64])
-    raise FloatingPointError(f"step {step.index}: {what} is {value}; checkpoints up to the step before are intact; rows: {named}")
+    raise FloatingPointError(
+        f"step {step.index}: {what} is {value}; checkpoints up to the step before are intact; rows: {named}"
+    )
 
 
 @dataclass(frozen=True)
@@ -198,7 +262,9 @@ class PhaseData:
 
     def batches(self, first_step: int):
         """(StepPlan, this rank's micro-batches) of every step from `first_step` on, prefetched."""
-        return batches.prefetched(self.plan, self.documents, dist.rank(), dist.world_size(), first_step)
+        return batches.prefetched(
+            self.plan, self.documents, dist.rank(), dist.world_size(), first_step
+        )
 
     def mfu(self, step, wall_s: float) -> float | None:
         """Share of the devices' peak that went into FLOPs of real tokens and allowed pairs; recomputation not counted."""
@@ -211,9 +277,16 @@ class PhaseData:
     def meta(self, recipe: Recipe, round_: int) -> dict:
         """The head of the train log."""
         return {
-            "tag": self.tag, "round": round_, "phase": self.phase.name, "world_size": dist.world_size(),
-            "plan_hash": self.plan.hash, "num_steps": self.plan.num_steps, "rows": len(np.unique(self.plan.rows)),
-            "epochs": int(self.plan.epochs.max()) + 1, "seed": recipe.seed, "peak_lr": self.peak_lr,
+            "tag": self.tag,
+            "round": round_,
+            "phase": self.phase.name,
+            "world_size": dist.world_size(),
+            "plan_hash": self.plan.hash,
+            "num_steps": self.plan.num_steps,
+            "rows": len(np.unique(self.plan.rows)),
+            "epochs": int(self.plan.epochs.max()) + 1,
+            "seed": recipe.seed,
+            "peak_lr": self.peak_lr,
         }
 
 
@@ -222,14 +295,24 @@ def load_data(recipe: Recipe, run: Run, phase: Phase, round_: int) -> PhaseData:
     store = ShardStore(run.shards)
     tokenizer = model.load_tokenizer(run.base)
     store.check_tokenizer(tokenizer)
-    traces = TraceSet.load(run.traces(phase.tag(round_)), store, round_, phase.name) if phase.trace_source == "model" else None
+    traces = (
+        TraceSet.load(run.traces(phase.tag(round_)), store, round_, phase.name)
+        if phase.trace_source == "model"
+        else None
+    )
     vocab = AbstractVocab.of(tokenizer, recipe.codebook_size)
     documents = batches.Documents(store, traces, phase, vocab, recipe.train, recipe.traces)
     gpu = estimate.gpu_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return PhaseData(
-        phase, phase.tag(round_), recipe.seed, batches.plan_of(recipe, run, phase, round_, documents), documents,
-        recipe.train.phase_lr.get(phase.name, recipe.train.lr), ModelShape.of_directory(run.base),
-        recipe.lora is not None, gpu and gpu.flops,
+        phase,
+        phase.tag(round_),
+        recipe.seed,
+        batches.plan_of(recipe, run, phase, round_, documents),
+        documents,
+        recipe.train.phase_lr.get(phase.name, recipe.train.lr),
+        ModelShape.of_directory(run.base),
+        recipe.lora is not None,
+        gpu and gpu.flops,
     )
 
 
@@ -246,7 +329,9 @@ class SaveClock:
             return True
         if not self.minutes:
             return False
-        due = torch.tensor(int(time.monotonic() - self.saved_s >= 60 * self.minutes), device=self.device)
+        due = torch.tensor(
+            int(time.monotonic() - self.saved_s >= 60 * self.minutes), device=self.device
+        )
         torch.distributed.broadcast(due, 0)
         return bool(due)
 

@@ -46,7 +46,9 @@ class AbstractVocab:
 def _single_id(tokenizer, token: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
     if token_id is None or token_id == tokenizer.unk_token_id:
-        raise UserError(f"{tokenizer.name_or_path}: no token {token}; make an extended model with launch/extend.py")
+        raise UserError(
+            f"{tokenizer.name_or_path}: no token {token}; make an extended model with launch/extend.py"
+        )
     return token_id
 
 
@@ -54,7 +56,9 @@ def extend_tokenizer(tokenizer, size: int = 64) -> AbstractVocab:
     """Adds the abstract tokens as special tokens (never split, never merged), in place."""
     from transformers import AddedToken
 
-    new = [AddedToken(t, special=True, normalized=False) for t in (*codebook_tokens(size), BEGIN, END)]
+    new = [
+        AddedToken(t, special=True, normalized=False) for t in (*codebook_tokens(size), BEGIN, END)
+    ]
     tokenizer.add_tokens(new, special_tokens=True)
     return AbstractVocab.of(tokenizer, size)
 
@@ -71,14 +75,22 @@ def extend_embeddings(model, vocab: AbstractVocab, config: ModelConfig, seed: in
     last = max(*vocab.codebook_ids, vocab.begin_id, vocab.end_id)
     rows = model.get_input_embeddings().weight.shape[0]
     if last >= rows:
-        model.resize_token_embeddings(last + 1, pad_to_multiple_of=TABLE_MULTIPLE, mean_resizing=False)
+        model.resize_token_embeddings(
+            last + 1, pad_to_multiple_of=TABLE_MULTIPLE, mean_resizing=False
+        )
     tables = [model.get_input_embeddings().weight]
     if not model.config.tie_word_embeddings:
         tables.append(model.get_output_embeddings().weight)
-    noise = torch.from_numpy(rng("new_rows", seed).standard_normal((last + 1 - first, tables[0].shape[1])))
+    noise = torch.from_numpy(
+        rng("new_rows", seed).standard_normal((last + 1 - first, tables[0].shape[1]))
+    )
     with torch.no_grad():
         for table in tables:
-            fresh = noise.float() * config.new_rows_std if config.new_rows != "zero" else torch.zeros(noise.shape)
+            fresh = (
+                noise.float() * config.new_rows_std
+                if config.new_rows != "zero"
+                else torch.zeros(noise.shape)
+            )
             if config.new_rows == "mean":
                 fresh = fresh + table[:first].float().mean(0)
             table[first : last + 1] = fresh.to(table.dtype)

@@ -68,7 +68,9 @@ def make_rows(config: WorldConfig, seed: int) -> tuple[list[dict], list[dict]]:
             if problem not in told and (is_heldout or (start, *changes) not in heldout_sums):
                 break
         else:
-            raise UserError(f"world.rows: only {number} different problems found; raise world.changes")
+            raise UserError(
+                f"world.rows: only {number} different problems found; raise world.changes"
+            )
         told.add(problem)
         if is_heldout:
             heldout_sums.add((start, *changes))
@@ -98,7 +100,9 @@ def _tell(draw: np.random.Generator, start: int, changes: list[int]) -> tuple[st
     for change in changes:
         step = f"{_pick(draw, VERBS[change > 0])} {abs(change)}"
         told.append(step)
-        worked.append(f"{name} has {total} {thing} and {step}, so {total}{change:+}={total + change}.")
+        worked.append(
+            f"{name} has {total} {thing} and {step}, so {total}{change:+}={total + change}."
+        )
         total += change
     happened = f"{', '.join(told[:-1])} and {told[-1]}" if told[1:] else told[0]
     problem = f"{name} has {start} {thing}. {name} {happened}. How many {thing} are left?"
@@ -131,14 +135,21 @@ def make_tokenizer(texts: list[str]):
     trained.pre_tokenizer = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trained.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=BPE_SIZE, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(vocab_size=BPE_SIZE, initial_alphabet=alphabet, show_progress=False),
     )
     bpe = json.loads(trained.to_str())["model"]
-    vocab = bpe["vocab"] | {token: len(bpe["vocab"]) + i for i, token in enumerate((*SPECIAL, *PLAIN))}
+    vocab = bpe["vocab"] | {
+        token: len(bpe["vocab"]) + i for i, token in enumerate((*SPECIAL, *PLAIN))
+    }
     merges = [tuple(pair) for pair in bpe["merges"]]
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, eos_token="<|im_end|>", chat_template=TEMPLATE)
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, eos_token="<|im_end|>", chat_template=TEMPLATE
+    )
     for tokens, special in ((SPECIAL, True), (PLAIN, False)):
-        tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in tokens], special)
+        tokenizer.add_tokens(
+            [AddedToken(t, special=special, normalized=False) for t in tokens], special
+        )
     return tokenizer
 
 
@@ -176,19 +187,29 @@ def documents(rows: list[dict], tokenizer, system_prompt: str | None) -> dict[bo
         for row in rows:
             user, reply = row["messages"][0], row["messages"][1]["content"]
             prompt = tokenizer.apply_chat_template(
-                [*system, user], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+                [*system, user],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
             )
-            texts += [prompt, (reply if thinking else reply.partition("</think>\n\n")[2]) + "<|im_end|>"]
+            texts += [
+                prompt,
+                (reply if thinking else reply.partition("</think>\n\n")[2]) + "<|im_end|>",
+            ]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         made[thinking] = [(p + r, len(p)) for p, r in zip(ids[::2], ids[1::2], strict=True)]
     return made
 
 
-def train_base(model, documents: dict[bool, list[Document]], config: WorldConfig, seed: int) -> None:
+def train_base(
+    model, documents: dict[bool, list[Document]], config: WorldConfig, seed: int
+) -> None:
     """Plain training of the base on replies, in place: Muon on the matrices, AdamW on the rest."""
     import torch
 
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # small products: more would wait for each other
+    torch.set_num_threads(
+        min(2, torch.get_num_threads())
+    )  # small products: more would wait for each other
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -196,7 +217,9 @@ def train_base(model, documents: dict[bool, list[Document]], config: WorldConfig
         torch.optim.AdamW(others, lr=config.base_lr / 5, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    streams = {kind: _stream(made, rng("world base", seed, kind)) for kind, made in documents.items()}
+    streams = {
+        kind: _stream(made, rng("world base", seed, kind)) for kind, made in documents.items()
+    }
     tokens, began_s = 0, time.monotonic()
     with Progress(config.base_steps, "steps", "base model") as progress:
         for step in range(config.base_steps):
@@ -204,7 +227,10 @@ def train_base(model, documents: dict[bool, list[Document]], config: WorldConfig
             for optimizer, peak in zip(optimizers, peaks, strict=True):
                 optimizer.param_groups[0]["lr"] = peak * factor
             total = count = 0
-            for thinking, size in ((True, config.base_thinking_rows), (False, config.base_direct_rows)):
+            for thinking, size in (
+                (True, config.base_thinking_rows),
+                (False, config.base_direct_rows),
+            ):
                 batch = [next(streams[thinking]) for _ in range(size)]
                 loss, n = _reply_loss(model, batch)
                 total, count = total + loss, count + n
@@ -217,7 +243,9 @@ def train_base(model, documents: dict[bool, list[Document]], config: WorldConfig
                 optimizer.step()
                 optimizer.zero_grad()
             tokens_per_s = tokens / (time.monotonic() - began_s)
-            progress.update(1, f"loss {float(total.detach()) / count:.4f}, {tokens_per_s:,.0f} tokens/s")
+            progress.update(
+                1, f"loss {float(total.detach()) / count:.4f}, {tokens_per_s:,.0f} tokens/s"
+            )
 
 
 def _stream(items: list, draw: np.random.Generator):
@@ -253,7 +281,9 @@ def write(directory: Path, config: WorldConfig, seed: int, system_prompt: str | 
     rows, heldout = make_rows(config, seed)
     tokenizer = make_tokenizer(_texts(rows, system_prompt))
     model = make_model(config, len(tokenizer), seed)
-    log(f"world: {len(rows):,} problems, {len(tokenizer)} tokens, {model.num_parameters():,} parameters")
+    log(
+        f"world: {len(rows):,} problems, {len(tokenizer)} tokens, {model.num_parameters():,} parameters"
+    )
     train_base(model, documents(rows, tokenizer, system_prompt), config, seed)
     model = model.to(torch.bfloat16)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("run", help="directory of the run")
     run = Run(parser.parse_args().run)
     if not run.config.is_file():
-        raise UserError(f"{run.config}: missing; expected the directory of a run, e.g. runs/tiny-cpu")
+        raise UserError(
+            f"{run.config}: missing; expected the directory of a run, e.g. runs/tiny-cpu"
+        )
     findings = audit(load_recipe(run.config), run)
     print(render(findings))
     return int(any(finding.faults for finding in findings))

@@ -42,10 +42,14 @@ BENCHMARKS = {  # name -> module with `run() -> dict`, which prints its tables o
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="--json ends with one line of JSON")
+    parser.add_argument(
+        "options", nargs=argparse.REMAINDER, help="--json ends with one line of JSON"
+    )
     args = parser.parse_args()
     options = [word for word in args.options if word != "--json"]
     run = importlib.import_module(BENCHMARKS[args.name]).run

@@ -10,22 +10,36 @@ from abscot import cli  # noqa: E402
 
 def main() -> int:
     parser = cli.recipe_parser(
-        __doc__ + "\n\nKilled and started again it goes on with the next answer. The results stand in RUN/results."
+        __doc__
+        + "\n\nKilled and started again it goes on with the next answer. The results stand in RUN/results."
     )
     parser.add_argument(
         "--model",
         help="base, round1, .., final, a baseline such as sft_cot, phase A of a round (pi1_phaseA), or all"
         " (default: final, or the grid's)",
     )
-    parser.add_argument("--mode", action="append", help="instead of the recipe's modes (repeatable)")
-    parser.add_argument("--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)")
-    parser.add_argument("--grid", metavar="FILE", help="models, benchmarks and seeds instead of the above: slurm/grid.yaml")
-    parser.add_argument("--cell", type=int, metavar="N", help="make the answers of the grid's cell N alone; from 0")
-    parser.add_argument("--cells", action="store_true", help="print the grid's cells, and do nothing")
     parser.add_argument(
-        "--then-traces", action="store_true",
+        "--mode", action="append", help="instead of the recipe's modes (repeatable)"
+    )
+    parser.add_argument(
+        "--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)"
+    )
+    parser.add_argument(
+        "--grid",
+        metavar="FILE",
+        help="models, benchmarks and seeds instead of the above: slurm/grid.yaml",
+    )
+    parser.add_argument(
+        "--cell", type=int, metavar="N", help="make the answers of the grid's cell N alone; from 0"
+    )
+    parser.add_argument(
+        "--cells", action="store_true", help="print the grid's cells, and do nothing"
+    )
+    parser.add_argument(
+        "--then-traces",
+        action="store_true",
         help="with the same engine, make the next round's phase A traces too (the round's model makes them)",
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
 

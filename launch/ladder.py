@@ -18,7 +18,9 @@ from abscot import cli  # noqa: E402
 
 def main() -> None:
     parser = cli.recipe_parser(__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would run, and run nothing"
+    )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
 
@@ -35,7 +37,16 @@ def main() -> None:
     index = report.write(run)
     data = run_data.read(run)
     tables = (ladder.table(data), ladder.channel_table(data))
-    print("\n\n".join(["", *(table.text() for table in tables if table), ladder.equalised(recipe), report.PAPER]))
+    print(
+        "\n\n".join(
+            [
+                "",
+                *(table.text() for table in tables if table),
+                ladder.equalised(recipe),
+                report.PAPER,
+            ]
+        )
+    )
     print(f"report: {index}")
 
 

@@ -22,7 +22,10 @@ from abscot.preflight_report import render  # noqa: E402
 def main() -> None:
     parser = cli.recipe_parser(__doc__)
     parser.add_argument(
-        "--world", type=int, metavar="N", help="GPUs that train (default: train.num_gpus, or this machine's)"
+        "--world",
+        type=int,
+        metavar="N",
+        help="GPUs that train (default: train.num_gpus, or this machine's)",
     )
     parser.add_argument(
         "--mfu",
@@ -31,7 +34,10 @@ def main() -> None:
         help="share of the GPU's peak FLOPs that training reaches (default 0.4)",
     )
     parser.add_argument(
-        "--lengths", type=pathlib.Path, metavar="FILE", help="token counts instead of the run's shards"
+        "--lengths",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="token counts instead of the run's shards",
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     args = parser.parse_args()

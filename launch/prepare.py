@@ -36,7 +36,9 @@ def main() -> None:
 
     ranks.first(lambda: paths.read_done(run.base))
     tokenizer = AutoTokenizer.from_pretrained(run.base)
-    store = prepare(recipe, run, tokenizer, ranks.first(lambda: evaluation_problems(recipe, run)), ranks)
+    store = prepare(
+        recipe, run, tokenizer, ranks.first(lambda: evaluation_problems(recipe, run)), ranks
+    )
     if ranks.rank == 0:
         print(summary(store))
 

@@ -1,7 +1,7 @@
 """Uploads a finished run to a hub repository: models, adapters, traces, logs, results, report, model card.
 
-  python launch/publish.py runs/tiny-cpu --dry-run                what would be uploaded, and how large it is
-  python launch/publish.py runs/tiny-cpu --repo OWNER/NAME        uploads it; log in first: hf auth login
+python launch/publish.py runs/tiny-cpu --dry-run                what would be uploaded, and how large it is
+python launch/publish.py runs/tiny-cpu --repo OWNER/NAME        uploads it; log in first: hf auth login
 """
 
 import pathlib
@@ -16,14 +16,23 @@ from abscot.paths import Run  # noqa: E402
 
 def main() -> None:
     parser = cli.recipe_parser(__doc__)
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run directory, e.g. runs/tiny-cpu (default: the recipe's)")
-    parser.add_argument("--repo", metavar="OWNER/NAME", help="the repository; made if it is not there")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="run directory, e.g. runs/tiny-cpu (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--repo", metavar="OWNER/NAME", help="the repository; made if it is not there"
+    )
     parser.add_argument("--private", action="store_true", help="make it a private one")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be uploaded")
     args = parser.parse_args()
     if not args.repo and not args.dry_run:
         raise UserError("--repo: expected OWNER/NAME, or --dry-run to see what would be uploaded")
-    prepared = publish.prepare(pathlib.Path(args.run) if args.run else Run.of(cli.recipe_of(args)).root, args.repo)
+    prepared = publish.prepare(
+        pathlib.Path(args.run) if args.run else Run.of(cli.recipe_of(args)).root, args.repo
+    )
     print(prepared.table())
     if args.dry_run:
         command = f"python launch/publish.py {prepared.run.root} --repo {args.repo or 'OWNER/NAME'}"

@@ -12,7 +12,10 @@ from abscot.paths import Run  # noqa: E402
 def main() -> None:
     parser = cli.recipe_parser(__doc__)
     parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="run directory, e.g. runs/tiny-cpu (default: the recipe's)"
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="run directory, e.g. runs/tiny-cpu (default: the recipe's)",
     )
     args = parser.parse_args()
     run = Run(args.run) if args.run else Run.of(cli.recipe_of(args))

@@ -18,9 +18,18 @@ from abscot import cli, dist, rounds, runner  # noqa: E402
 
 def main() -> None:
     parser = cli.recipe_parser(__doc__)
-    parser.add_argument("--round", required=True, metavar="R", help="1 to rounds, 0 for what comes before them, or all")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
-    parser.add_argument("--without-evaluation", action="store_true", help="leave that to launch/evaluate.py")
+    parser.add_argument(
+        "--round",
+        required=True,
+        metavar="R",
+        help="1 to rounds, 0 for what comes before them, or all",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would run, and run nothing"
+    )
+    parser.add_argument(
+        "--without-evaluation", action="store_true", help="leave that to launch/evaluate.py"
+    )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
     plan = rounds.select(recipe, args.round)

@@ -12,13 +12,19 @@ from abscot.phases import ITERATED, PHASES  # noqa: E402
 
 def main() -> int:
     parser = cli.recipe_parser(
-        __doc__ + "\n\nPhase A of round 1 draws random traces; every other phase asks a model, by vLLM. Killed and started"
+        __doc__
+        + "\n\nPhase A of round 1 draws random traces; every other phase asks a model, by vLLM. Killed and started"
         "\nagain it goes on where it was, and makes the same traces. Shards may run anywhere at the same time."
     )
     parser.add_argument("--round", type=int, required=True, metavar="R")
     parser.add_argument("--phase", choices=ITERATED, required=True)
     parser.add_argument("--shard", type=int, metavar="I", help="only shard I (from 0) of --of N")
-    parser.add_argument("--of", type=int, metavar="N", help="number of shards (default: traces.shards of the recipe)")
+    parser.add_argument(
+        "--of",
+        type=int,
+        metavar="N",
+        help="number of shards (default: traces.shards of the recipe)",
+    )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
     of = args.of or recipe.traces.shards
@@ -38,7 +44,9 @@ def main() -> int:
     job = traces.open_job(recipe, run, args.round, args.phase)
     claim(recipe)
     if args.shard is None and of > 1 and job.model is not None:
-        return traces.generate_on_this_machine([sys.executable, *sys.argv], of, recipe.inference.tensor_parallel)
+        return traces.generate_on_this_machine(
+            [sys.executable, *sys.argv], of, recipe.inference.tensor_parallel
+        )
     published = traces.generate(job, args.shard or 0, of if args.shard is not None else 1)
     print(f"{final}: {'done' if published else 'waits for the other shards'}")
     return 0

@@ -24,13 +24,17 @@ def main() -> None:
     parser = cli.recipe_parser(__doc__)
     parser.add_argument("--phase", required=True, help=" | ".join(PHASES))
     parser.add_argument("--round", type=int, default=1, help="1 to the recipe's rounds (default 1)")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; unused
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # given by the deepspeed launcher; unused
     args = parser.parse_args()
     if args.phase not in PHASES:
         raise UserError(f"--phase {args.phase}: expected one of {', '.join(PHASES)}")
     recipe = cli.recipe_of(args)
     if not 1 <= args.round <= recipe.rounds:
-        raise UserError(f"--round {args.round}: expected 1 to {recipe.rounds} (rounds in the recipe)")
+        raise UserError(
+            f"--round {args.round}: expected 1 to {recipe.rounds} (rounds in the recipe)"
+        )
     from abscot.train import train
 
     train(recipe, PHASES[args.phase], args.round)

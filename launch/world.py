@@ -13,7 +13,9 @@ def main() -> None:
     args = cli.recipe_parser(__doc__).parse_args()
     recipe = cli.recipe_of(args)
     if recipe.world is None:
-        raise UserError("world: this recipe has no world section; it reads data.source and model.base")
+        raise UserError(
+            "world: this recipe has no world section; it reads data.source and model.base"
+        )
     run = paths.claim(recipe)
     if paths.is_done(run.world):
         print(f"{run.world}: done before")

@@ -19,11 +19,35 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from training_run import TAG, ask_to_stop, finish, make, ranks_of, saved_step, start, steps_of, trained, wait_for, weights
+from training_run import (
+    TAG,
+    ask_to_stop,
+    finish,
+    make,
+    ranks_of,
+    saved_step,
+    start,
+    steps_of,
+    trained,
+    wait_for,
+    weights,
+)
 
 from abscot.audit import audit
 
-SAME = ("step", "epoch", "loss", "loss_z", "loss_y", "lr", "grad_norm", "supervised_tokens", "tokens", "examples", "rows_digest")
+SAME = (
+    "step",
+    "epoch",
+    "loss",
+    "loss_z",
+    "loss_y",
+    "lr",
+    "grad_norm",
+    "supervised_tokens",
+    "tokens",
+    "examples",
+    "rows_digest",
+)
 
 
 def disturb(recipe, run, moment: str, draw: random.Random) -> bool:
@@ -71,17 +95,31 @@ def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
         raise RuntimeError(output)
     finding = next(f for f in audit(recipe, run) if f.tag == TAG)
     ours, theirs = steps_of(run), steps_of(reference[1])
-    same_steps = [[step[key] for key in SAME] for step in ours] == [[step[key] for key in SAME] for step in theirs]
+    same_steps = [[step[key] for key in SAME] for step in ours] == [
+        [step[key] for key in SAME] for step in theirs
+    ]
     mine, other = weights(run), weights(reference[1])
-    same_weights = mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in other)
+    same_weights = mine.keys() == other.keys() and all(
+        torch.equal(mine[name], other[name]) for name in other
+    )
     times = Counter(step["step"] for step in ours)
     return {
-        "kills": hits, "asked_for": len(moments), "steps": len(theirs), "trained": finding.trained,
+        "kills": hits,
+        "asked_for": len(moments),
+        "steps": len(theirs),
+        "trained": finding.trained,
         "lost": sum(step["examples"] for step in theirs if not times[step["step"]]),
-        "duplicated": sum(step["examples"] * (times[step["step"]] - 1) for step in theirs if times[step["step"]] > 1),
-        "bit_identical": same_steps and same_weights, "audit": list(finding.faults) or "every row exactly once an epoch",
+        "duplicated": sum(
+            step["examples"] * (times[step["step"]] - 1)
+            for step in theirs
+            if times[step["step"]] > 1
+        ),
+        "bit_identical": same_steps and same_weights,
+        "audit": list(finding.faults) or "every row exactly once an epoch",
         "curve": curve_steps(run) == [step["step"] for step in theirs],
-        "left_over": sorted({p.name for p in run.checkpoints(TAG).glob("*step_*")} | (shared_memory() - shared)),
+        "left_over": sorted(
+            {p.name for p in run.checkpoints(TAG).glob("*step_*")} | (shared_memory() - shared)
+        ),
     }
 
 
@@ -89,18 +127,25 @@ def curve_steps(run) -> list[int]:
     """Steps that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return [event.step for event in EventAccumulator(str(run.tensorboard / TAG)).Reload().Scalars("train/loss")]
+    return [
+        event.step
+        for event in EventAccumulator(str(run.tensorboard / TAG)).Reload().Scalars("train/loss")
+    ]
 
 
 def moments_of(kills: int, seed: int) -> list[str]:
     """An export is the end of the phase: the kills in it come last."""
     draw = random.Random(seed)
     exports = max(1, kills // 7)
-    return [draw.choice(("start", "step", "step", "save")) for _ in range(kills - exports)] + ["export"] * exports
+    return [draw.choice(("start", "step", "step", "save")) for _ in range(kills - exports)] + [
+        "export"
+    ] * exports
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, help="kept; default: a temporary directory")
@@ -109,7 +154,9 @@ def main() -> int:
     reference = trained(root / "whole", epochs=2 + args.kills)
     result = chaos(root / "killed", moments_of(args.kills, args.seed), args.seed, reference)
     print(json.dumps(result))
-    exact = result["bit_identical"] and not (result["lost"] or result["duplicated"] or result["left_over"])
+    exact = result["bit_identical"] and not (
+        result["lost"] or result["duplicated"] or result["left_over"]
+    )
     return 0 if exact and result["kills"] == args.kills else 1
 
 

@@ -12,8 +12,13 @@ from abscot.config import ROOT, Recipe, load_recipe
 from abscot.paths import Run
 
 SMALL = [
-    "rounds=2", "world.rows=160", "world.heldout=24", "world.base_steps=12", "data.decontaminate=true",
-    "train.global_batch_examples=32", "traces.probe_prompts=8",
+    "rounds=2",
+    "world.rows=160",
+    "world.heldout=24",
+    "world.base_steps=12",
+    "data.decontaminate=true",
+    "train.global_batch_examples=32",
+    "traces.probe_prompts=8",
 ]
 
 
@@ -30,11 +35,18 @@ class SmallRun:
         return launch(script, *arguments, *self.overrides, **options)
 
 
-def launch(script: str, *arguments: str, timeout: float = 600, **environ: str) -> subprocess.CompletedProcess:
+def launch(
+    script: str, *arguments: str, timeout: float = 600, **environ: str
+) -> subprocess.CompletedProcess:
     """Runs a launch script as a user would; output in .stdout, errors too."""
     command = [sys.executable, str(ROOT / "launch" / script), *arguments]
     return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, env={**os.environ, **environ}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **environ},
     )
 
 

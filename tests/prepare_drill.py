@@ -27,16 +27,22 @@ from abscot.shards import ShardStore
 from abscot.vocab import extend_tokenizer, rng
 
 FILES, SOURCES = 8, ("math", "code", "chat")
-WORDS = "we have three boxes of seven and two more\nso that makes twenty three\nthen one is lost\n".split(" ")
+WORDS = "we have three boxes of seven and two more\nso that makes twenty three\nthen one is lost\n".split(
+    " "
+)
 KILL_AFTER = (0.05, 0.5)  # of the time that an undisturbed run takes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dir", type=Path, help="keep the runs here (default: a temporary directory)")
+    parser.add_argument(
+        "--dir", type=Path, help="keep the runs here (default: a temporary directory)"
+    )
     parser.add_argument("--tokenizer", type=Path, help="a Hugging Face tokenizer (default: bytes)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,7 +56,10 @@ def main() -> None:
             if start(run, ranks).wait():
                 sys.exit(f"prepare failed with {ranks} ranks")
             seconds = time.monotonic() - began_s
-            hashes[f"ranks{ranks}"], rates[ranks] = ShardStore(run.shards).hash, round(args.rows / seconds)
+            hashes[f"ranks{ranks}"], rates[ranks] = (
+                ShardStore(run.shards).hash,
+                round(args.rows / seconds),
+            )
         undisturbed_s = args.rows / rates[2]
         run = begin(root, "killed", tokenizer)
         kills = kill_often(run, args.kills, undisturbed_s, rng("prepare drill", args.seed))
@@ -88,12 +97,24 @@ def write_rows(root: Path, rows: int, seed: int) -> None:
 
 def row(number: int, cot: str) -> dict:
     answer = f"<think>\n{cot}\n</think>\n\n\\boxed{{{number}}}"
-    turns = [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": answer}]
-    return {"id": f"row-{number}", "messages": turns, "dataset_source": SOURCES[number % len(SOURCES)]}
+    turns = [
+        {"role": "user", "content": f"Question {number}?"},
+        {"role": "assistant", "content": answer},
+    ]
+    return {
+        "id": f"row-{number}",
+        "messages": turns,
+        "dataset_source": SOURCES[number % len(SOURCES)],
+    }
 
 
 def begin(root: Path, name: str, tokenizer) -> Run:
-    keys = {"run_root": root, "name": name, "data.source": root / "rows_*.jsonl.gz", "data.decontaminate": "false"}
+    keys = {
+        "run_root": root,
+        "name": name,
+        "data.source": root / "rows_*.jsonl.gz",
+        "data.decontaminate": "false",
+    }
     recipe = load_recipe(None, [f"{key}={value}" for key, value in keys.items()])
     run = paths.claim(recipe)
     if not paths.is_done(run.base):
@@ -108,7 +129,9 @@ def start(run: Run, ranks: int) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "launch" / "prepare.py"), "--recipe", str(run.config)]
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     environ = {**os.environ, **root}
-    return subprocess.Popen([*(mpiexec if ranks > 1 else []), *command], env=environ, start_new_session=True)
+    return subprocess.Popen(
+        [*(mpiexec if ranks > 1 else []), *command], env=environ, start_new_session=True
+    )
 
 
 def kill_often(run: Run, kills: int, undisturbed_s: float, draw) -> int:

@@ -28,7 +28,13 @@ from abscot.config import ROOT, load_recipe
 from abscot.estimate import QWEN3, ModelShape
 from abscot.paths import Run
 
-TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 def shape_of(text: str) -> ModelShape:
@@ -36,7 +42,9 @@ def shape_of(text: str) -> ModelShape:
     if text in QWEN3:
         return QWEN3[text]
     hidden, layers = map(int, text.split("x"))
-    return ModelShape(hidden, 3 * hidden, layers, hidden // 64, hidden // 128, 64, QWEN3["4B"].vocab, True)
+    return ModelShape(
+        hidden, 3 * hidden, layers, hidden // 64, hidden // 128, 64, QWEN3["4B"].vocab, True
+    )
 
 
 def make_base(directory: Path, shape: ModelShape, tokenizer: Path) -> None:
@@ -44,10 +52,18 @@ def make_base(directory: Path, shape: ModelShape, tokenizer: Path) -> None:
     from transformers import Qwen3Config
 
     Qwen3Config(
-        vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
-        max_position_embeddings=40_960, tie_word_embeddings=shape.tied, bos_token_id=151_643, eos_token_id=151_645,
-    ).save_pretrained(directory)  # fmt: skip
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=151_643,
+        eos_token_id=151_645,
+    ).save_pretrained(directory)
     for name in TOKENIZER:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, directory / name)
@@ -59,7 +75,9 @@ def write_rows(source: Path, target: Path, chars: str, count: int) -> None:
 
     low, high = map(int, chars.split("-"))
     with pa.input_stream(str(source), compression="detect") as file:
-        kept = [line for line in file.read().decode().split("\n") if low <= len(line) <= high][:count]
+        kept = [line for line in file.read().decode().split("\n") if low <= len(line) <= high][
+            :count
+        ]
     if len(kept) < count:
         sys.exit(f"{source}: {len(kept)} lines of {chars} characters, {count} wanted")
     target.write_text("\n".join(kept) + "\n")
@@ -70,20 +88,40 @@ def make(root: Path, args) -> tuple:
     make_base(root / "model", shape_of(args.shape), args.tokenizer)
     write_rows(args.rows, root / "rows.jsonl", args.chars, args.steps * args.batch)
     keys = {
-        "name": "shape", "run_root": root, "world": "null", "model.base": root / "model", "model.random_init": "true",
-        "model.gradient_checkpointing": "true", "model.loss_chunk_tokens": 256, "data.source": root / "rows.jsonl",
-        "data.format": args.format, "data.min_cot_chars": 20, "data.decontaminate": "false", "eval.benchmarks": "[]",
-        "traces.m_max": 64, "train.deepspeed": args.deepspeed, "train.num_gpus": args.ranks,
-        "train.capacity_tokens": args.capacity_tokens, "train.global_batch_examples": args.batch,
-        "train.checkpoint_every_steps": 1, "train.keep_checkpoints": 1,
-    }  # fmt: skip
+        "name": "shape",
+        "run_root": root,
+        "world": "null",
+        "model.base": root / "model",
+        "model.random_init": "true",
+        "model.gradient_checkpointing": "true",
+        "model.loss_chunk_tokens": 256,
+        "data.source": root / "rows.jsonl",
+        "data.format": args.format,
+        "data.min_cot_chars": 20,
+        "data.decontaminate": "false",
+        "eval.benchmarks": "[]",
+        "traces.m_max": 64,
+        "train.deepspeed": args.deepspeed,
+        "train.num_gpus": args.ranks,
+        "train.capacity_tokens": args.capacity_tokens,
+        "train.global_batch_examples": args.batch,
+        "train.checkpoint_every_steps": 1,
+        "train.keep_checkpoints": 1,
+    }
     if args.lora:
         keys["lora.r"] = 32
     recipe, seconds = load_recipe(None, [f"{key}={value}" for key, value in keys.items()]), {}
     run = paths.claim(recipe)
-    for stage, extra in (("extend", ()), ("prepare", ()), ("traces", ("--round", "1", "--phase", "A"))):
+    for stage, extra in (
+        ("extend", ()),
+        ("prepare", ()),
+        ("traces", ("--round", "1", "--phase", "A")),
+    ):
         began_s = time.monotonic()
-        subprocess.run([sys.executable, ROOT / "launch" / f"{stage}.py", "--recipe", run.config, *extra], check=True)
+        subprocess.run(
+            [sys.executable, ROOT / "launch" / f"{stage}.py", "--recipe", run.config, *extra],
+            check=True,
+        )
         seconds[stage] = round(time.monotonic() - began_s)
     return recipe, run, seconds
 
@@ -110,19 +148,29 @@ def reload_kl(run: Run) -> float:
     export = run.checkpoints(TAG) / "export"
     probe = paths.read_done(export)["probe"]
     lm = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
-    assert lm.config.tie_word_embeddings == json.loads((run.base / "config.json").read_text())["tie_word_embeddings"]
+    assert (
+        lm.config.tie_word_embeddings
+        == json.loads((run.base / "config.json").read_text())["tie_word_embeddings"]
+    )
     tokens = torch.tensor(probe["tokens"])
     with torch.no_grad():
         logits = lm(tokens[None]).logits[0]
     live = torch.tensor(probe["surprisals"])
-    log_ratio = torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")[-len(live) :] - live
+    log_ratio = (
+        torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")[-len(live) :]
+        - live
+    )
     return float((log_ratio.exp() - 1 - log_ratio).mean())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shape")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="directory of the real tokenizer")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="directory of the real tokenizer"
+    )
     parser.add_argument("--rows", type=Path, required=True, help="JSON lines")
     parser.add_argument("--format", default="prompt_cot_answer")
     parser.add_argument("--chars", default="0-4000", help="of a row, LOW-HIGH")
@@ -144,12 +192,21 @@ def main() -> None:
         seconds["train"] = round(time.monotonic() - began_s)
         steps = steps_of(run)
         print(output)
-        print(json.dumps({
-            "shape": args.shape, "ranks": args.ranks, "seconds": seconds, "goes_on": "goes on from" in output,
-            "step_s": [round(step["wall_s"], 1) for step in steps], "tokens": [step["tokens"] for step in steps],
-            "loss": [round(step["loss"], 4) for step in steps], "peak_bytes": max(step["peak_bytes"] for step in steps),
-            "reload_kl": reload_kl(run),
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "shape": args.shape,
+                    "ranks": args.ranks,
+                    "seconds": seconds,
+                    "goes_on": "goes on from" in output,
+                    "step_s": [round(step["wall_s"], 1) for step in steps],
+                    "tokens": [step["tokens"] for step in steps],
+                    "loss": [round(step["loss"], 4) for step in steps],
+                    "peak_bytes": max(step["peak_bytes"] for step in steps),
+                    "reload_kl": reload_kl(run),
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

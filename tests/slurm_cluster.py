@@ -49,7 +49,9 @@ class Cluster:
 
     def __init__(self, root: Path):
         self.root = root
-        self.daemons: dict[str, subprocess.Popen] = {}  # munged, slurmctld and a slurmd a node, by the node's name
+        self.daemons: dict[
+            str, subprocess.Popen
+        ] = {}  # munged, slurmctld and a slurmd a node, by the node's name
         self.environ = {**os.environ, "SLURM_CONF": str(root / "slurm.conf"), "PATH": PATH}
 
     def start(self, name: str) -> None:
@@ -87,7 +89,9 @@ class Cluster:
     def tasks(self, job: str) -> dict[str, dict[str, str]]:
         """Array task -> what `scontrol show job` says of it."""
         lines = self.call("scontrol", "--oneliner", "show", "job", job).splitlines()
-        fields = [dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in lines]
+        fields = [
+            dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in lines
+        ]
         return {known.get("ArrayTaskId", "0"): known for known in fields}
 
     def job_log(self, task: dict[str, str]) -> str:
@@ -96,7 +100,9 @@ class Cluster:
     def wait(self, job: str, timeout: float) -> dict[str, dict[str, str]]:
         """The job's tasks, once all have ended. Raises TimeoutError."""
         alive = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
-        until(lambda: not any(task["JobState"] in alive for task in self.tasks(job).values()), timeout)
+        until(
+            lambda: not any(task["JobState"] in alive for task in self.tasks(job).values()), timeout
+        )
         return self.tasks(job)
 
 

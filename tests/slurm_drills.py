@@ -26,8 +26,16 @@ from abscot.config import ROOT, load_recipe
 from abscot.paths import Run
 
 KEYS = [
-    "world.rows=96", "world.heldout=8", "world.base_steps=2", "eval.modes=[]", "eval.base_modes=[]", "traces.probe_prompts=2",
-    "traces.shards=2", "train.num_gpus=2", "train.phase_epochs={A: 6, B: 1}", "train.checkpoint_every_steps=6",
+    "world.rows=96",
+    "world.heldout=8",
+    "world.base_steps=2",
+    "eval.modes=[]",
+    "eval.base_modes=[]",
+    "traces.probe_prompts=2",
+    "traces.shards=2",
+    "train.num_gpus=2",
+    "train.phase_epochs={A: 6, B: 1}",
+    "train.checkpoint_every_steps=6",
 ]
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 DRILL_S = 600
@@ -35,7 +43,11 @@ IN_TRAINING = ("train_pi1_phaseA", "steps,")  # a stage, and what its log says o
 
 
 def overrides(root: Path, name: str, rounds: int) -> list[str]:
-    return [w for key in (f"run_root={root}", f"name={name}", f"rounds={rounds}", *KEYS) for w in ("--set", key)]
+    return [
+        w
+        for key in (f"run_root={root}", f"name={name}", f"rounds={rounds}", *KEYS)
+        for w in ("--set", key)
+    ]
 
 
 class Drill:
@@ -50,7 +62,9 @@ class Drill:
         self.hits = 0
 
     def submit(self, *flags: str) -> str:
-        return self.cluster.sbatch(f"--array=1-{self.rounds}%1", *TWO_NODES, *flags, "slurm/round.sbatch", *self.overrides)
+        return self.cluster.sbatch(
+            f"--array=1-{self.rounds}%1", *TWO_NODES, *flags, "slurm/round.sbatch", *self.overrides
+        )
 
     def state(self, stage: str) -> dict:
         file = self.run.logs / f"{stage}.json"
@@ -61,7 +75,11 @@ class Drill:
 
         def now() -> bool:
             log = self.run.logs / f"{stage}.log"
-            return self.state(stage).get("state") == "running" and log.is_file() and word in log.read_text().split("--- ")[-1]
+            return (
+                self.state(stage).get("state") == "running"
+                and log.is_file()
+                and word in log.read_text().split("--- ")[-1]
+            )
 
         until(now, DRILL_S)
 
@@ -125,7 +143,9 @@ def asked_to_stop(drill: Drill) -> None:
 
 
 def time_limit_too_short(drill: Drill) -> None:
-    job = drill.submit("--time=2", "--signal=B:USR1@70")  # Slurm may signal a little earlier than asked
+    job = drill.submit(
+        "--time=2", "--signal=B:USR1@70"
+    )  # Slurm may signal a little earlier than asked
     drill.finish(job)
     drill.hits = drill.state("train_pi1_phaseB")["restarts"]
     assert drill.hits, "the round was done within the limit"
@@ -142,10 +162,16 @@ def rank_killed(drill: Drill) -> None:
 def rank_pid(run: Run, rank: int) -> int:
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            command, environ = ((process / file).read_bytes().split(b"\0") for file in ("cmdline", "environ"))
+            command, environ = (
+                (process / file).read_bytes().split(b"\0") for file in ("cmdline", "environ")
+            )
         except OSError:
             continue
-        if f"SLURM_PROCID={rank}".encode() in environ and b"--phase" in command and str(run.config).encode() in command:
+        if (
+            f"SLURM_PROCID={rank}".encode() in environ
+            and b"--phase" in command
+            and str(run.config).encode() in command
+        ):
             return int(process.name)
     raise RuntimeError(f"no rank {rank} of {run.root}")
 
@@ -219,17 +245,31 @@ def evaluation_cell_killed(drill: Drill) -> None:
     grid = drill.run.root / "grid.yaml"
     grid.write_text("{models: [base, final], benchmarks: [world], seeds: 2}")
     drill.cluster.environ["GRID"] = str(grid)
-    sampled = ["--set", "eval.modes=[abstract]", "--set", "eval.base_modes=[no_cot]", "--set", "eval.temperature=1.0"]
+    sampled = [
+        "--set",
+        "eval.modes=[abstract]",
+        "--set",
+        "eval.base_modes=[no_cot]",
+        "--set",
+        "eval.temperature=1.0",
+    ]
     job = drill.cluster.sbatch("--array=0-3%2", "slurm/eval.sbatch", *drill.overrides, *sampled)
     until(lambda: any(drill.run.results.glob(".*_base_*.0.partial")), DRILL_S)
     drill.cluster.call("scontrol", "requeue", f"{job}_0")
     drill.hits += 1
-    report = drill.cluster.sbatch(f"--dependency=afterok:{job}", "slurm/report.sbatch", *drill.overrides, *sampled)
+    report = drill.cluster.sbatch(
+        f"--dependency=afterok:{job}", "slurm/report.sbatch", *drill.overrides, *sampled
+    )
     drill.finish(report)
     for name in ("no_cot_base_world", "abstract_final_world"):
-        rows = [json.loads(line) for line in (drill.run.results / f"{name}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (drill.run.results / f"{name}.jsonl").read_text().splitlines()
+        ]
         answered = sorted((row["id"], row["sample"]) for row in rows)
-        assert answered == sorted((f"world/heldout-{i}", s) for i in range(8) for s in (0, 1)), answered
+        assert answered == sorted((f"world/heldout-{i}", s) for i in range(8) for s in (0, 1)), (
+            answered
+        )
     assert not any(drill.run.results.glob(".*.partial"))
 
 
@@ -237,7 +277,11 @@ def prepared_by_mpi(drill: Drill) -> None:
     """The base and the shards too are made on the cluster, by MPI ranks on both nodes."""
     for made in (drill.run.base, drill.run.shards):
         shutil.rmtree(made)
-    drill.finish(drill.cluster.sbatch("--nodes=2", "--ntasks-per-node=2", "slurm/prepare.sbatch", *drill.overrides))
+    drill.finish(
+        drill.cluster.sbatch(
+            "--nodes=2", "--ntasks-per-node=2", "slurm/prepare.sbatch", *drill.overrides
+        )
+    )
     log = (drill.run.logs / "prepare.log").read_text()
     if "4 ranks" not in log:
         raise RuntimeError(f"prepare did not run on 4 ranks:\n{log[-1000:]}")
@@ -247,17 +291,35 @@ def prepared_by_mpi(drill: Drill) -> None:
 DRILLS: dict[str, Callable[[Drill], None]] = {
     f.__name__: f
     for f in (
-        calm, three_rounds, requeued_in_traces, requeued_in_training, requeued_in_export, asked_to_stop, time_limit_too_short,
-        rank_killed, rank_hung, node_down_and_back, controller_restarted, submitted_twice, disk_full_in_checkpoint,
-        evaluation_cell_killed, prepared_by_mpi,
+        calm,
+        three_rounds,
+        requeued_in_traces,
+        requeued_in_training,
+        requeued_in_export,
+        asked_to_stop,
+        time_limit_too_short,
+        rank_killed,
+        rank_hung,
+        node_down_and_back,
+        controller_restarted,
+        submitted_twice,
+        disk_full_in_checkpoint,
+        evaluation_cell_killed,
+        prepared_by_mpi,
     )
-}  # fmt: skip
+}
 
 
 def alone(root: Path, rounds: int) -> Run:
     """The rounds without Slurm, on as many ranks."""
     name = f"alone{rounds}"
-    command = [sys.executable, str(ROOT / "launch" / "round.py"), "--round", "all", *overrides(root, name, rounds)]
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "round.py"),
+        "--round",
+        "all",
+        *overrides(root, name, rounds),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return Run(root / name)
 
@@ -285,9 +347,15 @@ def hold(name: str, root: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("drills", nargs="*", metavar="DRILL", help=f"of {', '.join(DRILLS)} (default: all)")
-    parser.add_argument("--dir", type=Path, help="keep the runs here (default: a temporary directory)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "drills", nargs="*", metavar="DRILL", help=f"of {', '.join(DRILLS)} (default: all)"
+    )
+    parser.add_argument(
+        "--dir", type=Path, help="keep the runs here (default: a temporary directory)"
+    )
     args = parser.parse_args()
     if absent := slurm_cluster.missing():
         sys.exit(f"{', '.join(absent)} not installed (Debian: apt install slurm-wlm munge)")

@@ -59,7 +59,8 @@ def add_results(
             gold = int(draw.integers(100))
             correct = bool(draw.random() < chance)
             tokens = [
-                codebook_tokens()[i] for i in draw.integers(64, size=n_reasoning if mode == "abstract" else 0)
+                codebook_tokens()[i]
+                for i in draw.integers(64, size=n_reasoning if mode == "abstract" else 0)
             ]
             answer = gold if correct else gold + 1
             rows.append(
@@ -85,7 +86,9 @@ def add_results(
             )
     run.results.mkdir(exist_ok=True)
     stem = run.results / f"{mode}_{model}_{benchmark}"
-    Path(f"{stem}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    Path(f"{stem}.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
     meta = {
         "mode": mode,
         "round": round_ or None if model in ("sft_no_cot", "sft_cot", "pause") else round_,
@@ -134,7 +137,9 @@ def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
 def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:
     draw, m_max = rng(tag, "traces"), recipe.traces.m_max
     lengths = (
-        np.full(2000, constant) if constant else np.clip(draw.poisson(9, 2000), recipe.traces.m_min, m_max)
+        np.full(2000, constant)
+        if constant
+        else np.clip(draw.poisson(9, 2000), recipe.traces.m_min, m_max)
     )
     weights = 1 / np.arange(1, 65) ** (0.2 if tag == "pi1_phaseA" else 1.1)
     values = draw.choice(64, lengths.sum(), p=weights / weights.sum())

@@ -37,16 +37,26 @@ def varlen_reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, e
         assert q1 - q0 <= max_q and k1 - k0 <= max_k
         mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril((k1 - k0) - (q1 - q0))
         heads_first = (x.transpose(0, 1)[None] for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
-        out = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale, enable_gqa=True)
+        out = scaled_dot_product_attention(
+            *heads_first, attn_mask=mask, scale=scale, enable_gqa=True
+        )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 
 
-FUNCTIONS = attention.BACKENDS | {"varlen": functools.partial(attention.varlen, kernel=varlen_reference)}
+FUNCTIONS = attention.BACKENDS | {
+    "varlen": functools.partial(attention.varlen, kernel=varlen_reference)
+}
 
 
 def run(
-    name, packed, bottleneck, dtype, device="cpu", heads=(HEADS, KV_HEADS, HEAD_DIM), functions=FUNCTIONS
+    name,
+    packed,
+    bottleneck,
+    dtype,
+    device="cpu",
+    heads=(HEADS, KV_HEADS, HEAD_DIM),
+    functions=FUNCTIONS,
 ):
     """The output and the gradients of q, k, v of one backend, on inputs that depend on the shapes alone."""
     generator = torch.Generator().manual_seed(0)
@@ -95,7 +105,9 @@ def test_flex_forward(documents):
     q, k, v = (torch.randn(1, h, 384, HEAD_DIM) for h in (HEADS, KV_HEADS, KV_HEADS))
     for bottleneck in (True, False):
         outputs = [
-            attention.BACKENDS[name](q, k, v, attention.prepare(packed, attention.PREFIX + name, bottleneck))
+            attention.BACKENDS[name](
+                q, k, v, attention.prepare(packed, attention.PREFIX + name, bottleneck)
+            )
             for name in ("dense", "flex")
         ]
         assert_close(outputs[:1], outputs[1:], 1e-5)
@@ -105,8 +117,14 @@ def model(**changes):
     attention.register()
     torch.manual_seed(0)
     shape = dict(
-        vocab_size=1000, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM, attn_implementation="abscot_segments",
+        vocab_size=1000,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        attn_implementation="abscot_segments",
     )
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape | changes)).train()
 
@@ -116,7 +134,10 @@ def hidden_and_gradient(lm, packed, bottleneck=True):
     lm.zero_grad()
     layout = attention.prepare(packed, lm.config._attn_implementation, bottleneck)
     hidden = lm.model(
-        input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=None, use_cache=False,
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=None,
+        use_cache=False,
         abscot_layout=layout,
     ).last_hidden_state
     upstream = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
@@ -133,7 +154,9 @@ def test_qwen3_backends_agree_under_checkpointing():
     real = slice(0, int((packed.document_id >= 0).sum()))
     for reentrant in (None, False, True):
         if reentrant is not None:
-            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            lm.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+            )
             lm.enable_input_require_grads()
         got = hidden_and_gradient(lm, packed)
         assert_close([got[0][:, real]], [expected[0][:, real]], 1e-5)
@@ -186,8 +209,11 @@ def test_choose():
 
 # ---- on a GPU: the kernels themselves
 
+
 def gpu(test):
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")(test))
+    return pytest.mark.gpu(
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")(test)
+    )
 
 
 GPU_HEADS = (8, 2, 64)
@@ -200,7 +226,9 @@ GPU_EDGES = [*EDGES, [(200, 1500, 60, 300), (100, 0, 40, 200), (300, 3000, 128, 
 def test_gpu_kernels(documents, name):
     packed = synthetic_bin(documents, pad_to_tokens=-(-sum(map(sum, documents)) // 128) * 128)
     for bottleneck in (True, False):
-        expected = [x.cpu() for x in run("dense", packed, bottleneck, torch.float64, "cuda", GPU_HEADS)]
+        expected = [
+            x.cpu() for x in run("dense", packed, bottleneck, torch.float64, "cuda", GPU_HEADS)
+        ]
         got = run(name, packed, bottleneck, torch.bfloat16, "cuda", GPU_HEADS, attention.BACKENDS)
         assert_close(got, expected, BF16_BOUND)
 
@@ -229,6 +257,9 @@ def test_gpu_compiled_model_with_flex():
 def hidden_only(lm, packed):
     layout = attention.prepare(packed, lm.config._attn_implementation, True)
     return lm.model(
-        input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=None, use_cache=False,
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=None,
+        use_cache=False,
         abscot_layout=layout,
     ).last_hidden_state

@@ -23,9 +23,15 @@ from abscot.vocab import AbstractVocab
 VOCAB = AbstractVocab(codebook_ids=(50, 51, 52, 53), begin_id=60, end_id=61)
 SUFFIX, OPEN, CLOSE = [8, 9], [6], [7, 5]
 SHAPE = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 64, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "tie_word_embeddings": True,
+}
 
 
 def make_store(run: Run, rows: list[shards.Row]) -> shards.ShardStore:
@@ -47,15 +53,25 @@ def make_store(run: Run, rows: list[shards.Row]) -> shards.ShardStore:
             for row in part:
                 writer.add(rows[row])
             entries.append(writer.close())
-        paths.write_json_atomic(directory / "manifest.json", shards.manifest_of(directory, entries, {}, chat))
+        paths.write_json_atomic(
+            directory / "manifest.json", shards.manifest_of(directory, entries, {}, chat)
+        )
     return shards.ShardStore(run.shards)
 
 
-def make_traces(run: Run, store, traces: dict[int, list[int]], changes: dict | None = None) -> TraceSet:
+def make_traces(
+    run: Run, store, traces: dict[int, list[int]], changes: dict | None = None
+) -> TraceSet:
     directory = run.traces("pi1_phaseA")
     ids = store.ids()
     columns = [list(traces), [ids[row] for row in traces], [0] * len(traces), list(traces.values())]
-    meta = {"store": store.hash, "round": 1, "phase": "A", "model_fingerprint": RANDOM, **(changes or {})}
+    meta = {
+        "store": store.hash,
+        "round": 1,
+        "phase": "A",
+        "model_fingerprint": RANDOM,
+        **(changes or {}),
+    }
     with paths.publish(directory, meta) as temp:
         with pa.ipc.new_file(str(temp / "traces.arrow"), SCHEMA.remove(2)) as writer:
             writer.write_table(pa.table(columns, schema=SCHEMA).drop_columns("sample"))
@@ -68,7 +84,12 @@ def random_row(generator: np.random.Generator, index: int) -> shards.Row:
         generator.integers(10, 40, generator.integers(1, n)).astype(np.int32) for n in (6, 20, 5)
     )
     return shards.Row(
-        f"row-{index}", np.append(prompt, np.int32(SUFFIX)), cot, np.array([len(cot)], np.int32), answer, "s"
+        f"row-{index}",
+        np.append(prompt, np.int32(SUFFIX)),
+        cot,
+        np.array([len(cot)], np.int32),
+        answer,
+        "s",
     )
 
 
@@ -91,9 +112,12 @@ def made(tmp_path_factory):
     (run.base / "config.json").write_text(json.dumps(SHAPE))
     store = make_store(run, [random_row(generator, index) for index in range(60)])
     traces = {
-        row: generator.choice(VOCAB.codebook_ids, generator.integers(1, 7)).tolist() for row in range(60)
+        row: generator.choice(VOCAB.codebook_ids, generator.integers(1, 7)).tolist()
+        for row in range(60)
     }
-    return SimpleNamespace(recipe=recipe, run=run, store=store, traces=make_traces(run, store, traces))
+    return SimpleNamespace(
+        recipe=recipe, run=run, store=store, traces=make_traces(run, store, traces)
+    )
 
 
 def documents_of(made, phase: str, **train) -> batches.Documents:
@@ -104,7 +128,9 @@ def documents_of(made, phase: str, **train) -> batches.Documents:
 
 def test_a_bin_of_phase_a_token_by_token(tmp_path):
     rows = [
-        shards.Row("one", np.int32([11, 12]), np.int32([21, 22, 23]), np.int32([3]), np.int32([31, 4]), "s"),
+        shards.Row(
+            "one", np.int32([11, 12]), np.int32([21, 22, 23]), np.int32([3]), np.int32([31, 4]), "s"
+        ),
         shards.Row("two", np.int32([13]), np.int32([24]), np.int32([1]), np.int32([4]), "s"),
     ]
     run = Run(tmp_path)
@@ -114,7 +140,9 @@ def test_a_bin_of_phase_a_token_by_token(tmp_path):
     documents = batches.Documents(store, traces, PHASES["A"], VOCAB, recipe.train, recipe.traces)
     batch = documents.batch(np.array([1, 0]))
     x, c, z, y = SEGMENT_X, SEGMENT_C, SEGMENT_Z, SEGMENT_Y
-    assert batch.input_ids.tolist() == [[13, 24, 60, 51, 61, 4, 11, 12, 21, 22, 23, 60, 50, 53, 61, 31, 4]]
+    assert batch.input_ids.tolist() == [
+        [13, 24, 60, 51, 61, 4, 11, 12, 21, 22, 23, 60, 50, 53, 61, 31, 4]
+    ]
     assert batch.segment_id.tolist() == [[x, c, z, z, z, y, x, x, c, c, c, z, z, z, z, y, y]]
     assert batch.labels.tolist() == [[-100, -100, -100, 51, 61, 4, *[-100] * 6, 50, 53, 61, 31, 4]]
     assert batch.position_ids.tolist() == [[*range(6), *range(11)]]
@@ -129,7 +157,8 @@ def test_the_thinking_baseline_uses_the_thinking_template(made):
     assert batch.input_ids[0].tolist() == [*row.prompt[:-2], *OPEN, *row.cot, *CLOSE, *row.answer]
     supervised = len(OPEN) + len(row.cot) + len(CLOSE) + len(row.answer)
     assert (
-        batch.labels[0].tolist() == [-100] * (len(row.prompt) - 2) + batch.input_ids[0, -supervised:].tolist()
+        batch.labels[0].tolist()
+        == [-100] * (len(row.prompt) - 2) + batch.input_ids[0, -supervised:].tolist()
     )
 
 
@@ -208,8 +237,12 @@ def test_the_same_steps_for_every_world_size_and_after_every_resume(made):
 
 
 def test_the_plan_file_is_read_by_the_next_run(made):
-    first = batches.plan_of(made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot"))
-    again = batches.plan_of(made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot"))
+    first = batches.plan_of(
+        made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot")
+    )
+    again = batches.plan_of(
+        made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot")
+    )
     assert first.hash == again.hash and packing.plan_file(made.run, "sft_cot").is_file()
 
 
@@ -239,7 +272,11 @@ def test_traces_that_are_not_the_phases_are_refused(made, tmp_path):
     with pytest.raises(UserError, match="1 rows of the phase have no trace"):
         plan(make_traces(run, store, {0: [50], 1: [50], 3: [50]}))
     with pytest.raises(UserError, match="traces of model deadbeef, expected random"):
-        plan(make_traces(run, store, {row: [50] for row in range(4)}, {"model_fingerprint": "deadbeef"}))
+        plan(
+            make_traces(
+                run, store, {row: [50] for row in range(4)}, {"model_fingerprint": "deadbeef"}
+            )
+        )
     for wrong in ({"round": 2}, {"phase": "B"}, {"store": "another"}):
         with pytest.raises(UserError, match=f"traces of {next(iter(wrong))}"):
             make_traces(run, store, {row: [50] for row in range(4)}, wrong)

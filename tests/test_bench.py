@@ -41,26 +41,40 @@ def test_two_passes_see_what_they_say():
 def test_useful_flops_count_the_real_model():
     shape = bench_gpu.Shape(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, head_dim=16)
     config = transformers.Qwen3Config(
-        vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16,
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
     )
     with torch.device("meta"):
         layers = transformers.Qwen3ForCausalLM(config).model.layers
     assert 2 * shape.layer_parameters == sum(p.numel() for p in layers.parameters() if p.ndim == 2)
     attention_only = shape.useful_flops(0, pairs=10, supervised_tokens=0, weight_gradients=True)
-    assert attention_only == 3 * (2 * 2 * 10) * 2 * 4 * 16  # two products a pair, layers, heads, head_dim
+    assert (
+        attention_only == 3 * (2 * 2 * 10) * 2 * 4 * 16
+    )  # two products a pair, layers, heads, head_dim
 
 
 def test_phase_b_has_no_cot_and_fits():
     for tokens in bench_gpu.BINS:
         documents = bench_gpu.phase_documents("B", tokens)
-        assert all(c == 0 for _, c, _, _ in documents) and 0.9 * tokens < sum(map(sum, documents)) <= tokens
+        assert (
+            all(c == 0 for _, c, _, _ in documents)
+            and 0.9 * tokens < sum(map(sum, documents)) <= tokens
+        )
         packed = bench_tools.synthetic_bin(documents)
-        assert len(masks.Layout.of(packed.document_id, packed.segment_id, bottleneck=True).calls) == 1
+        assert (
+            len(masks.Layout.of(packed.document_id, packed.segment_id, bottleneck=True).calls) == 1
+        )
 
 
 def test_medians_are_of_each_run():
-    medians = bench_tools.interleaved_medians({"slow": lambda: time.sleep(0.05), "fast": lambda: None}, repeats=3)
+    medians = bench_tools.interleaved_medians(
+        {"slow": lambda: time.sleep(0.05), "fast": lambda: None}, repeats=3
+    )
     assert medians["slow"] >= 0.05 > medians["fast"]
 
 
@@ -80,5 +94,7 @@ def test_the_last_line_is_json():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what happens without a GPU")
 def test_gpu_benchmark_without_a_gpu_is_one_line():
-    done = subprocess.run([sys.executable, "launch/bench.py", "gpu"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "launch/bench.py", "gpu"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no CUDA GPU" in done.stderr

@@ -18,7 +18,9 @@ def recipe(tmp_path):
 
 def put(recipe, tmp_path, name, rows, suffix=".jsonl"):
     path = tmp_path / f"{name}{suffix}"
-    path.write_text(json.dumps(rows) if suffix == ".json" else "".join(json.dumps(r) + "\n" for r in rows))
+    path.write_text(
+        json.dumps(rows) if suffix == ".json" else "".join(json.dumps(r) + "\n" for r in rows)
+    )
     recipe.eval.files[name] = str(path)
     return benchmarks.load(name, recipe, Run.of(recipe))
 
@@ -38,13 +40,19 @@ def test_the_world_is_read_from_the_run(recipe):
 
 
 def test_gsm8k_gold_is_behind_the_hashes(recipe, tmp_path):
-    (problem,) = put(recipe, tmp_path, "gsm8k", [{"question": "q", "answer": "a <<1+1=2>>\n#### 1,200"}])
+    (problem,) = put(
+        recipe, tmp_path, "gsm8k", [{"question": "q", "answer": "a <<1+1=2>>\n#### 1,200"}]
+    )
     assert (problem.id, problem.gold) == ("gsm8k/0", "1200")
 
 
 def test_gpqa_choices_are_shuffled_by_the_question_and_the_gold_letter_follows(recipe, tmp_path):
     rows = [
-        {"Question": f"q{i}", "Correct Answer": "right", **{f"Incorrect Answer {k}": f"wrong {k}" for k in (1, 2, 3)}}
+        {
+            "Question": f"q{i}",
+            "Correct Answer": "right",
+            **{f"Incorrect Answer {k}": f"wrong {k}" for k in (1, 2, 3)},
+        }
         for i in range(20)
     ]
     problems = put(recipe, tmp_path, "gpqa_diamond", rows)
@@ -56,7 +64,9 @@ def test_gpqa_choices_are_shuffled_by_the_question_and_the_gold_letter_follows(r
 def test_hotpotqa_is_a_fixed_subset_and_the_limit_takes_the_first(recipe, tmp_path):
     rows = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(700)]
     all_of_them = put(recipe, tmp_path, "hotpotqa", rows, ".json")
-    assert len(all_of_them) == 500 and all_of_them == put(recipe, tmp_path, "hotpotqa", rows, ".json")
+    assert len(all_of_them) == 500 and all_of_them == put(
+        recipe, tmp_path, "hotpotqa", rows, ".json"
+    )
     recipe.eval.limit = 7
     assert put(recipe, tmp_path, "hotpotqa", rows, ".json") == all_of_them[:7]
 
@@ -69,7 +79,12 @@ def test_user_mistakes_name_the_file_and_the_line(recipe, tmp_path):
     with pytest.raises(UserError, match=r"absent.jsonl: no such file .* eval.files.math500"):
         benchmarks.load("math500", recipe, run)
     with pytest.raises(UserError, match=r"math500.jsonl: row 2: no field 'answer'"):
-        put(recipe, tmp_path, "math500", [{"problem": "p", "answer": "a", "unique_id": "u"}, {"problem": "p"}])
+        put(
+            recipe,
+            tmp_path,
+            "math500",
+            [{"problem": "p", "answer": "a", "unique_id": "u"}, {"problem": "p"}],
+        )
     (tmp_path / "math500.jsonl").write_text('{"problem": "p"}\n{"broken\n')
     with pytest.raises(UserError, match=r"math500.jsonl: line 2: not JSON"):
         benchmarks.load("math500", recipe, run)

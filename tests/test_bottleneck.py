@@ -14,8 +14,14 @@ def lm():
     attention.register()
     torch.manual_seed(0)
     config = transformers.Qwen3Config(
-        vocab_size=1000, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, attn_implementation="abscot_dense",
+        vocab_size=1000,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        attn_implementation="abscot_dense",
     )
     return transformers.Qwen3ForCausalLM(config)
 
@@ -25,7 +31,10 @@ def gradient_at_cot(lm, packed, layout, backend):
     lm.set_attn_implementation(attention.PREFIX + backend)
     embeddings = lm.model.embed_tokens(packed.input_ids).detach().requires_grad_()
     hidden = lm.model(
-        inputs_embeds=embeddings, position_ids=packed.position_ids, attention_mask=None, use_cache=False,
+        inputs_embeds=embeddings,
+        position_ids=packed.position_ids,
+        attention_mask=None,
+        use_cache=False,
         abscot_layout=layout,
     ).last_hidden_state
     answer_only = torch.where(packed.segment_id == SEGMENT_Y, packed.labels, loss.IGNORE)
@@ -66,12 +75,17 @@ def test_the_split_in_two_passes_carries_nothing(lm):
         lm.set_attn_implementation("abscot_segments")
         layout = attention.prepare(packed, "abscot_segments", bottleneck=True)
         hidden = lm.model(
-            input_ids=input_ids, position_ids=packed.position_ids, attention_mask=None, use_cache=False,
+            input_ids=input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=None,
+            use_cache=False,
             abscot_layout=layout,
         ).last_hidden_state
         return hidden[packed.segment_id == SEGMENT_Y].detach()
 
     one_pass = answer(whole, whole.input_ids)
-    assert not torch.allclose(one_pass, answer(whole, changed), atol=1e-4)  # the answer follows the CoT
+    assert not torch.allclose(
+        one_pass, answer(whole, changed), atol=1e-4
+    )  # the answer follows the CoT
     split = answer(second, second.input_ids)
     assert not torch.allclose(one_pass, split, atol=1e-4)  # and the split is another function

@@ -13,12 +13,18 @@ def healthy_probe(draw, prompts=40, samples=4):
     probe = {}
     for row in range(prompts):
         base = draw.choice(CODEBOOK, draw.integers(M_MIN, M_MAX))
-        probe[row] = [np.where(draw.random(len(base)) < 0.3, draw.choice(CODEBOOK, len(base)), base) for _ in range(samples)]
+        probe[row] = [
+            np.where(draw.random(len(base)) < 0.3, draw.choice(CODEBOOK, len(base)), base)
+            for _ in range(samples)
+        ]
     return probe
 
 
 def random_probe(draw, prompts=40, samples=4):
-    return {r: [draw.choice(CODEBOOK, draw.integers(M_MIN, M_MAX)) for _ in range(samples)] for r in range(prompts)}
+    return {
+        r: [draw.choice(CODEBOOK, draw.integers(M_MIN, M_MAX)) for _ in range(samples)]
+        for r in range(prompts)
+    }
 
 
 def flags(flat, probe, from_model=True, m_min=M_MIN):
@@ -66,13 +72,24 @@ def test_the_same_trace_for_every_prompt_is_flagged(draw):
 
 
 def test_traces_that_never_end_and_empty_sets_are_flagged(draw):
-    assert any(f.startswith("no end") for f in flags(random_flat(draw, 100, M_MAX, M_MAX, CODEBOOK), {}))
-    assert flags((np.zeros(0, np.int32), np.zeros(5, np.int64)), {}) == ["no trace holds a single token"]
+    assert any(
+        f.startswith("no end") for f in flags(random_flat(draw, 100, M_MAX, M_MAX, CODEBOOK), {})
+    )
+    assert flags((np.zeros(0, np.int32), np.zeros(5, np.int64)), {}) == [
+        "no trace holds a single token"
+    ]
 
 
 @pytest.mark.parametrize(
     ("a", "b", "distance"),
-    [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("kitten", "sitting", 3 / 7), ("ab", "ba", 1), ("abcd", "bcde", 2 / 4)],
+    [
+        ("", "", 0),
+        ("abc", "abc", 0),
+        ("abc", "", 1),
+        ("kitten", "sitting", 3 / 7),
+        ("ab", "ba", 1),
+        ("abcd", "bcde", 2 / 4),
+    ],
 )
 def test_edit_distance(a, b, distance):
     as_array = lambda text: np.array([ord(c) for c in text], np.int32)  # noqa: E731
@@ -82,7 +99,9 @@ def test_edit_distance(a, b, distance):
 def test_edit_distances_of_many_pairs_are_those_of_each(draw):
     first, second = ([draw.choice(5, draw.integers(0, 9)) for _ in range(50)] for _ in range(2))
     together = collapse.edit_distances(first, second)
-    assert together.tolist() == [collapse.edit_distances([a], [b])[0] for a, b in zip(first, second, strict=True)]
+    assert together.tolist() == [
+        collapse.edit_distances([a], [b])[0] for a, b in zip(first, second, strict=True)
+    ]
 
 
 def test_entropies_of_known_sets():
@@ -90,7 +109,11 @@ def test_entropies_of_known_sets():
     stats = collapse.token_statistics(tokens, offsets, 4)
     assert stats["unigram_entropy_bits"] == pytest.approx(1.0)
     assert stats["entropy_given_position_bits"] == pytest.approx(0.0)  # position tells the token
-    assert (stats["tokens_used"], stats["top_token_share"], stats["token_counts"]) == (2, 0.5, [3, 3, 0, 0])
+    assert (stats["tokens_used"], stats["top_token_share"], stats["token_counts"]) == (
+        2,
+        0.5,
+        [3, 3, 0, 0],
+    )
 
 
 def test_zipf_fit_recovers_its_exponent():

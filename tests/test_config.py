@@ -19,7 +19,12 @@ def test_every_shipped_recipe_plans_its_rounds(path, tmp_path):
     names = [stage.name for stage in rounds.stages(recipe)]
     assert len(names) == len(set(names))
     for round_ in range(1, recipe.rounds + 1):
-        order = [f"traces_pi{round_}_phaseA", f"train_pi{round_}_phaseA", f"traces_pi{round_}_phaseB", f"train_pi{round_}_phaseB"]
+        order = [
+            f"traces_pi{round_}_phaseA",
+            f"train_pi{round_}_phaseA",
+            f"traces_pi{round_}_phaseB",
+            f"train_pi{round_}_phaseB",
+        ]
         places = [names.index(name) for name in order]
         assert places == sorted(places)
     made = set()
@@ -36,7 +41,9 @@ def test_every_deepspeed_config_has_explicit_numbers(path):
     assert '"auto"' not in text
     tree = json.loads(text)
     assert tree["zero_optimization"]["stage"] in (1, 2, 3)
-    assert "optimizer" not in tree and "scheduler" not in tree  # the trainer is the one owner of both
+    assert (
+        "optimizer" not in tree and "scheduler" not in tree
+    )  # the trainer is the one owner of both
 
 
 def test_dump_and_load_are_inverse(tmp_path):
@@ -83,7 +90,13 @@ def test_a_wrong_key_or_value_is_one_line(override, says):
 )
 def test_a_user_mistake_is_one_line_with_exit_code_2(arguments, says, tmp_path):
     root = tmp_path / "runs"
-    command = [sys.executable, str(ROOT / "launch" / arguments[0]), *arguments[1:], "--set", f"run_root={root}"]
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / arguments[0]),
+        *arguments[1:],
+        "--set",
+        f"run_root={root}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and says in done.stderr
@@ -120,7 +133,13 @@ def test_every_recipe_key_is_in_the_readme():
 
     def keys(cls, prefix=""):
         for f in dataclasses.fields(cls):
-            section = getattr(config, {"world": "WorldConfig", "lora": "LoraConfig"}.get(f.name, f.name.title() + "Config"), None)
+            section = getattr(
+                config,
+                {"world": "WorldConfig", "lora": "LoraConfig"}.get(
+                    f.name, f.name.title() + "Config"
+                ),
+                None,
+            )
             section = {"traces": config.TraceConfig}.get(f.name, section)
             if section:
                 yield from keys(section, f"{f.name}.")

@@ -4,7 +4,10 @@ import pytest
 import slurm_cluster
 from slurm_drills import DRILLS, hold
 
-pytestmark = [pytest.mark.drill, pytest.mark.skipif(bool(slurm_cluster.missing()), reason="needs slurm-wlm and munge")]
+pytestmark = [
+    pytest.mark.drill,
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason="needs slurm-wlm and munge"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,12 @@ def test_a_bin_that_does_not_fit_is_named_before_step_1(monkeypatch):
     monkeypatch.setattr(train, "forward_backward", out_of_memory)
     batch = SimpleNamespace(labels=torch.zeros(1, 32_768))
     data = SimpleNamespace(
-        plan=SimpleNamespace(dearest_bin=lambda: [3]), documents=SimpleNamespace(batch=lambda rows: batch), phase=None
+        plan=SimpleNamespace(dearest_bin=lambda: [3]),
+        documents=SimpleNamespace(batch=lambda rows: batch),
+        phase=None,
     )
-    with pytest.raises(UserError, match=r"dearest bin of the plan \(32,768 tokens\) before step 1: lower train.capacity_tokens"):
+    with pytest.raises(
+        UserError,
+        match=r"dearest bin of the plan \(32,768 tokens\) before step 1: lower train.capacity_tokens",
+    ):
         train.rehearse(SimpleNamespace(set_gradient_accumulation_boundary=lambda on: None), data)

@@ -40,7 +40,9 @@ def real_model(layers: int, **changes):
 def test_a_shape_read_from_a_saved_model_counts_its_parameters(tmp_path, tied):
     model = real_model(2, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
-    assert ModelShape.of_directory(tmp_path).parameters == sum(p.numel() for p in model.parameters())
+    assert ModelShape.of_directory(tmp_path).parameters == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_qwen3_shapes_have_the_published_sizes():
@@ -67,7 +69,9 @@ def test_activations_a_layer_saves_are_those_of_a_real_layer():
 
     real = (saved_bytes(3) - saved_bytes(1)) / 2 / 512
     shape = ModelShape(256, 768, 1, 4, 2, 64, 128, True)
-    assert estimate.activation_bytes_a_token(shape, checkpointing=False) == pytest.approx(real, rel=0.1)
+    assert estimate.activation_bytes_a_token(shape, checkpointing=False) == pytest.approx(
+        real, rel=0.1
+    )
 
 
 def test_memory_of_zero_stages_by_hand():
@@ -78,7 +82,9 @@ def test_memory_of_zero_stages_by_hand():
         parts = memory_bytes(
             shape, sharding, 8, 8192, checkpointing=True, chunk_tokens=1024, trainable=trainable
         )
-        assert parts["total"] == pytest.approx(sum(v for k, v in parts.items() if k not in ("total", "host")))
+        assert parts["total"] == pytest.approx(
+            sum(v for k, v in parts.items() if k not in ("total", "host"))
+        )
         return parts["parameters"] + parts["gradients"] + parts["optimizer"]
 
     assert states(Sharding(0)) == 18 * parameters
@@ -97,13 +103,23 @@ CPU_PEAKS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "config", "world", "bin_tokens", "lora", "measured_bytes"), CPU_PEAKS)
-def test_the_estimate_of_a_cpu_rank_is_near_what_was_measured(name, config, world, bin_tokens, lora, measured_bytes):
+@pytest.mark.parametrize(
+    ("name", "config", "world", "bin_tokens", "lora", "measured_bytes"), CPU_PEAKS
+)
+def test_the_estimate_of_a_cpu_rank_is_near_what_was_measured(
+    name, config, world, bin_tokens, lora, measured_bytes
+):
     shape = shape_of(name)
     sharding = Sharding.of_config(json.loads((ROOT / "ds_configs" / config).read_text()))
     trainable = shape.lora_parameters(LoraConfig(), 66) if lora else None
     parts = estimate.cpu_memory_bytes(
-        shape, sharding, world, bin_tokens, checkpointing=True, chunk_tokens=256, trainable=trainable
+        shape,
+        sharding,
+        world,
+        bin_tokens,
+        checkpointing=True,
+        chunk_tokens=256,
+        trainable=trainable,
     )
     assert parts["total"] == pytest.approx(measured_bytes, rel=0.2)
 
@@ -124,9 +140,13 @@ def test_lora_counts_what_peft_trains(tmp_path):
     model.save_pretrained(tmp_path)
     lora = LoraConfig(r=4)
     config = peft.LoraConfig(
-        r=4, target_modules=lora.target_modules, trainable_token_indices={"embed_tokens": list(range(66))}
+        r=4,
+        target_modules=lora.target_modules,
+        trainable_token_indices={"embed_tokens": list(range(66))},
     )
-    trained = sum(p.numel() for p in peft.get_peft_model(model, config).parameters() if p.requires_grad)
+    trained = sum(
+        p.numel() for p in peft.get_peft_model(model, config).parameters() if p.requires_grad
+    )
     shape = ModelShape.of_directory(tmp_path)
     assert shape.lora_parameters(lora, 66) == trained + (0 if shape.tied else 66 * shape.hidden)
     assert QWEN3["4B"].lora_parameters(LoraConfig(), 66) < 0.02 * QWEN3["4B"].parameters
@@ -134,7 +154,9 @@ def test_lora_counts_what_peft_trains(tmp_path):
 
 def test_the_smallest_world_is_where_it_starts_to_fit():
     def memory_of(world: int) -> dict:
-        return memory_bytes(QWEN3["32B"], Sharding(3), world, 32_768, checkpointing=True, chunk_tokens=1024)
+        return memory_bytes(
+            QWEN3["32B"], Sharding(3), world, 32_768, checkpointing=True, chunk_tokens=1024
+        )
 
     world = estimate.smallest_world(75 * GB, memory_of)
     assert memory_of(world)["total"] <= 75 * GB < memory_of(world // 2)["total"]
@@ -155,20 +177,30 @@ def test_preflight_before_there_is_data_assumes_and_says_so(tmp_path):
     recipe = load_recipe(FULL, [f"run_root={tmp_path}", "data.rows=6000"])
     report = preflight(recipe, world=8, mfu=0.4)
     assert "assumed" in report["data"]["origin"]
-    assert report["data"]["read"] == 6000 == report["data"]["kept"] + report["data"]["rejected"]["too_long"]
+    assert (
+        report["data"]["read"]
+        == 6000
+        == report["data"]["kept"] + report["data"]["rejected"]["too_long"]
+    )
     phase_a, phase_b = report["phases"]
     assert phase_a["rows"] in (report["data"]["kept"] // 6, report["data"]["kept"] // 6 + 1)
-    assert phase_a["steps"] == -(-phase_a["rows"] // recipe.train.global_batch_examples) * recipe.train.epochs
+    assert (
+        phase_a["steps"]
+        == -(-phase_a["rows"] // recipe.train.global_batch_examples) * recipe.train.epochs
+    )
     assert phase_a["tokens"] > 10 * phase_b["tokens"] and 0 < phase_a["utilisation"] <= 1
     assert (
-        report["memory"][0]["setting"] == "the recipe: ZeRO-3" and report["memory"][0]["fits"]["H100 80 GB"]
+        report["memory"][0]["setting"] == "the recipe: ZeRO-3"
+        and report["memory"][0]["fits"]["H100 80 GB"]
     )
 
 
 def test_preflight_reads_a_file_of_lengths(tmp_path):
     file = tmp_path / "lengths.csv"
     file.write_text("10,100,20\n" * 30 + "10,40000,20\n")
-    recipe = load_recipe(FULL, [f"run_root={tmp_path}", "staging=reuse", "train.global_batch_examples=8"])
+    recipe = load_recipe(
+        FULL, [f"run_root={tmp_path}", "staging=reuse", "train.global_batch_examples=8"]
+    )
     report = preflight(recipe, 1, 0.4, file)
     assert report["data"]["rejected"] == {"too_long": 1} and report["data"]["lost_tokens"] == {
         "too_long": 40_030
@@ -223,15 +255,29 @@ def trained(tmp_path):
         for phase in (PHASES["A"], PHASES["B"]):
             tag = phase.tag(round_)
             plan = make_plan(
-                lengths, lengths, lengths, seed=0, epochs=2, capacity_tokens=64, global_batch_examples=4,
-                round_=round_, phase=phase.name, rows=rows_of_phase(recipe, phase, round_, 40),
-            )  # fmt: skip
+                lengths,
+                lengths,
+                lengths,
+                seed=0,
+                epochs=2,
+                capacity_tokens=64,
+                global_batch_examples=4,
+                round_=round_,
+                phase=phase.name,
+                rows=rows_of_phase(recipe, phase, round_, 40),
+            )
             plan.save(plan_file(run, tag), "key")
             steps = [
-                {"step": k, "examples": plan.step(k).examples, "rows_digest": rows_digest(plan.step(k).rows)}
+                {
+                    "step": k,
+                    "examples": plan.step(k).examples,
+                    "rows_digest": rows_digest(plan.step(k).rows),
+                }
                 for k in range(plan.num_steps)
             ]
-            write_json_atomic(run.train_log(tag), {"meta": {"plan_hash": plan.hash}, "steps": steps})
+            write_json_atomic(
+                run.train_log(tag), {"meta": {"plan_hash": plan.hash}, "steps": steps}
+            )
     return recipe, run
 
 
@@ -294,7 +340,9 @@ def test_the_commands_end_with_the_right_codes(trained, tmp_path):
 
     def launch(script: str, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, str(ROOT / "launch" / script), *arguments], capture_output=True, text=True
+            [sys.executable, str(ROOT / "launch" / script), *arguments],
+            capture_output=True,
+            text=True,
         )
 
     wrong = launch("audit.py", str(tmp_path / "nothing"))
@@ -304,7 +352,9 @@ def test_the_commands_end_with_the_right_codes(trained, tmp_path):
         and wrong.stderr.count("\n") == 1
     )
     plan = launch("plan.py", "--world", "2", "--json", "--set", f"run_root={tmp_path}/new")
-    assert plan.returncode == 0 and [phase["phase"] for phase in json.loads(plan.stdout)["phases"]] == [
+    assert plan.returncode == 0 and [
+        phase["phase"] for phase in json.loads(plan.stdout)["phases"]
+    ] == [
         "A",
         "B",
     ]
@@ -314,6 +364,19 @@ def test_the_commands_end_with_the_right_codes(trained, tmp_path):
 def test_useful_flops_and_the_peak_they_are_held_against():
     shape = QWEN3["4B"]
     full, frozen = (shape.training_flops(1000, 0, 100, frozen) for frozen in (False, True))
-    assert frozen == pytest.approx(full * 2 / 3) and shape.training_flops(1000, 5e5, 100, True) > frozen
-    names = ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "NVIDIA GeForce RTX 4090")
-    assert [gpu and gpu.name for gpu in map(estimate.gpu_named, names)] == ["H200 141 GB", "H100 80 GB", "A100 40 GB", None]
+    assert (
+        frozen == pytest.approx(full * 2 / 3)
+        and shape.training_flops(1000, 5e5, 100, True) > frozen
+    )
+    names = (
+        "NVIDIA H200",
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA GeForce RTX 4090",
+    )
+    assert [gpu and gpu.name for gpu in map(estimate.gpu_named, names)] == [
+        "H200 141 GB",
+        "H100 80 GB",
+        "A100 40 GB",
+        None,
+    ]

@@ -19,11 +19,15 @@ from abscot.decontaminate import Decontaminator
 from abscot.examples import draw_key, read_example
 from abscot.sources import Rejected, Unit
 
-CONFIG = DataConfig(format="prompt_cot_answer", min_cot_chars=5, system_prompt="Think.", max_row_bytes=10_000)
+CONFIG = DataConfig(
+    format="prompt_cot_answer", min_cot_chars=5, system_prompt="Think.", max_row_bytes=10_000
+)
 
 
 def example(record, format="messages", problems=(), **changes):
-    return read_example(record, replace(CONFIG, format=format, **changes), Decontaminator(problems, 0.5))
+    return read_example(
+        record, replace(CONFIG, format=format, **changes), Decontaminator(problems, 0.5)
+    )
 
 
 def chat(*turns, **columns) -> dict:
@@ -39,20 +43,31 @@ def reason(record, format="messages", **changes) -> str:
 
 
 def test_messages_split_at_think_and_get_the_system_prompt():
-    found = example(chat("u:2+2?", "a:<think>\n2+2\n=4\n</think>\n\n4 ", id="r1", dataset_source="math"))
+    found = example(
+        chat("u:2+2?", "a:<think>\n2+2\n=4\n</think>\n\n4 ", id="r1", dataset_source="math")
+    )
     assert (found.id, found.cot, found.answer, found.source) == ("r1", "2+2\n=4", "4", "math")
-    assert found.messages == [{"role": "system", "content": "Think."}, {"role": "user", "content": "2+2?"}]
+    assert found.messages == [
+        {"role": "system", "content": "Think."},
+        {"role": "user", "content": "2+2?"},
+    ]
 
 
 def test_a_row_keeps_its_own_system_prompt_and_the_recipe_may_have_none():
-    assert example(chat("s:Mine.", "u:q", "a:<think>because</think>y")).messages[0]["content"] == "Mine."
+    assert (
+        example(chat("s:Mine.", "u:q", "a:<think>because</think>y")).messages[0]["content"]
+        == "Mine."
+    )
     assert [
-        m["role"] for m in example(chat("u:q", "a:<think>because</think>y"), system_prompt=None).messages
+        m["role"]
+        for m in example(chat("u:q", "a:<think>because</think>y"), system_prompt=None).messages
     ] == ["user"]
 
 
 def test_several_turns_train_the_last_and_take_the_earlier_thoughts_out():
-    found = example(chat("u:a?", "a:<think>secret</think>\nfirst", "u:b?", "a:<think>reason</think>second"))
+    found = example(
+        chat("u:a?", "a:<think>secret</think>\nfirst", "u:b?", "a:<think>reason</think>second")
+    )
     assert [m["content"] for m in found.messages] == ["Think.", "a?", "first", "b?"]
     assert (found.cot, found.answer) == ("reason", "second")
 
@@ -67,7 +82,9 @@ def test_gsm8k_loses_the_calculator_and_boxes_the_result():
 def test_prompt_cot_answer_and_problem_solution():
     found = example({"prompt": "p", "cot": "  long enough ", "answer": "y\n"}, "prompt_cot_answer")
     assert (found.messages[-1]["content"], found.cot, found.answer) == ("p", "long enough", "y")
-    found = example({"problem": "p", "solution": "long enough", "answer": "\\frac{1}{2}"}, "problem_solution")
+    found = example(
+        {"problem": "p", "solution": "long enough", "answer": "\\frac{1}{2}"}, "problem_solution"
+    )
     assert (found.cot, found.answer) == ("long enough", "The answer is \\boxed{\\frac{1}{2}}.")
 
 
@@ -149,9 +166,7 @@ def test_draw_keys_depend_on_seed_and_id_alone():
 
 # Decontamination
 
-PROBLEM = (
-    "What is the smallest positive perfect cube that can be written as the sum of three consecutive integers?"
-)
+PROBLEM = "What is the smallest positive perfect cube that can be written as the sum of three consecutive integers?"
 
 
 def test_evaluation_problems_are_found_exact_wrapped_and_half():
@@ -163,7 +178,10 @@ def test_evaluation_problems_are_found_exact_wrapped_and_half():
     words = PROBLEM.split()
     assert index.overlap([" ".join(words[:11])]).startswith("7 of 14")  # at the limit
     assert not index.overlap([" ".join(words[:10])])
-    assert reason(chat(f"u:{PROBLEM}", "a:<think>reasons</think>27"), problems=[PROBLEM]) == "in_evaluation"
+    assert (
+        reason(chat(f"u:{PROBLEM}", "a:<think>reasons</think>27"), problems=[PROBLEM])
+        == "in_evaluation"
+    )
 
 
 def test_decontamination_reads_user_turns_and_not_the_system_prompt():
@@ -187,7 +205,9 @@ def config(path, **changes) -> DataConfig:
 def records(path, **changes) -> list[tuple[int, dict]]:
     data = config(path, **changes)
     return [
-        item for unit in sources.find(data) for item in sources.read(unit, data, ("prompt", "cot", "answer"))
+        item
+        for unit in sources.find(data)
+        for item in sources.read(unit, data, ("prompt", "cot", "answer"))
     ]
 
 
@@ -205,7 +225,9 @@ def write(path: Path) -> Path:
     else:
         packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
         half = len(LINES) // 2
-        path.write_bytes(packed(LINES[:half]) + packed(LINES[half:]))  # two members, as after `cat a.gz b.gz`
+        path.write_bytes(
+            packed(LINES[:half]) + packed(LINES[half:])
+        )  # two members, as after `cat a.gz b.gz`
     return path
 
 
@@ -231,7 +253,8 @@ def test_hub_datasets_are_streamed_part_by_part(tmp_path):
     """A folder stands for the hub: `datasets` streams both through the same call."""
     for part in range(3):
         pq.write_table(
-            pa.Table.from_pylist(ROWS[part * 100 : part * 100 + 100]), tmp_path / f"train-{part}-of-3.parquet"
+            pa.Table.from_pylist(ROWS[part * 100 : part * 100 + 100]),
+            tmp_path / f"train-{part}-of-3.parquet",
         )
     data = config(tmp_path)
     units = [Unit(str(tmp_path), "hub", part, 3) for part in range(3)]
@@ -270,11 +293,18 @@ def test_bad_lines_are_rejected_one_by_one(tmp_path):
     )
     found = [(row, getattr(record, "reason", record)) for row, record in records(path)]
     assert found == [
-        (0, ROWS[0]), (1, "broken_json"), (2, "invalid_utf8"), (3, "broken_json"), (4, None),
-        (5, "row_too_big"), (6, ROWS[1]),
-    ]  # fmt: skip
+        (0, ROWS[0]),
+        (1, "broken_json"),
+        (2, "invalid_utf8"),
+        (3, "broken_json"),
+        (4, None),
+        (5, "row_too_big"),
+        (6, ROWS[1]),
+    ]
     path.write_bytes(bad[4])
-    assert records(path, max_row_bytes=10**6)[0][1].reason == "broken_json"  # nested too deep to parse
+    assert (
+        records(path, max_row_bytes=10**6)[0][1].reason == "broken_json"
+    )  # nested too deep to parse
 
 
 def test_a_row_of_10_MB_is_rejected_without_stopping_the_file(tmp_path):
@@ -318,6 +348,7 @@ def test_missing_unreadable_and_unknown_files_are_named(tmp_path):
 def test_a_table_without_the_columns_is_named_at_once(tmp_path, name):
     data = config(write(tmp_path / name))
     with pytest.raises(
-        UserError, match=f"{name}: no column messages; it has prompt, cot, answer, id, unused; .*data.format"
+        UserError,
+        match=f"{name}: no column messages; it has prompt, cot, answer, id, unused; .*data.format",
     ):
         list(sources.read(sources.find(data)[0], data, ("messages",)))

@@ -17,7 +17,9 @@ def grid_of(tmp_path):
 
 
 def test_cells_are_the_product_and_have_numbers(grid_of):
-    grid = grid_of("{models: [base, final], benchmarks: [world, gsm8k], seeds: 3}", "eval.temperature=1.0")
+    grid = grid_of(
+        "{models: [base, final], benchmarks: [world, gsm8k], seeds: 3}", "eval.temperature=1.0"
+    )
     cells = grid.cells()
     assert len(cells) == len(set(cells)) == 12
     assert grid.cell(0) == Cell("base", "world", 0) and grid.cell(11) == Cell("final", "gsm8k", 2)
@@ -52,4 +54,7 @@ def test_a_mistake_is_one_line(grid_of, text, message):
 
 
 def test_the_shipped_grid_is_that_of_the_default_recipe():
-    assert Grid.of(load_recipe(), str(ROOT / "slurm" / "grid.yaml")).cells() == Grid.of(load_recipe(), None).cells()
+    assert (
+        Grid.of(load_recipe(), str(ROOT / "slurm" / "grid.yaml")).cells()
+        == Grid.of(load_recipe(), None).cells()
+    )

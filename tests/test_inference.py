@@ -26,9 +26,21 @@ def found(tmp_path_factory):
     root = tmp_path_factory.mktemp("vllm")
     make_tiny_run(root)
     out = root / "found.json"
-    command = [sys.executable, str(Path(__file__).with_name("vllm_scenarios.py")), str(root), str(out)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("vllm_scenarios.py")),
+        str(root),
+        str(out),
+    ]
     environ = {**dist.without_ranks(dict(os.environ)), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    done = subprocess.run(
+        command,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     return json.loads(out.read_text())
 
@@ -62,7 +74,9 @@ def test_traces_hold_the_codebook_only_and_end_between_m_min_and_m_max(found, vo
         trace = codebook_tokens_of(Completion(**first), vocab, RULES)
         lengths.add(len(trace))
         assert (first["finish_reason"] == "stop") == (first["tokens"][-1] == vocab.end_id)
-        assert first["finish_reason"] == "stop" or len(trace) == RULES.m_max  # the end is forced there
+        assert (
+            first["finish_reason"] == "stop" or len(trace) == RULES.m_max
+        )  # the end is forced there
     assert len(lengths) > 3
 
 
@@ -77,7 +91,9 @@ def test_seeded_traces_repeat(found):
 def test_an_answer_in_a_session_is_the_answer_to_the_whole_prompt(found):
     stages = found["stages"]
     in_session = [(s[1]["tokens"], s[1]["prompt_tokens"]) for s in stages["session"]["stages"]]
-    assert in_session == [(s[0]["tokens"], s[0]["prompt_tokens"]) for s in stages["alone"]["stages"]]
+    assert in_session == [
+        (s[0]["tokens"], s[0]["prompt_tokens"]) for s in stages["alone"]["stages"]
+    ]
     assert [s[0] for s in stages["edited"]["stages"]] == [s[0] for s in stages["session"]["stages"]]
 
 
@@ -87,10 +103,14 @@ def test_the_answer_stage_does_not_compute_the_prompt_again(found):
     for name in ("session", "edited", "alone"):
         run = found["stages"][name]
         stages = [stage for row in run["stages"] for stage in row]
-        computed = sum(s["prompt_tokens"] - s["cached_tokens"] + len(s["tokens"]) - 1 for s in stages)
+        computed = sum(
+            s["prompt_tokens"] - s["cached_tokens"] + len(s["tokens"]) - 1 for s in stages
+        )
         assert computed == run["scheduled_tokens"]
     rows = found["stages"]["session"]["stages"]
-    first, second = (sum(row[i]["prompt_tokens"] - row[i]["cached_tokens"] for row in rows) for i in (0, 1))
+    first, second = (
+        sum(row[i]["prompt_tokens"] - row[i]["cached_tokens"] for row in rows) for i in (0, 1)
+    )
     assert second <= 0.05 * first
 
 
@@ -138,10 +158,14 @@ def test_result_rows_count_tokens_from_ids(found, vocab):
 @pytest.mark.vllm
 def test_edited_modes_edit_the_trace_of_the_abstract_mode(found):
     rows = found["answers"]["rows"]
-    for plain, permuted, truncated in zip(rows["abstract"], rows["abstract_permuted"], rows["abstract_truncated_32"], strict=True):
+    for plain, permuted, truncated in zip(
+        rows["abstract"], rows["abstract_permuted"], rows["abstract_truncated_32"], strict=True
+    ):
         assert sorted(permuted["trace_ids"]) == sorted(plain["trace_ids"])
         assert truncated["trace_ids"] == plain["trace_ids"][:32]
-    assert [r["trace_ids"] for r in rows["abstract_permuted"]] != [r["trace_ids"] for r in rows["abstract"]]
+    assert [r["trace_ids"] for r in rows["abstract_permuted"]] != [
+        r["trace_ids"] for r in rows["abstract"]
+    ]
 
 
 @pytest.mark.vllm

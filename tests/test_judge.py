@@ -10,7 +10,13 @@ from abscot import judge
 from abscot.config import UserError
 
 ROWS = [
-    {"id": f"alpaca_eval/{i}", "sample": 0, "problem": f"do {i}", "gold": "poor", "response": "good" if i % 2 else "bad"}
+    {
+        "id": f"alpaca_eval/{i}",
+        "sample": 0,
+        "problem": f"do {i}",
+        "gold": "poor",
+        "response": "good" if i % 2 else "bad",
+    }
     for i in range(12)
 ]
 
@@ -41,7 +47,9 @@ def url():
 
 def asked(tmp_path, url):
     recipe = tiny_recipe(tmp_path)
-    return dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, judge_url=url, judge_model="m"))
+    return dataclasses.replace(
+        recipe, eval=dataclasses.replace(recipe.eval, judge_url=url, judge_model="m")
+    )
 
 
 def test_the_judge_prefers_the_better_answer_in_either_place(tmp_path, url):
@@ -51,15 +59,23 @@ def test_the_judge_prefers_the_better_answer_in_either_place(tmp_path, url):
 
 
 def test_without_a_url_nobody_judges(tmp_path):
-    assert {(v.score, v.scorer) for v in judge.score_all(asked(tmp_path, None), ROWS)} == {(None, "not-judged")}
+    assert {(v.score, v.scorer) for v in judge.score_all(asked(tmp_path, None), ROWS)} == {
+        (None, "not-judged")
+    }
 
 
 def test_an_endpoint_that_refuses_is_named(tmp_path, url):
-    with pytest.raises(UserError, match="eval.judge_url: .*/wrong did not answer .*404.*OPENAI_API_KEY"):
+    with pytest.raises(
+        UserError, match="eval.judge_url: .*/wrong did not answer .*404.*OPENAI_API_KEY"
+    ):
         judge.score_all(asked(tmp_path, url + "/wrong"), ROWS)
 
 
 def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
     judge.write_answers(tmp_path / "a.json", [*ROWS, {**ROWS[0], "sample": 1}], "abstract_final")
     written = json.loads((tmp_path / "a.json").read_text())
-    assert len(written) == 12 and written[1] == {"instruction": "do 1", "output": "good", "generator": "abstract_final"}
+    assert len(written) == 12 and written[1] == {
+        "instruction": "do 1",
+        "output": "good",
+        "generator": "abstract_final",
+    }

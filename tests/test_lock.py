@@ -34,7 +34,10 @@ def hold(directory) -> float:
 
 
 def test_a_second_process_is_told_who_works_there(tmp_path):
-    with exclusive(tmp_path), pytest.raises(UserError, match=f"pid {os.getpid()} on {socket.gethostname()}"):
+    with (
+        exclusive(tmp_path),
+        pytest.raises(UserError, match=f"pid {os.getpid()} on {socket.gethostname()}"),
+    ):
         hold(tmp_path)
     hold(tmp_path)
 

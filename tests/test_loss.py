@@ -23,7 +23,11 @@ DOCUMENTS = [(3, 5, 2, 4), (1, 0, 0, 1), (4, 0, 3, 2), (0, 2, 9, 30)]
 def inputs(dtype=torch.float64, documents=DOCUMENTS, seed=0):
     packed = synthetic_bin(documents, VOCAB, seed, pad_to_tokens=sum(map(sum, documents)) + 3)
     generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(1, packed.labels.shape[1], HIDDEN, generator=generator).to(dtype).requires_grad_()
+    hidden = (
+        torch.randn(1, packed.labels.shape[1], HIDDEN, generator=generator)
+        .to(dtype)
+        .requires_grad_()
+    )
     weight = torch.randn(VOCAB, HIDDEN, generator=generator).to(dtype).requires_grad_()
     return packed, hidden, weight
 
@@ -72,7 +76,9 @@ def test_nothing_supervised_still_has_gradients():
 
 def test_tied_frozen_and_evaluated():
     packed, hidden, weight = inputs()
-    embedded = torch.nn.functional.embedding(packed.input_ids, weight)  # tied: the weight is used twice
+    embedded = torch.nn.functional.embedding(
+        packed.input_ids, weight
+    )  # tied: the weight is used twice
     loss.supervised_loss(embedded, weight, packed.labels, packed.segment_id, 5).total.backward()
     exact_weight = weight.detach().requires_grad_()
     embedded = torch.nn.functional.embedding(packed.input_ids, exact_weight)
@@ -118,7 +124,11 @@ def test_logits_never_exceed_the_chunk():
 
 # ---- accumulation and ranks: summed losses over the supervised tokens of the whole step
 
-PARTS = [DOCUMENTS[:1], [(4, 6, 0, 0)], DOCUMENTS[1:]]  # two uneven bins, and one with nothing supervised
+PARTS = [
+    DOCUMENTS[:1],
+    [(4, 6, 0, 0)],
+    DOCUMENTS[1:],
+]  # two uneven bins, and one with nothing supervised
 
 
 class Tiny(torch.nn.Module):
@@ -131,7 +141,9 @@ class Tiny(torch.nn.Module):
 
     def forward(self, packed):
         hidden = self.table(packed.input_ids)
-        return loss.supervised_loss(hidden, self.table.weight, packed.labels, packed.segment_id, 4).total
+        return loss.supervised_loss(
+            hidden, self.table.weight, packed.labels, packed.segment_id, 4
+        ).total
 
 
 def bins_and_tokens():
@@ -154,7 +166,11 @@ def test_accumulation_is_one_packed_bin():
 
 @pytest.mark.engine
 def test_zero3_ranks_have_the_gradients_of_one_process():
-    launcher = [Path(sys.executable).with_name("deepspeed"), "--num_gpus=2", f"--master_port={_free_port()}"]
+    launcher = [
+        Path(sys.executable).with_name("deepspeed"),
+        "--num_gpus=2",
+        f"--master_port={_free_port()}",
+    ]
     done = subprocess.run(
         [*launcher, Path(__file__).with_name("zero3_gradients.py")],
         stdout=subprocess.PIPE,

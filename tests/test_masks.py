@@ -53,7 +53,9 @@ def test_the_two_calls_hold_every_allowed_pair_once(packing):
         for (q0, k0), (q1, k1) in zip(boundaries, boundaries[1:], strict=False):
             queries, keys = call.query_index[q0:q1], call.key_index[k0:k1]
             assert len(queries) <= call.max_seqlen_q and len(keys) <= call.max_seqlen_k
-            causal = torch.ones(len(queries), len(keys), dtype=torch.int64).tril(len(keys) - len(queries))
+            causal = torch.ones(len(queries), len(keys), dtype=torch.int64).tril(
+                len(keys) - len(queries)
+            )
             counts[queries[:, None], keys[None, :]] += causal
     dense = masks.dense_mask(packed.document_id, packed.segment_id, bottleneck)
     assert torch.equal(counts, dense.long())

@@ -40,7 +40,11 @@ def test_the_card_has_the_hubs_header(published):
         "main",
         "test",
     )
-    assert accuracy.metric_type == "accuracy" and 0 < accuracy.metric_value < 100 and tokens.metric_value > 5
+    assert (
+        accuracy.metric_type == "accuracy"
+        and 0 < accuracy.metric_value < 100
+        and tokens.metric_value > 5
+    )
     for needed in (
         "| abstract | final | gsm8k |",
         "| 83.2 | 1087 |",
@@ -83,10 +87,16 @@ def run_snippet(source: str, directory: Path, **environ: str) -> tuple[list[str]
     script = directory / "snippet.py"
     script.write_text(source)
     ended = subprocess.run(
-        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environ}
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environ},
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    trace, answer = re.search(r"^trace: (.*)\nanswer:(.*)", ended.stdout, re.MULTILINE | re.DOTALL).groups()
+    trace, answer = re.search(
+        r"^trace: (.*)\nanswer:(.*)", ended.stdout, re.MULTILINE | re.DOTALL
+    ).groups()
     return trace.split(), answer
 
 

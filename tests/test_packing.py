@@ -26,10 +26,15 @@ def plans(draw):
     )
     supervised = np.array([draw(st.integers(1, int(n))) for n in lengths])
     arguments = dict(
-        lengths_tokens=lengths, attention_pairs=lengths * (lengths + 1) // 2, supervised_tokens=supervised,
-        seed=draw(st.integers(0, 3)), epochs=draw(st.integers(1, 3)), capacity_tokens=CAPACITY,
-        pair_cost=draw(st.sampled_from([0.0, 0.01, 1.0])), **budget,
-    )  # fmt: skip
+        lengths_tokens=lengths,
+        attention_pairs=lengths * (lengths + 1) // 2,
+        supervised_tokens=supervised,
+        seed=draw(st.integers(0, 3)),
+        epochs=draw(st.integers(1, 3)),
+        capacity_tokens=CAPACITY,
+        pair_cost=draw(st.sampled_from([0.0, 0.01, 1.0])),
+        **budget,
+    )
     return arguments, make_plan(**arguments)
 
 
@@ -102,7 +107,12 @@ def test_the_plan_is_pure_and_epochs_rounds_phases_and_seeds_differ():
 
     def plan(**changes):
         options = dict(
-            seed=0, epochs=2, capacity_tokens=CAPACITY, global_batch_examples=16, round_=1, phase="A"
+            seed=0,
+            epochs=2,
+            capacity_tokens=CAPACITY,
+            global_batch_examples=16,
+            round_=1,
+            phase="A",
         )
         return make_plan(lengths, lengths, lengths, **{**options, **changes})
 
@@ -119,15 +129,24 @@ def test_the_plan_of_an_input_never_changes():
     """A changed plan would break the resume of every run under way: raise PLAN_VERSION, then this hash."""
     lengths = 1 + np.arange(500) * 37 % CAPACITY
     options = dict(seed=0, epochs=2, capacity_tokens=CAPACITY, pair_cost=0.01, phase="A")
-    plans = [make_plan(lengths, lengths**2, lengths, **options, **budget) for budget in
-             ({"global_batch_examples": 16}, {"global_batch_tokens": 8 * CAPACITY})]  # fmt: skip
+    plans = [
+        make_plan(lengths, lengths**2, lengths, **options, **budget)
+        for budget in ({"global_batch_examples": 16}, {"global_batch_tokens": 8 * CAPACITY})
+    ]
     assert [plan.hash for plan in plans] == ["1310f89ad51c9b56", "6f7fad3e349e8eef"]
 
 
 def test_the_dearest_bin_is_the_one_with_the_longest_document_where_attention_dominates():
     lengths = np.array([5] * 60 + [60])
     plan = make_plan(
-        lengths, lengths**2, lengths, seed=0, epochs=1, capacity_tokens=64, global_batch_examples=8, pair_cost=1.0
+        lengths,
+        lengths**2,
+        lengths,
+        seed=0,
+        epochs=1,
+        capacity_tokens=64,
+        global_batch_examples=8,
+        pair_cost=1.0,
     )
     rows = plan.dearest_bin()
     assert 60 in rows and plan.sizes.costs[rows].sum() == plan.bin_costs().max()
@@ -157,7 +176,9 @@ def test_a_kept_plan_is_read_again_unless_it_was_made_from_something_else(tmp_pa
     assert calls == [0] and read.hash == made.hash
     for world in (1, 3):
         both = zip(made.step(3).micro_steps(world), read.step(3).micro_steps(world), strict=True)
-        assert all(np.array_equal(a, b) for ours, theirs in both for a, b in zip(ours, theirs, strict=True))
+        assert all(
+            np.array_equal(a, b) for ours, theirs in both for a, b in zip(ours, theirs, strict=True)
+        )
     assert plan(1).hash != made.hash and calls == [0, 1] and Plan.load(path)[0].hash == plan(1).hash
 
 
@@ -165,14 +186,22 @@ def test_a_row_longer_than_a_bin_is_named():
     lengths = np.array([10, 65, 20])
     with pytest.raises(UserError, match=r"row 1 \(abc\): 65 tokens .* train.capacity_tokens=64"):
         make_plan(
-            lengths, lengths, lengths, seed=0, epochs=1, capacity_tokens=64, global_batch_examples=2,
+            lengths,
+            lengths,
+            lengths,
+            seed=0,
+            epochs=1,
+            capacity_tokens=64,
+            global_batch_examples=2,
             row_name=lambda row: f"row {row} (abc)",
-        )  # fmt: skip
+        )
 
 
 def test_no_rows_is_the_users_mistake():
     with pytest.raises(UserError, match="no rows"):
-        make_plan(*[np.zeros(0, int)] * 3, seed=0, epochs=1, capacity_tokens=64, global_batch_examples=2)
+        make_plan(
+            *[np.zeros(0, int)] * 3, seed=0, epochs=1, capacity_tokens=64, global_batch_examples=2
+        )
 
 
 def test_long_rows_keep_ranks_busy_and_every_steps_mix():
@@ -212,7 +241,10 @@ def test_small_steps_leave_no_rank_idle(examples):
 @settings(deadline=None)
 def test_best_fit_and_pack_are_bin_packings_near_the_bound(lengths, capacity):
     lengths = np.array(lengths)
-    for bin_of, num_bins in (best_fit(lengths, capacity), pack(lengths, capacity, np.random.default_rng(0))):
+    for bin_of, num_bins in (
+        best_fit(lengths, capacity),
+        pack(lengths, capacity, np.random.default_rng(0)),
+    ):
         filled = sums(bin_of, lengths)
         assert len(filled) == num_bins and filled.min() > 0 and filled.max() <= capacity
         assert num_bins <= 2 * -(-lengths.sum() // capacity)
@@ -233,7 +265,9 @@ def test_level_fit_levels_or_says_that_it_cannot():
 def test_deal_gives_every_step_the_same_number_of_bins_of_every_cost_level():
     generator = np.random.default_rng(0)
     costs = generator.permutation(800)
-    step_of = deal(costs, generator.integers(1, 9, 800), generator.integers(1, 9, 800), 8, generator)
+    step_of = deal(
+        costs, generator.integers(1, 9, 800), generator.integers(1, 9, 800), 8, generator
+    )
     levels = costs // 200
     counts = np.zeros((100, 4), int)
     np.add.at(counts, (step_of, levels), 1)
@@ -242,7 +276,9 @@ def test_deal_gives_every_step_the_same_number_of_bins_of_every_cost_level():
 
 def test_even_out_moves_the_shortest_rows_and_opens_a_bin_where_none_has_room():
     lengths = np.array([9, 9, 2, 1, 9, 9])
-    bin_of, step_of_bin = even_out(lengths, np.array([0, 1, 0, 1, 2, 2]), np.array([0, 0, 1]), 3, 18)
+    bin_of, step_of_bin = even_out(
+        lengths, np.array([0, 1, 0, 1, 2, 2]), np.array([0, 0, 1]), 3, 18
+    )
     steps = step_of_bin[bin_of]
     assert np.bincount(steps).tolist() == [3, 3]
     assert steps[3] == 1 and bin_of[3] != bin_of[4] and sums(bin_of, lengths).max() <= 18

@@ -38,21 +38,36 @@ def test_the_published_layout_and_nothing_else(finished):
     tops = list(dict.fromkeys(path.parts[0] for path in prepared.files))
     assert tops == ["config.yaml", "final", "teacher_traces", "train_logs", "results", "report"]
     names = {str(path) for path in prepared.files}
-    assert {"final/model.safetensors", "final/README.md", "report/index.html", "train_logs/pi1_phaseA.json"} <= names
+    assert {
+        "final/model.safetensors",
+        "final/README.md",
+        "report/index.html",
+        "train_logs/pi1_phaseA.json",
+    } <= names
     assert "results/abstract_final_world.jsonl" in names and not any("/." in name for name in names)
-    assert prepared.card.startswith("---\n") and "hf download me/tiny --include 'final/*'" in prepared.card
+    assert (
+        prepared.card.startswith("---\n")
+        and "hf download me/tiny --include 'final/*'" in prepared.card
+    )
     assert 'MODEL = "tiny/final"' in prepared.card
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "launch" / "publish.py"), *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "publish.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_dry_run_lists_every_file_and_the_sizes(finished):
     done = command(finished.root, "--dry-run")
     assert done.returncode == 0, done.stderr
     weights = (finished.root / "final" / "model.safetensors").stat().st_size
-    assert f"{weights / 1e3:.1f} kB  final/model.safetensors" in done.stdout and "nothing was uploaded" in done.stdout
+    assert (
+        f"{weights / 1e3:.1f} kB  final/model.safetensors" in done.stdout
+        and "nothing was uploaded" in done.stdout
+    )
     assert "teacher_traces/ (4 files)" in done.stdout and "base/" not in done.stdout
     none = command(finished.root)
     assert none.returncode == 2 and none.stderr.startswith("error: --repo: expected OWNER/NAME")
@@ -62,7 +77,9 @@ def test_an_unfinished_run_is_refused_by_its_missing_stage(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished.root, copy)
     shutil.rmtree(copy / "teacher_traces" / "pi1_phaseB")
-    with pytest.raises(UserError, match=r"not finished \(traces_pi1_phaseB\); finish it with: .*--round all"):
+    with pytest.raises(
+        UserError, match=r"not finished \(traces_pi1_phaseB\); finish it with: .*--round all"
+    ):
         publish.prepare(copy, None)
 
 
@@ -90,7 +107,10 @@ def test_the_upload_hands_the_hub_exactly_the_listed_files(finished):
     assert publish.upload(prepared, "me/tiny", True, hub) == "hub/me/tiny"
     (repo, private, exist_ok), folder, card = hub.calls
     assert (repo, private, exist_ok) == ("me/tiny", True, True)
-    assert folder["allow_patterns"] == [str(path) for path in prepared.files] and Path(folder["folder_path"]) == finished.root
+    assert (
+        folder["allow_patterns"] == [str(path) for path in prepared.files]
+        and Path(folder["folder_path"]) == finished.root
+    )
     assert card["path_in_repo"] == "README.md" and card["path_or_fileobj"] == prepared.card.encode()
 
 
@@ -101,8 +121,12 @@ def test_what_the_client_takes_is_what_it_is_given():
     import huggingface_hub
 
     api = huggingface_hub.HfApi
-    assert {"repo_id", "folder_path", "allow_patterns"} <= set(inspect.signature(api.upload_folder).parameters)
-    assert {"path_or_fileobj", "path_in_repo", "repo_id"} <= set(inspect.signature(api.upload_file).parameters)
+    assert {"repo_id", "folder_path", "allow_patterns"} <= set(
+        inspect.signature(api.upload_folder).parameters
+    )
+    assert {"path_or_fileobj", "path_in_repo", "repo_id"} <= set(
+        inspect.signature(api.upload_file).parameters
+    )
     assert {"private", "exist_ok"} <= set(inspect.signature(api.create_repo).parameters)
 
 
@@ -110,7 +134,9 @@ def test_refusals_and_damage_are_one_line(finished, tmp_path):
     prepared = publish.prepare(finished.root, "me/tiny")
     with pytest.raises(UserError, match="--repo me: expected OWNER/NAME"):
         publish.upload(prepared, "me", False, Hub())
-    with pytest.raises(UserError, match="--repo me/tiny: 401 Unauthorized; the same command goes on"):
+    with pytest.raises(
+        UserError, match="--repo me/tiny: 401 Unauthorized; the same command goes on"
+    ):
         publish.upload(prepared, "me/tiny", False, Hub(OSError("401 Unauthorized\nlong story")))
     copy = tmp_path / finished.root.name
     shutil.copytree(finished.root, copy)

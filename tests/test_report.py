@@ -68,7 +68,10 @@ def test_the_table_says_what_the_rows_say(tmp_path):
     )
     lines = report.table(run).splitlines()
     head, last = (" ".join(lines[i].split()) for i in (0, -1))
-    assert head == "mode model benchmark n accuracy % 95% interval reasoning response total per correct cut %"
+    assert (
+        head
+        == "mode model benchmark n accuracy % 95% interval reasoning response total per correct cut %"
+    )
     assert last == "abstract final world 4 100.0 [39.8, 100.0] 12.0 8.0 20.0 20.0 0.0"
     columns = [line.find("world") for line in lines[2:]]
     assert len(set(columns)) == 1  # aligned
@@ -107,7 +110,11 @@ def test_a_whole_run_gives_every_part(whole):
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
         assert 500 < width < 2500 and 400 < height < 2000, path.name
     text = (whole.report / "report.md").read_text()
-    assert "Not there yet" not in text and "Paired differences" in text and "No sign of collapse" in text
+    assert (
+        "Not there yet" not in text
+        and "Paired differences" in text
+        and "No sign of collapse" in text
+    )
     assert all(f"]({name})" in text for name in names if name.endswith(".png"))
     assert "86.2% with 168" in text
 
@@ -129,9 +136,15 @@ def test_the_second_stages_share_of_the_prefill_is_shown(tmp_path):
     run = make_run(tmp_path, rounds=1)
     path = run.results / "abstract_final_world.meta.json"
     meta = json.loads(path.read_text())
-    paths.write_json_atomic(path, {**meta, "prompt_tokens_computed": [2000, 50], "environment": {"device": "a GPU"}})
+    paths.write_json_atomic(
+        path, {**meta, "prompt_tokens_computed": [2000, 50], "environment": {"device": "a GPU"}}
+    )
     text = text_of(run)
-    assert "| 2,000 + 50 (2.5%) |" in text and "| evaluation | device | a GPU |" in text and "| this page | torch |" in text
+    assert (
+        "| 2,000 + 50 (2.5%) |" in text
+        and "| evaluation | device | a GPU |" in text
+        and "| this page | torch |" in text
+    )
 
 
 def test_half_a_run_shows_what_is_missing(tmp_path):
@@ -212,7 +225,11 @@ def test_damage_is_named_by_file_and_line(tmp_path):
 
 def test_no_run_is_a_users_mistake(tmp_path):
     ended = launch_report(str(tmp_path))
-    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert (
+        ended.returncode == 2
+        and ended.stderr.startswith("error: ")
+        and ended.stderr.count("\n") == 1
+    )
 
 
 def test_the_script_prints_the_table_and_the_place(tmp_path):
@@ -220,7 +237,10 @@ def test_the_script_prints_the_table_and_the_place(tmp_path):
     for arguments in ([str(run.root)], ["--recipe", str(run.config)]):
         ended = launch_report(*arguments)
         assert ended.returncode == 0, ended.stderr
-        assert report.table(run) in ended.stdout and f"report: {run.report / 'index.html'}" in ended.stdout
+        assert (
+            report.table(run) in ended.stdout
+            and f"report: {run.report / 'index.html'}" in ended.stdout
+        )
 
 
 def launch_report(*arguments: str) -> subprocess.CompletedProcess:

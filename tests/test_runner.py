@@ -72,6 +72,10 @@ def test_a_slow_stage_that_talks_is_not_hung(run_script):
 
 
 def test_the_error_that_is_shown_is_the_ranks_not_the_launchers():
-    tail = ["[rank1]: OSError: /x/rank_00001_000.safetensors: No space left on device", "srun: error: n2: task 1: Exited", ""]
+    tail = [
+        "[rank1]: OSError: /x/rank_00001_000.safetensors: No space left on device",
+        "srun: error: n2: task 1: Exited",
+        "",
+    ]
     assert runner._last_error(tail) == tail[0]
     assert runner._last_error(["mpiexec has ended", "-" * 74]) == "mpiexec has ended"

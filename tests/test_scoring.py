@@ -37,7 +37,9 @@ def test_gold_solutions_are_all_right(name):
 def test_shuffled_golds_are_almost_all_wrong(name):
     responses, golds = solutions(name)
     picked = rng("shuffle", name).permutation(len(golds))[:80]
-    verdicts = score_all("math", [responses[i] for i in picked], [golds[(i + 7) % len(golds)] for i in picked])
+    verdicts = score_all(
+        "math", [responses[i] for i in picked], [golds[(i + 7) % len(golds)] for i in picked]
+    )
     assert sum(v.score for v in verdicts) < 0.05 * len(picked)
 
 
@@ -92,7 +94,10 @@ def test_spelling_does_not_matter(a, b):
     assert normalise(a) == normalise(b)
 
 
-@pytest.mark.parametrize(("a", "b"), [("(1,234)", "(1234)"), ("1,23", "123"), ("10", "1"), ("-5", "5"), ("1.20.", "1.02")])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("(1,234)", "(1234)"), ("1,23", "123"), ("10", "1"), ("-5", "5"), ("1.20.", "1.02")],
+)
 def test_different_answers_stay_different(a, b):
     assert normalise(a) != normalise(b)
 
@@ -107,8 +112,12 @@ def test_equal_values_in_other_forms():
         ("[1,2]", "(1,2)", False),
         ("2", "3", False),
     ]
-    verdicts = score_all("math", [rf"\boxed{{{answer}}}" for _, answer, _ in cases], [gold for gold, _, _ in cases])
-    assert [(gold, v.prediction, v.score == 1) for (gold, *_), v in zip(cases, verdicts, strict=True)] == cases
+    verdicts = score_all(
+        "math", [rf"\boxed{{{answer}}}" for _, answer, _ in cases], [gold for gold, _, _ in cases]
+    )
+    assert [
+        (gold, v.prediction, v.score == 1) for (gold, *_), v in zip(cases, verdicts, strict=True)
+    ] == cases
 
 
 HOSTILE = [
@@ -137,7 +146,10 @@ def test_hostile_answers_end_in_time_and_are_wrong():
 
 
 def test_a_comparison_past_its_limit_is_killed_and_the_next_one_works():
-    hard, easy = ("5", "10^{10^{10}} + " + "+".join(f"{i}^{{{i}!}}" for i in range(20, 40))), ("0.5", r"\frac{1}{2}")
+    hard, easy = (
+        ("5", "10^{10^{10}} + " + "+".join(f"{i}^{{{i}!}}" for i in range(20, 40))),
+        ("0.5", r"\frac{1}{2}"),
+    )
     outcomes = verify_all([hard, easy], time_limit_s=3.0)
     assert outcomes[0] in ("timeout", "error", "wrong") and outcomes[1] == "right"
 
@@ -174,4 +186,6 @@ def test_f1_is_that_of_hotpotqa():
     assert token_f1("yes it is", "yes") == 0.0
     assert token_f1("no one", "one") == pytest.approx(2 / 3)
     assert token_f1("no", "yes") == 0.0
-    assert score_all("f1", ["thinking..\nPyotr Ilyich"], ["Pyotr Ilyich"])[0].scorer == "last-line+f1"
+    assert (
+        score_all("f1", ["thinking..\nPyotr Ilyich"], ["Pyotr Ilyich"])[0].scorer == "last-line+f1"
+    )

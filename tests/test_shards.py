@@ -67,17 +67,21 @@ def test_text_cannot_spell_a_control_token(chat):
         return [i for i in ids.tolist() if i in set(chat.control_ids.values())]
 
     def prompt(text):
-        return chat.prompts([[{"role": "system", "content": text}, {"role": "user", "content": text}]])[0]
+        return chat.prompts(
+            [[{"role": "system", "content": text}, {"role": "user", "content": text}]]
+        )[0]
 
     assert controls(prompt(EVIL)) == controls(prompt("harmless"))
     assert controls(chat.cots([EVIL])[0][0]) == []
     assert controls(chat.answers([EVIL])[0]) == [chat.turn_end_id]
     assert chat.tokenizer.decode(chat.cots([EVIL])[0][0]) == EVIL
-    assert len(controls(np.array(chat.tokenizer.encode(EVIL)))) >= 6  # what plain tokenising would have done
+    assert (
+        len(controls(np.array(chat.tokenizer.encode(EVIL)))) >= 6
+    )  # what plain tokenising would have done
     marks = "\ue0000\ue001 \ue0001\ue001"  # the marks that stand for text while the template is rendered
-    assert controls(prompt(marks)) == controls(prompt("harmless")) and marks in chat.tokenizer.decode(
-        prompt(marks)
-    )
+    assert controls(prompt(marks)) == controls(
+        prompt("harmless")
+    ) and marks in chat.tokenizer.decode(prompt(marks))
 
 
 def test_every_abstract_token_in_text_is_split(chat):
@@ -106,7 +110,11 @@ def test_steps_are_lines_and_their_lengths_sum_up(chat):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=8).map("\n".join))
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=8).map(
+        "\n".join
+    )
+)
 def test_step_lengths_sum_up_for_any_text(chat, text):
     ids, steps = chat.cots([text])[0]
     assert steps.sum() == len(ids) and (steps > 0).all() and steps.dtype == np.int32
@@ -115,12 +123,16 @@ def test_step_lengths_sum_up_for_any_text(chat, text):
 
 def test_templates_that_refuse_or_lose_turns_give_no_prompt():
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"
-    )
-    assert [p is None for p in ChatTokenizer(tokenizer).prompts([TURNS[:1], TURNS])] == [False, True]
+    tokenizer.chat_template = "{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"
+    assert [p is None for p in ChatTokenizer(tokenizer).prompts([TURNS[:1], TURNS])] == [
+        False,
+        True,
+    ]
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
-    assert [p is None for p in ChatTokenizer(tokenizer).prompts([TURNS[:1], TURNS])] == [False, True]
+    assert [p is None for p in ChatTokenizer(tokenizer).prompts([TURNS[:1], TURNS])] == [
+        False,
+        True,
+    ]
 
 
 def test_tokenizers_without_a_template_are_named():
@@ -136,7 +148,12 @@ def test_tokenizers_without_a_template_are_named():
 def row(prompt: int, steps: list[int], answer: int) -> Row:
     cot = np.arange(sum(steps), dtype=np.int32)
     return Row(
-        "r", np.zeros(prompt, np.int32), cot, np.array(steps, np.int32), np.zeros(answer, np.int32), "s"
+        "r",
+        np.zeros(prompt, np.int32),
+        cot,
+        np.array(steps, np.int32),
+        np.zeros(answer, np.int32),
+        "s",
     )
 
 
@@ -146,12 +163,18 @@ def test_long_rows_are_dropped_or_lose_the_part_that_the_policy_names():
     with pytest.raises(Rejected, match="too_long.*17 tokens, room for 12"):
         fit(long, 12, "drop")
     cut = {side: fit(long, 12, f"truncate_cot_{side}") for side in ("left", "middle", "right")}
-    assert cut["left"].cot.tolist() == [5, 6, 7, 8, 9, 10, 11] and cut["left"].cot_steps.tolist() == [3, 4]
-    assert cut["middle"].cot.tolist() == [0, 1, 2, 8, 9, 10, 11] and cut["middle"].cot_steps.tolist() == [
+    assert cut["left"].cot.tolist() == [5, 6, 7, 8, 9, 10, 11] and cut[
+        "left"
+    ].cot_steps.tolist() == [3, 4]
+    assert cut["middle"].cot.tolist() == [0, 1, 2, 8, 9, 10, 11] and cut[
+        "middle"
+    ].cot_steps.tolist() == [
         3,
         4,
     ]
-    assert cut["right"].cot.tolist() == [0, 1, 2, 3, 4, 5, 6] and cut["right"].cot_steps.tolist() == [4, 3]
+    assert cut["right"].cot.tolist() == [0, 1, 2, 3, 4, 5, 6] and cut[
+        "right"
+    ].cot_steps.tolist() == [4, 3]
     with pytest.raises(Rejected, match="too_long"):
         fit(long, 5, "truncate_cot_left")  # prompt and answer alone fill it
 
@@ -188,7 +211,13 @@ def raw_rows(count: int) -> list[dict]:
         draw = rng("raw", i)
         cot = "\n".join("step " * int(n) for n in draw.integers(1, 12, draw.integers(2, 9)))
         rows.append(
-            {"id": f"r{i}", "prompt": f"question {i}?", "cot": cot, "answer": f"{i}", "source": f"s{i % 3}"}
+            {
+                "id": f"r{i}",
+                "prompt": f"question {i}?",
+                "cot": cot,
+                "answer": f"{i}",
+                "source": f"s{i % 3}",
+            }
         )
     return rows
 
@@ -227,22 +256,34 @@ def test_the_store_holds_the_rows_in_order_and_reads_them_anywhere(tmp_path, sou
     for i in (599, 0, 255, 256, 399, 400):
         found = store.row(i)
         prompt = chat.prompts(
-            [[{"role": "system", "content": "Think."}, {"role": "user", "content": raw[i]["prompt"]}]]
+            [
+                [
+                    {"role": "system", "content": "Think."},
+                    {"role": "user", "content": raw[i]["prompt"]},
+                ]
+            ]
         )[0]
         cot, _ = chat.cots([raw[i]["cot"].strip()])[0]
         assert (found.id, found.source) == (raw[i]["id"], raw[i]["source"])
         assert np.array_equal(found.prompt, prompt) and np.array_equal(
             found.answer, chat.answers([raw[i]["answer"]])[0]
         )
-        assert np.array_equal(found.cot, cot[: len(found.cot)]) and found.cot_steps.sum() == len(found.cot)
+        assert np.array_equal(found.cot, cot[: len(found.cot)]) and found.cot_steps.sum() == len(
+            found.cot
+        )
         assert [lengths[k][i] for k in ("prompt", "cot", "answer")] == [
             len(found.prompt),
             len(found.cot),
             len(found.answer),
         ]
-    assert {a.dtype for a in (found.prompt, found.cot, found.cot_steps, found.answer)} == {np.dtype(np.int32)}
+    assert {a.dtype for a in (found.prompt, found.cot, found.cot_steps, found.answer)} == {
+        np.dtype(np.int32)
+    }
     total = sum(lengths.values())
-    assert total.max() == 400 - 32 and store.manifest["counts"]["truncated"] == (total == 368).sum() > 0
+    assert (
+        total.max() == 400 - 32
+        and store.manifest["counts"]["truncated"] == (total == 368).sum() > 0
+    )
     assert (
         store.manifest["lengths"]["total"]["p100"] == 368
         and store.manifest["lengths"]["cot"]["sum"] == lengths["cot"].sum()
@@ -269,11 +310,16 @@ def test_every_row_is_kept_or_counted_with_its_file_and_line(tmp_path):
         problems=["the sum of one and two and three"],
     )
     counts = store.manifest["counts"]
-    rejected = [json.loads(line) for line in (store.directory / "rejected.jsonl").read_text().splitlines()]
+    rejected = [
+        json.loads(line) for line in (store.directory / "rejected.jsonl").read_text().splitlines()
+    ]
     places = {r["reason"]: (r["file"], r["line"]) for r in rejected}
     # File a begins with a blank line: row i stands in line i + 2.
     assert places["empty_answer"] == (str(first), 5) and places["duplicate_id"] == (str(first), 7)
-    assert places["id_not_a_string"] == (str(first), 9) and places["in_evaluation"] == (str(first), 11)
+    assert places["id_not_a_string"] == (str(first), 9) and places["in_evaluation"] == (
+        str(first),
+        11,
+    )
     assert places["broken_json"] == (str(first), 22)
     kept = set(store.ids())
     unused = [
@@ -285,23 +331,29 @@ def test_every_row_is_kept_or_counted_with_its_file_and_line(tmp_path):
     drawn_too_long = sum(r["reason"] == "too_long" for r in rejected)
     assert len(kept) == 30 - drawn_too_long
     assert counts["read"] == 41 == counts["kept"] + sum(counts["rejected"].values())
-    assert sum(counts["sources"].values()) == counts["kept"] == len(store) and len(rejected) == 41 - len(
-        store
-    )
+    assert sum(counts["sources"].values()) == counts["kept"] == len(store) and len(
+        rejected
+    ) == 41 - len(store)
     assert second.exists()
 
 
 def test_the_draw_does_not_depend_on_order_or_files_and_grows(tmp_path):
     rows = raw_rows(300)
     long = {"long_rows": "truncate_cot_left"}
-    one = make(recipe_of(tmp_path, write_jsonl(tmp_path / "one.jsonl", rows), "one", rows=100, **long))
+    one = make(
+        recipe_of(tmp_path, write_jsonl(tmp_path / "one.jsonl", rows), "one", rows=100, **long)
+    )
     order = rng("order").permutation(300)
     for part in range(3):
         write_jsonl(tmp_path / f"part{part}.jsonl", [rows[i] for i in order[part::3]])
     parts = make(recipe_of(tmp_path, tmp_path / "part*.jsonl", "parts", rows=100, **long))
     more = make(recipe_of(tmp_path, tmp_path / "one.jsonl", "more", rows=150, **long))
-    other = make(replace(recipe_of(tmp_path, tmp_path / "one.jsonl", "other", rows=100, **long), seed=1))
-    assert set(one.ids()) == set(parts.ids()) < set(more.ids()) and set(other.ids()) != set(one.ids())
+    other = make(
+        replace(recipe_of(tmp_path, tmp_path / "one.jsonl", "other", rows=100, **long), seed=1)
+    )
+    assert set(one.ids()) == set(parts.ids()) < set(more.ids()) and set(other.ids()) != set(
+        one.ids()
+    )
 
 
 def launch(recipe: Recipe, ranks: int = 1) -> subprocess.CompletedProcess:
@@ -318,9 +370,18 @@ def launch(recipe: Recipe, ranks: int = 1) -> subprocess.CompletedProcess:
     )
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return subprocess.run(
-        [*mpiexec, sys.executable, str(ROOT / "launch" / "prepare.py"), "--recipe", str(run.config)],
-        env={**os.environ, **root}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            *mpiexec,
+            sys.executable,
+            str(ROOT / "launch" / "prepare.py"),
+            "--recipe",
+            str(run.config),
+        ],
+        env={**os.environ, **root},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_every_number_of_ranks_writes_the_same_store_and_a_second_start_finds_it(tmp_path, source):
@@ -381,7 +442,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_store(tmp_path, source):
         if paths.is_done(shards):
             break
         now = {
-            path.name: path.stat().st_ino for path in shards.with_name("shards.work").rglob("shard_*.json")
+            path.name: path.stat().st_ino
+            for path in shards.with_name("shards.work").rglob("shard_*.json")
         }
         assert kept.items() <= now.items()  # what was finished is not made again
         kept = now
@@ -439,7 +501,10 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, sourc
     os.waitpid(pid, 0)
     os.close(write)
     message = os.read(read, 10_000).decode()
-    assert "cannot be written (File too large); what is finished is kept" in message and "\n" not in message
+    assert (
+        "cannot be written (File too large); what is finished is kept" in message
+        and "\n" not in message
+    )
     assert len(make(recipe)) == 600
 
 
@@ -447,7 +512,9 @@ def test_no_row_left_says_why_and_where(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "y"}] * 3)
     with pytest.raises(UserError) as caught:
         make(recipe_of(tmp_path, path))
-    assert "no row is left with data.format=prompt_cot_answer (missing_column_prompt 3)" in str(caught.value)
+    assert "no row is left with data.format=prompt_cot_answer (missing_column_prompt 3)" in str(
+        caught.value
+    )
     assert "a.jsonl:1: missing_column_prompt columns here: question, answer" in str(caught.value)
 
 

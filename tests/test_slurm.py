@@ -25,10 +25,14 @@ def cluster(tmp_path_factory):
 
 @pytest.mark.slurm
 def test_a_task_without_the_round_before_fails_in_one_line_and_leaves_nothing(cluster, tmp_path):
-    task = cluster.wait(cluster.sbatch("--array=2", *TWO_NODES, ROUND, *overrides_of(tmp_path)), 60)["2"]
+    task = cluster.wait(
+        cluster.sbatch("--array=2", *TWO_NODES, ROUND, *overrides_of(tmp_path)), 60
+    )["2"]
     assert (task["JobState"], task["ExitCode"]) == ("FAILED", "2:0")
     log = cluster.job_log(task)
-    assert log.count("\n") == 1 and "shards is missing" in log and "launch/round.py --round 0" in log
+    assert (
+        log.count("\n") == 1 and "shards is missing" in log and "launch/round.py --round 0" in log
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -40,7 +44,9 @@ def test_a_round_that_fails_cancels_the_rounds_after_it(cluster, tmp_path):
 
 
 @pytest.mark.slurm
-def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_model(cluster, small_run, tmp_path, monkeypatch):
+def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_model(
+    cluster, small_run, tmp_path, monkeypatch
+):
     """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a vLLM engine on each node. `env`
     stands for the site's container: it too starts a command as its own process."""
     monkeypatch.setitem(cluster.environ, "ABSCOT_CONTAINER", "env INSIDE=image")
@@ -74,7 +80,15 @@ def test_a_job_that_is_never_done_gives_up_after_its_last_restart(cluster, tmp_p
 
 
 def test_a_shard_takes_its_own_gpus_of_the_node():
-    command = ["bash", str(ROOT / "slurm/shard.sh"), "2", "bash", "-c", 'echo "$CUDA_VISIBLE_DEVICES" "$@"', "-"]
+    command = [
+        "bash",
+        str(ROOT / "slurm/shard.sh"),
+        "2",
+        "bash",
+        "-c",
+        'echo "$CUDA_VISIBLE_DEVICES" "$@"',
+        "-",
+    ]
     ranks = {"SLURM_LOCALID": "1", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}
     environ = {**os.environ, **ranks, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
@@ -84,21 +98,46 @@ def test_a_shard_takes_its_own_gpus_of_the_node():
 def test_the_submission_of_eight_nodes_is_printed_whole():
     recipe = "launch/recipes/qwen3-4b-full-600k.yaml"
     flags = ["--nodes", "8", "--gpus-per-node", "8", "--set", "name=big", "--dry-run"]
-    done = subprocess.run(["bash", "slurm/submit.sh", recipe, *flags], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "slurm/submit.sh", recipe, *flags], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     jobs = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
-    assert [job.partition(":")[0] for job in jobs] == ["prepare", "round 1", "round 2", "round 3", "eval", "report"]
+    assert [job.partition(":")[0] for job in jobs] == [
+        "prepare",
+        "round 1",
+        "round 2",
+        "round 3",
+        "eval",
+        "report",
+    ]
     for before, job in zip(jobs, jobs[1:], strict=False):
-        assert f"--dependency=afterok:<{before.partition(':')[0]}>" in job and "--set name=big" in job
+        assert (
+            f"--dependency=afterok:<{before.partition(':')[0]}>" in job and "--set name=big" in job
+        )
     assert "run  mpiexec --bind-to none -n 64 python" in done.stdout
     for number in (1, 2, 3):
-        assert f"--array={number} --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 slurm/round.sbatch" in jobs[number]
-    runs = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("    " * 2 + "run  ")]
+        assert (
+            f"--array={number} --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 slurm/round.sbatch"
+            in jobs[number]
+        )
+    runs = [
+        line.split()[1:]
+        for line in done.stdout.splitlines()
+        if line.startswith("    " * 2 + "run  ")
+    ]
     tasks = [words[1] for words in runs if words[0] == "srun"]
     assert tasks == ["--ntasks=64"] * 12  # two trace sets and two trainings a round
-    assert "--array=0-7 --gpus-per-node=1 slurm/eval.sbatch" in jobs[4] and done.stdout.count("    cell ") == 8
+    assert (
+        "--array=0-7 --gpus-per-node=1 slurm/eval.sbatch" in jobs[4]
+        and done.stdout.count("    cell ") == 8
+    )
     assert "    cell 7  final gsm8k seed 0\n" in done.stdout
-    walltimes = [line.split("for  ")[1] for line in done.stdout.splitlines() if line.startswith("        for  ")]
+    walltimes = [
+        line.split("for  ")[1]
+        for line in done.stdout.splitlines()
+        if line.startswith("        for  ")
+    ]
     assert len(walltimes) == 12 and walltimes[0] == "minutes: random traces"
     assert all("on 64 x H100 80 GB at MFU 0.40" in line for line in walltimes[1:])
     assert sum("a checkpoint every 30 minutes" in line for line in walltimes) == 6
@@ -106,5 +145,7 @@ def test_the_submission_of_eight_nodes_is_printed_whole():
 
 
 def test_submit_refuses_what_it_does_not_know():
-    done = subprocess.run(["bash", "slurm/submit.sh", "--nodse", "8"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "slurm/submit.sh", "--nodse", "8"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--nodse" in done.stderr

@@ -20,8 +20,14 @@ def test_the_interval_of_a_mean_is_the_textbooks():
 
 
 def test_all_wrong_and_all_right_are_not_certain():
-    none, every = statistics.bootstrap_accuracy([0.0] * 100), statistics.bootstrap_accuracy([1.0] * 100)
-    assert (none.low, none.high) == (0, pytest.approx(0.0362, abs=1e-4))  # Clopper-Pearson, 0 of 100
+    none, every = (
+        statistics.bootstrap_accuracy([0.0] * 100),
+        statistics.bootstrap_accuracy([1.0] * 100),
+    )
+    assert (none.low, none.high) == (
+        0,
+        pytest.approx(0.0362, abs=1e-4),
+    )  # Clopper-Pearson, 0 of 100
     assert (every.low, every.high) == (pytest.approx(1 - 0.0362, abs=1e-4), 1)
 
 
@@ -43,7 +49,11 @@ def test_problems_are_resampled_not_samples():
     ]
     cell = statistics.summarise(rows, mode="abstract", model="final", benchmark="b", round=1)
     alone = statistics.summarise(
-        [r for r in rows if r["sample"] == 0], mode="abstract", model="final", benchmark="b", round=1
+        [r for r in rows if r["sample"] == 0],
+        mode="abstract",
+        model="final",
+        benchmark="b",
+        round=1,
     )
     assert cell.accuracy == alone.accuracy and cell.problems == 60 and cell.samples == 8
 
@@ -56,7 +66,10 @@ def test_pairing_removes_the_difficulty_of_the_problems():
     difference, shared = statistics.paired_difference(b, a)
     assert shared == 400 and difference.value == pytest.approx(0.05)
     assert difference.low > 0.02  # unpaired, the interval would reach far below 0
-    assert statistics.bootstrap_mean(list(b.values())).low < statistics.bootstrap_mean(list(a.values())).high
+    assert (
+        statistics.bootstrap_mean(list(b.values())).low
+        < statistics.bootstrap_mean(list(a.values())).high
+    )
 
 
 def test_pass_at_k_is_the_unbiased_estimate():

@@ -91,9 +91,19 @@ def test_a_finished_phase_shows_its_last_loss(run):
 
 def test_a_failure_is_told_in_one_line_with_its_log(run):
     finish(run, "world")
-    note(run, "extend", "failed", started_s=5, ended=True, error="RuntimeError: no space left on device")
+    note(
+        run,
+        "extend",
+        "failed",
+        started_s=5,
+        ended=True,
+        error="RuntimeError: no space left on device",
+    )
     line = next(line for line in status.screen(run.root).splitlines() if line.startswith("failed"))
-    assert "extend: RuntimeError: no space left on device" in line and str(run.logs / "extend.log") in line
+    assert (
+        "extend: RuntimeError: no space left on device" in line
+        and str(run.logs / "extend.log") in line
+    )
 
 
 def test_a_killed_stage_is_not_called_running(run):
@@ -130,7 +140,11 @@ def test_no_run_is_a_users_mistake(tmp_path):
         status.screen(tmp_path)
     command = [sys.executable, str(ROOT / "launch" / "status.py"), str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert (
+        ended.returncode == 2
+        and ended.stderr.startswith("error: ")
+        and ended.stderr.count("\n") == 1
+    )
 
 
 def test_the_script_runs_from_anywhere(run):

@@ -41,7 +41,13 @@ def with_traces(recipe, **changes):
 def random_lengths(recipe, run, vocab, samples=300):
     store = traces.ShardStore(run.shards)
     source = RandomTraces(store, vocab, recipe.traces, recipe.seed)
-    made = source.traces([Item(row, f"{row}/{i}", 0) for row in range(len(store)) for i in range(samples // len(store) + 1)])
+    made = source.traces(
+        [
+            Item(row, f"{row}/{i}", 0)
+            for row in range(len(store))
+            for i in range(samples // len(store) + 1)
+        ]
+    )
     return store, made
 
 
@@ -60,7 +66,9 @@ def test_random_traces_have_up_to_half_the_tokens_of_each_step(tiny):
 def test_random_traces_keep_the_limits(tiny):
     recipe, run, vocab = tiny
     for kind, m_min, m_max in (("steps", 6, 8), ("uniform", 6, 8), ("uniform", 3, 3)):
-        _, made = random_lengths(with_traces(recipe, random=kind, m_min=m_min, m_max=m_max), run, vocab)
+        _, made = random_lengths(
+            with_traces(recipe, random=kind, m_min=m_min, m_max=m_max), run, vocab
+        )
         assert {len(t) for t in made} == set(range(m_min, m_max + 1))
 
 
@@ -95,7 +103,9 @@ def in_process(job, shard, of) -> int:
     if pid := os.fork():
         return pid
     draw, stream = RandomTraces.traces, KeyedEngine.stream
-    RandomTraces.traces = lambda self, items: time.sleep(0.05) or draw(self, items)  # or it is done before any kill
+    RandomTraces.traces = lambda self, items: (
+        time.sleep(0.05) or draw(self, items)
+    )  # or it is done before any kill
     KeyedEngine.stream = lambda self, requests: time.sleep(0.05) or stream(self, requests)
     try:
         generate(job, shard, of, KeyedEngine())
@@ -108,7 +118,9 @@ def in_process(job, shard, of) -> int:
 def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, of, phase):
     """Phase A of round 1 draws random traces; phase B asks an engine, and is killed with requests in it too."""
     recipe, run, _ = tiny
-    recipe = dataclasses.replace(recipe, inference=dataclasses.replace(recipe.inference, chunk_rows=1 if phase == "A" else 3))
+    recipe = dataclasses.replace(
+        recipe, inference=dataclasses.replace(recipe.inference, chunk_rows=1 if phase == "A" else 3)
+    )
     if phase == "B" and not (export := run.export("pi1_phaseA", 1, recipe.rounds)).exists():
         shutil.copytree(run.base, export)
     job = open_job(recipe, run, 1, phase)
@@ -121,7 +133,10 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
         shards = [in_process(job, shard, of) for shard in range(of)]
         before = len(list(job.parts.glob("chunk_*.arrow")))
         deadline = time.monotonic() + 20
-        while len(list(job.parts.glob("chunk_*.arrow"))) < before + moments.randrange(4) and time.monotonic() < deadline:
+        while (
+            len(list(job.parts.glob("chunk_*.arrow"))) < before + moments.randrange(4)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.001)
         for pid in shards:
             os.kill(pid, signal.SIGKILL)
@@ -138,7 +153,16 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
 def test_the_command_publishes_and_then_says_so(tiny):
     recipe, run, _ = tiny
     run.config.write_text(dump(recipe))
-    command = [sys.executable, str(ROOT / "launch" / "traces.py"), "--recipe", str(run.config), "--round", "1", "--phase", "A"]
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "traces.py"),
+        "--recipe",
+        str(run.config),
+        "--round",
+        "1",
+        "--phase",
+        "A",
+    ]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0 and paths.is_done(run.traces("pi1_phaseA")), first.stderr
     again = subprocess.run(command, capture_output=True, text=True)
@@ -184,9 +208,15 @@ def test_a_collapse_stops_the_round_where_the_recipe_says_so(tiny, capsys):
 
 def corrupt(change):
     """Rows, ids and traces of a good set, changed."""
-    table = {"row": [0, 1, 2], "id": ["row/0", "row/1", "row/2"], "trace": [[260, 261], [262], [263]]}
+    table = {
+        "row": [0, 1, 2],
+        "id": ["row/0", "row/1", "row/2"],
+        "trace": [[260, 261], [262], [263]],
+    }
     change(table)
-    return traces.pa.table(table, schema=traces.pa.schema([f for f in traces.SCHEMA if f.name != "sample"]))
+    return traces.pa.table(
+        table, schema=traces.pa.schema([f for f in traces.SCHEMA if f.name != "sample"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +256,9 @@ def test_a_set_of_another_round_phase_or_store_is_refused(tiny):
 def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
     recipe, run, _ = tiny
     shutil.rmtree(run.export("pi1_phaseA", 1, recipe.rounds), ignore_errors=True)
-    with pytest.raises(UserError, match=r"checkpoints/pi1_phaseA/export: .* launch/round.py .*--round 1"):
+    with pytest.raises(
+        UserError, match=r"checkpoints/pi1_phaseA/export: .* launch/round.py .*--round 1"
+    ):
         open_job(recipe, run, 1, "B")
     with pytest.raises(UserError, match=r"tiny/round1: .* launch/round.py .*--round 1"):
         open_job(recipe, run, 2, "A")

@@ -50,9 +50,14 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
     first = Plan.load(plan_file(run, TAG))[0].step(0)
     assert [len(first.micro_steps(world)) for world in (1, 2, 4)] == [4, 2, 1]
     rates = [engine.lr_at(k, 10, two_ranks.train.lr, two_ranks.train) for k in range(10)]
-    assert [step["lr"] for step in steps_of(run)] == rates == [step["lr"] for step in steps_of(whole)]
+    assert (
+        [step["lr"] for step in steps_of(run)] == rates == [step["lr"] for step in steps_of(whole)]
+    )
     for a, b in zip(steps_of(whole), steps_of(run), strict=True):
-        assert (a["rows_digest"], a["supervised_tokens"]) == (b["rows_digest"], b["supervised_tokens"])
+        assert (a["rows_digest"], a["supervised_tokens"]) == (
+            b["rows_digest"],
+            b["supervised_tokens"],
+        )
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
 
@@ -62,8 +67,16 @@ def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):
     reference = trained(tmp_path / "whole", epochs=4)
     result = chaos(tmp_path / "killed", ["asked", "save", "step", "export"], 0, reference)
     assert result == {
-        "kills": 4, "asked_for": 4, "steps": 20, "trained": 160, "lost": 0, "duplicated": 0, "bit_identical": True,
-        "audit": "every row exactly once an epoch", "curve": True, "left_over": [],
+        "kills": 4,
+        "asked_for": 4,
+        "steps": 20,
+        "trained": 160,
+        "lost": 0,
+        "duplicated": 0,
+        "bit_identical": True,
+        "audit": "every row exactly once an epoch",
+        "curve": True,
+        "left_over": [],
     }
 
 
@@ -71,16 +84,30 @@ def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):
 def test_lora_exports_a_merged_tied_model_and_an_adapter(tmp_path, embeddings):
     import peft
 
-    recipe, run = make(tmp_path / "run", dtype="fp32", lora=LoraConfig(r=4, alpha=8, embeddings=embeddings))
+    recipe, run = make(
+        tmp_path / "run", dtype="fp32", lora=LoraConfig(r=4, alpha=8, embeddings=embeddings)
+    )
     code, output = finish(start(recipe, run))
     assert code == 0, output
     base = load_file(run.base / "model.safetensors")
-    merged = transformers.AutoModelForCausalLM.from_pretrained(run.checkpoints("pi1_phaseA") / "export")
-    assert merged.config.tie_word_embeddings and merged.lm_head.weight is merged.model.embed_tokens.weight
-    changed = (merged.model.embed_tokens.weight.detach() != base["model.embed_tokens.weight"]).any(1).nonzero().flatten()
+    merged = transformers.AutoModelForCausalLM.from_pretrained(
+        run.checkpoints("pi1_phaseA") / "export"
+    )
+    assert (
+        merged.config.tie_word_embeddings
+        and merged.lm_head.weight is merged.model.embed_tokens.weight
+    )
+    changed = (
+        (merged.model.embed_tokens.weight.detach() != base["model.embed_tokens.weight"])
+        .any(1)
+        .nonzero()
+        .flatten()
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(run.base)
     first = tokenizer.convert_tokens_to_ids("<TOKEN_A>")
-    assert len(changed) and (embeddings == "full" or set(changed.tolist()) <= set(range(first, first + 66)))
+    assert len(changed) and (
+        embeddings == "full" or set(changed.tolist()) <= set(range(first, first + 66))
+    )
     adapted = peft.PeftModel.from_pretrained(
         transformers.AutoModelForCausalLM.from_pretrained(run.base), run.adapter("pi1_phaseA")
     )
@@ -95,20 +122,30 @@ def test_lora_exports_a_merged_tied_model_and_an_adapter(tmp_path, embeddings):
 def test_a_nan_in_one_ranks_batch_ends_all_ranks_and_costs_no_checkpoint(tmp_path):
     """The one token that stands in row 3 alone has a vector of NaN, in an untied table: no other row sees it."""
     recipe, run = make(
-        tmp_path / "run", dtype="fp32", checkpoint_every_steps=1,
+        tmp_path / "run",
+        dtype="fp32",
+        checkpoint_every_steps=1,
         data={"question": lambda i: "question ~" if i == 3 else f"question {i}"},
-    )  # fmt: skip
+    )
     store, config = run.base / "model.safetensors", run.base / "config.json"
     tensors = load_file(store)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     alone = transformers.AutoTokenizer.from_pretrained(run.base).convert_tokens_to_ids("~")
     tensors["model.embed_tokens.weight"][alone] = float("nan")
     save_file(tensors, store, metadata={"format": "pt"})
-    config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
+    config.write_text(
+        config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
+    )
     code, output = finish(start(recipe, run))
-    step, rows = re.search(r"step (\d+): loss is nan; checkpoints up to the step before are intact; rows: (.+)", output).groups()
+    step, rows = re.search(
+        r"step (\d+): loss is nan; checkpoints up to the step before are intact; rows: (.+)", output
+    ).groups()
     assert code != 0 and not ranks_of(run)
-    assert int(step) > 0 and "row/3" in rows.split(", ") and len(rows.split(", ")) < recipe.train.global_batch_examples
+    assert (
+        int(step) > 0
+        and "row/3" in rows.split(", ")
+        and len(rows.split(", ")) < recipe.train.global_batch_examples
+    )
     assert saved_step(run) == int(step) == len(steps_of(run))
     paths.verify(run.checkpoints(TAG) / f"step_{int(step):07}")
 
@@ -119,7 +156,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     from abscot.config import UserError
 
     for step in (3, 6):
-        with paths.publish(tmp_path / f"step_{step:07}", dataclasses.asdict(TrainState(step, 0, 9, "plan", 2))) as temp:
+        with paths.publish(
+            tmp_path / f"step_{step:07}", dataclasses.asdict(TrainState(step, 0, 9, "plan", 2))
+        ) as temp:
             (temp / "zero").write_bytes(b"state")
     assert checkpoint.newest(tmp_path, "plan").name == "step_0000006"
     with pytest.raises(UserError, match="other data or batch settings"):
@@ -130,5 +169,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
 
 
 def test_the_losses_of_all_phases_are_the_stored_ones():
-    done = subprocess.run([sys.executable, ROOT / "tests" / "golden_losses.py"], capture_output=True, text=True)
-    assert done.returncode == 0 and "all losses of A, B, sft_cot, sft_no_cot, pause" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "golden_losses.py"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 0 and "all losses of A, B, sft_cot, sft_no_cot, pause" in done.stdout
+    ), done.stdout + done.stderr

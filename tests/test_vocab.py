@@ -12,20 +12,33 @@ from abscot.config import ModelConfig, UserError
 
 def tokenizer_of(size):
     letters = {chr(0x4E00 + i): i for i in range(size)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, [])), eos_token="<|im_end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(letters, [])), eos_token="<|im_end|>"
+    )
 
 
 def model_of(rows, tied):
     config = Qwen3Config(
-        vocab_size=rows, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, tie_word_embeddings=tied,
+        vocab_size=rows,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=tied,
     )
     return Qwen3ForCausalLM(config).bfloat16()
 
 
 def test_the_64_names_of_the_paper():
     names = vocab.codebook_tokens(64)
-    assert (names[0], names[25], names[26], names[63]) == ("<TOKEN_A>", "<TOKEN_Z>", "<TOKEN_AA>", "<TOKEN_BL>")
+    assert (names[0], names[25], names[26], names[63]) == (
+        "<TOKEN_A>",
+        "<TOKEN_Z>",
+        "<TOKEN_AA>",
+        "<TOKEN_BL>",
+    )
     assert len(set(names)) == 64
 
 

@@ -11,7 +11,13 @@ from abscot.config import UserError, WorldConfig
 from abscot.vocab import AbstractVocab, extend_tokenizer
 
 SMALL = WorldConfig(
-    rows=200, heldout=50, hidden_size=64, num_layers=1, base_steps=3, base_thinking_rows=4, base_direct_rows=4
+    rows=200,
+    heldout=50,
+    hidden_size=64,
+    num_layers=1,
+    base_steps=3,
+    base_thinking_rows=4,
+    base_direct_rows=4,
 )
 PROBLEM = re.compile(r"(\w+) has (\d+) (\w+)\. \1 (.+)\. How many \3 are left\?")
 LINE = re.compile(r"\w+ has (\d+) \w+ and ([a-z ]+) (\d+), so (\d+)([+-])(\d+)=(\d+)\.")
@@ -40,7 +46,9 @@ def told(problem: str) -> tuple[int, tuple[int, ...]]:
     """(start, changes) read from the words of a problem, by a reader that shares nothing with the writer."""
     match = PROBLEM.fullmatch(problem)
     steps = re.findall(r"([a-z]+(?: away)?) (\d+)", match[4].replace(" and ", ", "))
-    return int(match[2]), tuple(int(n) if verb in world.VERBS[True] else -int(n) for verb, n in steps)
+    return int(match[2]), tuple(
+        int(n) if verb in world.VERBS[True] else -int(n) for verb, n in steps
+    )
 
 
 def test_every_row_is_worked_correctly(rows_and_heldout):
@@ -105,7 +113,9 @@ def test_template_is_qwen3s(tokenizer):
         )
         for thinking in (True, False)
     }
-    open_turn = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    open_turn = (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert asked == {True: open_turn, False: open_turn + "<think>\n\n</think>\n\n"}
     assert tokenizer.eos_token == "<|im_end|>"
 
@@ -150,7 +160,9 @@ def test_base_learns_replies_in_both_modes():
 
     def losses() -> list[float]:
         with torch.no_grad():
-            sums = [world._reply_loss(model, documents[thinking][:32]) for thinking in (True, False)]
+            sums = [
+                world._reply_loss(model, documents[thinking][:32]) for thinking in (True, False)
+            ]
         return [float(total) / count for total, count in sums]
 
     before = losses()
@@ -164,9 +176,14 @@ def test_documents_end_the_turn_and_show_the_cot_only_when_thinking(rows_and_hel
     documents = world.documents(rows, tokenizer, "Be brief.")
     for thinking, made in documents.items():
         for row, (ids, prompt_tokens) in zip(rows, made, strict=True):
-            prompt, reply = tokenizer.decode(ids[:prompt_tokens]), tokenizer.decode(ids[prompt_tokens:])
+            prompt, reply = (
+                tokenizer.decode(ids[:prompt_tokens]),
+                tokenizer.decode(ids[prompt_tokens:]),
+            )
             content = row["messages"][1]["content"]
-            assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt and reply.endswith("<|im_end|>")
+            assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt and reply.endswith(
+                "<|im_end|>"
+            )
             expected = content if thinking else content.partition("</think>\n\n")[2]
             assert reply == expected + "<|im_end|>"
             assert prompt.endswith("</think>\n\n") != thinking
@@ -184,4 +201,7 @@ def test_an_interrupted_world_leaves_nothing(tmp_path, monkeypatch):
     world.write(tmp_path / "world", SMALL, 0, None)
     assert paths.is_done(tmp_path / "world")
     assert len((tmp_path / "world" / "rows.jsonl").read_text().splitlines()) == SMALL.rows
-    assert json.loads((tmp_path / "world" / "heldout.jsonl").read_text().splitlines()[0])["id"] == "heldout-0"
+    assert (
+        json.loads((tmp_path / "world" / "heldout.jsonl").read_text().splitlines()[0])["id"]
+        == "heldout-0"
+    )

@@ -32,7 +32,11 @@ TEMPLATE = (
 def tiny_recipe(root: Path, rows: int = 40) -> Recipe:
     """A recipe whose run directory is root/tiny and whose benchmark is a file of five sums."""
     problems = root / "sums.jsonl"
-    problems.write_text("".join(json.dumps({"id": i, "problem": f"{i}+1=?", "answer": i + 1}) + "\n" for i in range(5)))
+    problems.write_text(
+        "".join(
+            json.dumps({"id": i, "problem": f"{i}+1=?", "answer": i + 1}) + "\n" for i in range(5)
+        )
+    )
     return Recipe(
         name="tiny",
         run_root=str(root),
@@ -40,8 +44,19 @@ def tiny_recipe(root: Path, rows: int = 40) -> Recipe:
         model=ModelConfig(base=str(root)),
         data=DataConfig(source=str(problems), rows=rows, system_prompt="Think."),
         traces=TraceConfig(m_min=2, m_max=12, probe_prompts=6, probe_samples=2),
-        inference=InferenceConfig(dtype="fp32", max_model_len_tokens=256, max_num_seqs=16, cpu_kv_cache_gib=1, chunk_rows=8),
-        eval=EvalConfig(benchmarks=["world"], files={"world": str(problems)}, max_reasoning_tokens=16, max_answer_tokens=8),
+        inference=InferenceConfig(
+            dtype="fp32",
+            max_model_len_tokens=256,
+            max_num_seqs=16,
+            cpu_kv_cache_gib=1,
+            chunk_rows=8,
+        ),
+        eval=EvalConfig(
+            benchmarks=["world"],
+            files={"world": str(problems)},
+            max_reasoning_tokens=16,
+            max_answer_tokens=8,
+        ),
     )
 
 
@@ -55,14 +70,19 @@ def tiny_tokenizer():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=list(CONTROL)
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(CONTROL),
     )
     tokenizer.chat_template = TEMPLATE
     extend_tokenizer(tokenizer)
     return tokenizer
 
 
-def make_tiny_run(root: Path, rows: int = 40, question="question {}".format) -> tuple[Recipe, Run, AbstractVocab]:
+def make_tiny_run(
+    root: Path, rows: int = 40, question="question {}".format
+) -> tuple[Recipe, Run, AbstractVocab]:
     """base/ (random weights, doubling as every other model's source) and shards/ of a tiny run; question: row -> prompt."""
     recipe = tiny_recipe(root, rows)
     run, tokenizer = Run.of(recipe), tiny_tokenizer()
@@ -80,19 +100,31 @@ def make_model(directory: Path, tokenizer, seed: int) -> None:
 
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=384, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
     with paths.publish(directory) as temp:
         Qwen3ForCausalLM(config).save_pretrained(temp)
         tokenizer.save_pretrained(temp)
 
 
-def write_shards(directory: Path, chat: ChatTokenizer, rows: int, question="question {}".format) -> None:
+def write_shards(
+    directory: Path, chat: ChatTokenizer, rows: int, question="question {}".format
+) -> None:
     writer = shards.ShardWriter(directory / "shard_00000.arrow")
     for i in range(rows):
         draw = rng("tiny", i)
-        cot = "\n".join(f"{a} + {b} = {a + b}" for a, b in draw.integers(1, 99, (draw.integers(1, 6), 2)))
+        cot = "\n".join(
+            f"{a} + {b} = {a + b}" for a, b in draw.integers(1, 99, (draw.integers(1, 6), 2))
+        )
         prompt = chat.prompts([[{"role": "user", "content": question(i)}]])[0]
         (tokens, steps), answer = chat.cots([cot])[0], chat.answers([f"\\boxed{{{i}}}"])[0]
         writer.add(shards.Row(f"row/{i}", prompt, tokens, steps, answer, "tiny"))
@@ -100,7 +132,9 @@ def write_shards(directory: Path, chat: ChatTokenizer, rows: int, question="ques
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
-def random_flat(draw: np.random.Generator, count: int, m_min: int, m_max: int, codebook) -> tuple[np.ndarray, np.ndarray]:
+def random_flat(
+    draw: np.random.Generator, count: int, m_min: int, m_max: int, codebook
+) -> tuple[np.ndarray, np.ndarray]:
     """(values, offsets) of healthy traces."""
     offsets = np.cumsum([0, *draw.integers(m_min, m_max + 1, count)])
     return draw.choice(np.asarray(codebook, np.int32), offsets[-1]), offsets
@@ -116,7 +150,9 @@ class KeyedEngine:
 
     def stream(self, requests):
         assert self.forgotten
-        for index in np.random.default_rng().permutation(len(requests)):  # requests finish in any order
+        for index in np.random.default_rng().permutation(
+            len(requests)
+        ):  # requests finish in any order
             time.sleep(0.002)
             prompt, sampling = list(requests[index].prompt), requests[index].sampling
             draw = rng("keyed", sampling.seed, prompt)

@@ -22,30 +22,51 @@ from abscot.rounds import train_stage
 TAG = "pi1_phaseA"
 
 
-def make(root: Path, ranks: int = 2, dtype: str = "bf16", lora: LoraConfig | None = None, data: dict | None = None, **train):
+def make(
+    root: Path,
+    ranks: int = 2,
+    dtype: str = "bf16",
+    lora: LoraConfig | None = None,
+    data: dict | None = None,
+    **train,
+):
     """(recipe, run) with phase A's random traces; five steps an epoch. data: make_tiny_run's keywords."""
     root.mkdir(parents=True)
     recipe, run, _ = make_tiny_run(root, **(data or {}))
     if dtype == "bf16":
         store = run.base / "model.safetensors"
-        save_file({k: v.bfloat16() for k, v in load_file(store).items()}, store, metadata={"format": "pt"})
+        save_file(
+            {k: v.bfloat16() for k, v in load_file(store).items()}, store, metadata={"format": "pt"}
+        )
         paths.seal(run.base)
     settings = {
-        "deepspeed": "ds_configs/cpu.json", "num_gpus": ranks, "capacity_tokens": 256, "global_batch_examples": 8,
-        "lr": 3e-3, "checkpoint_every_minutes": None, **train,
+        "deepspeed": "ds_configs/cpu.json",
+        "num_gpus": ranks,
+        "capacity_tokens": 256,
+        "global_batch_examples": 8,
+        "lr": 3e-3,
+        "checkpoint_every_minutes": None,
+        **train,
     }
     recipe = dataclasses.replace(
-        recipe, lora=lora, model=dataclasses.replace(recipe.model, dtype=dtype),
-        train=dataclasses.replace(recipe.train, **settings), data=dataclasses.replace(recipe.data, decontaminate=False),
+        recipe,
+        lora=lora,
+        model=dataclasses.replace(recipe.model, dtype=dtype),
+        train=dataclasses.replace(recipe.train, **settings),
+        data=dataclasses.replace(recipe.data, decontaminate=False),
     )
     run.config.write_text(dump(recipe))
-    done = subprocess.run([sys.executable, "launch/traces.py", "--recipe", run.config, "--round", "1", "--phase", "A"])
+    done = subprocess.run(
+        [sys.executable, "launch/traces.py", "--recipe", run.config, "--round", "1", "--phase", "A"]
+    )
     assert done.returncode == 0
     return recipe, run
 
 
 def on_ranks(recipe, ranks: int, **train):
-    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, num_gpus=ranks, **train))
+    return dataclasses.replace(
+        recipe, train=dataclasses.replace(recipe.train, num_gpus=ranks, **train)
+    )
 
 
 def start(recipe, run: Run) -> subprocess.Popen:
@@ -55,7 +76,9 @@ def start(recipe, run: Run) -> subprocess.Popen:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = train_stage(recipe, run, PHASES["A"], 1).command(run.config, port)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finish(process) -> tuple[int, str]:
@@ -81,7 +104,13 @@ def weights(run: Run) -> dict:
 
 def saved_step(run: Run) -> int:
     """Step of the newest finished checkpoint, 0 without one."""
-    return max((int(path.parent.name.removeprefix("step_")) for path in run.checkpoints(TAG).glob("step_*/DONE")), default=0)
+    return max(
+        (
+            int(path.parent.name.removeprefix("step_"))
+            for path in run.checkpoints(TAG).glob("step_*/DONE")
+        ),
+        default=0,
+    )
 
 
 def wait_for(condition, seconds: float = 200) -> None:
@@ -120,5 +149,7 @@ def reload_gap(run: Run) -> float:
     tokens = torch.tensor(probe["tokens"])
     with torch.no_grad():
         logits = lm(tokens[None]).logits[0]
-    found = torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")[-len(probe["surprisals"]) :]
+    found = torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")[
+        -len(probe["surprisals"]) :
+    ]
     return float((found - torch.tensor(probe["surprisals"])).abs().max())

@@ -43,8 +43,12 @@ def handover(engine, run) -> list[str | None]:
 
     tokens, said = [7 * i % 250 for i in range(40)], []
     with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.float32)(torch.tensor([tokens])).logits[0]
-    right = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]), reduction="none")[-16:]
+        logits = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.float32)(
+            torch.tensor([tokens])
+        ).logits[0]
+    right = torch.nn.functional.cross_entropy(
+        logits[:-1], torch.tensor(tokens[1:]), reduction="none"
+    )[-16:]
     for wrong in (0.0, 0.3):
         paths.seal(run.base, {"probe": {"tokens": tokens, "surprisals": (right + wrong).tolist()}})
         try:
@@ -72,14 +76,26 @@ def count_scheduled_tokens(engine) -> list[int]:
 def two_stages(engine, recipe, run, computed) -> dict:
     """Traces and answers: in one session, after an edited trace, as separate requests, and all of it again."""
     vocab = AbstractVocab.of(tiny_run.tiny_tokenizer())
-    prompts = [[*((i * 7 + j * 3) % 250 for j in range(60 + i % 9)), vocab.begin_id] for i in range(PROMPTS)]
+    prompts = [
+        [*((i * 7 + j * 3) % 250 for j in range(60 + i % 9)), vocab.begin_id]
+        for i in range(PROMPTS)
+    ]
     free = Sampling(max_tokens=8, stop_ids=(3,))
 
     def request(i, edit=lambda trace: trace):
         def answer(completion):
-            return Request([*prompts[i], *edit(inference.codebook_tokens_of(completion, vocab, recipe.traces)), vocab.end_id], free)
+            return Request(
+                [
+                    *prompts[i],
+                    *edit(inference.codebook_tokens_of(completion, vocab, recipe.traces)),
+                    vocab.end_id,
+                ],
+                free,
+            )
 
-        return dataclasses.replace(trace_request(prompts[i], vocab, recipe.traces, keyed_seed("t", i)), then=answer)
+        return dataclasses.replace(
+            trace_request(prompts[i], vocab, recipe.traces, keyed_seed("t", i)), then=answer
+        )
 
     def run_all(requests) -> dict:
         engine.forget()
@@ -89,7 +105,10 @@ def two_stages(engine, recipe, run, computed) -> dict:
         return {"stages": stages, "scheduled_tokens": computed[0] - before}
 
     first = run_all([request(i) for i in range(PROMPTS)])
-    alone = [Request([*p, *strip(s[0]["tokens"], vocab), vocab.end_id], free) for p, s in zip(prompts, first["stages"], strict=True)]
+    alone = [
+        Request([*p, *strip(s[0]["tokens"], vocab), vocab.end_id], free)
+        for p, s in zip(prompts, first["stages"], strict=True)
+    ]
     return {
         "session": first,
         "again": run_all([request(i) for i in range(PROMPTS)]),
@@ -124,7 +143,11 @@ def trace_sets(engine, recipe, run) -> dict:
         job = traces.open_job(recipe, run, 1, "B")
         published = [traces.generate(job, shard, of, engine) for shard in reversed(range(of))]
         loaded = traces.TraceSet.load(job.final, job.store, 1, "B")
-        sets[of] = {"published": published, "traces": [loaded.trace(i).tolist() for i in range(len(loaded))], "stats": loaded.stats}
+        sets[of] = {
+            "published": published,
+            "traces": [loaded.trace(i).tolist() for i in range(len(loaded))],
+            "stats": loaded.stats,
+        }
         shutil.rmtree(job.final)
     engine.window_tokens, window = 64, engine.window_tokens
     job = traces.open_job(recipe, run, 2, "A")
@@ -139,7 +162,9 @@ def answers(engine, recipe, run) -> dict:
     every = [name for name, mode in modes.MODES.items() if not mode.cot]
     jobs = evaluate.jobs_of(recipe, run, "round1", every, None)
     evaluate.evaluate(jobs, engine)
-    rows = {job.mode: [json.loads(line) for line in job.result.read_text().splitlines()] for job in jobs}
+    rows = {
+        job.mode: [json.loads(line) for line in job.result.read_text().splitlines()] for job in jobs
+    }
     metas = {job.mode: json.loads(job.meta.read_text()) for job in jobs}
 
     job = jobs[every.index("abstract")]
@@ -153,7 +178,12 @@ def answers(engine, recipe, run) -> dict:
     job.meta.unlink()
     evaluate.evaluate([job], engine)
     resumed = [json.loads(line) for line in job.result.read_text().splitlines()]
-    return {"rows": rows, "metas": metas, "resumed": resumed, "left_over": [p.name for p in run.results.glob(".*")]}
+    return {
+        "rows": rows,
+        "metas": metas,
+        "resumed": resumed,
+        "left_over": [p.name for p in run.results.glob(".*")],
+    }
 
 
 if __name__ == "__main__":

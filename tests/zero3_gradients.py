@@ -13,15 +13,27 @@ from abscot.bench_tools import synthetic_bin
 from abscot.model import SupervisedLM
 
 VOCAB = 1000
-PARTS = [[(3, 5, 2, 4), (4, 0, 3, 2)], [(4, 6, 0, 0)], [(1, 0, 0, 1), (0, 2, 9, 30)], [(5, 5, 5, 5)]]
+PARTS = [
+    [(3, 5, 2, 4), (4, 0, 3, 2)],
+    [(4, 6, 0, 0)],
+    [(1, 0, 0, 1), (0, 2, 9, 30)],
+    [(5, 5, 5, 5)],
+]
 BACKEND = "abscot_segments"
 
 
 def tiny() -> SupervisedLM:
     torch.manual_seed(0)
     config = transformers.Qwen3Config(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, attn_implementation=BACKEND,
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=True,
+        attn_implementation=BACKEND,
     )
     lm = transformers.Qwen3ForCausalLM(config).train()
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
@@ -55,12 +67,16 @@ def main() -> None:
         "zero_allow_untested_optimizer": True,
         "optimizer": {"type": "SGD", "params": {"lr": 1.0}},
     }
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=settings)
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=list(model.parameters()), config=settings
+    )
     for packed in bins[rank::world]:
         # The engine averages over ranks and over micro-steps; the step's loss is a sum over all of them.
         engine.backward(total(engine, packed) * world * micro_steps / tokens)
         if engine.is_gradient_accumulation_boundary():
-            gradients = {name: safe_get_full_grad(p) for name, p in engine.module.named_parameters()}
+            gradients = {
+                name: safe_get_full_grad(p) for name, p in engine.module.named_parameters()
+            }
         engine.step()
     assert gradients.keys() == expected.keys()
     worst = max((gradients[name] - expected[name]).abs().max().item() for name in expected)
