@@ -1,7 +1,8 @@
 """The attention backends, registered with transformers' AttentionInterface.
 
-`segments` (SDPA, any device) and `varlen` (FlashAttention, CUDA) execute the same two-call layout, `flex` a
-BlockMask (CUDA), `dense` a boolean mask (the reference). The layers get what `prepare` built as a keyword:
+`segments` (SDPA, any device) and `varlen` (FlashAttention, CUDA) execute the same two-call layout,
+`flex` a BlockMask (CUDA), `dense` a boolean mask (the reference). The layers get what `prepare`
+built as a keyword:
 
     model(input_ids=.., position_ids=.., attention_mask=None, use_cache=False, abscot_layout=prepare(..))
 """
@@ -32,13 +33,17 @@ def cpu_has_bf16() -> bool:
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype to multiply `tensor` in: its own, or fp32 for 16 bits on a CPU that cannot multiply them."""
+    """The dtype to multiply `tensor` in: its own, or fp32 for 16 bits on a CPU that cannot multiply
+    them.
+    """
     slow = tensor.device.type == "cpu" and tensor.element_size() == 2 and not cpu_has_bf16()
     return torch.float32 if slow else tensor.dtype
 
 
 def register() -> None:
-    """Makes the backends known to transformers as `attn_implementation="abscot_segments"` and so on."""
+    """Makes the backends known to transformers as `attn_implementation="abscot_segments"` and so
+    on.
+    """
     from transformers import AttentionInterface
 
     for name, backend in BACKENDS.items():
@@ -46,10 +51,11 @@ def register() -> None:
 
 
 def choose(requested: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
-    """The registered name of the backend `requested` (model.attention); `auto` picks one and says which.
+    """The registered name of the backend `requested` (model.attention); `auto` picks one and says
+    which.
 
-    On Hopper, FlashAttention-3 takes the place of torch's own kernels where its package is installed.
-    Raises UserError for a backend that cannot train on `device` in `dtype`.
+    On Hopper, FlashAttention-3 takes the place of torch's own kernels where its package is
+    installed. Raises UserError for a backend that cannot train on `device` in `dtype`.
     """
     cuda = device.type == "cuda"
     has_flash = (
@@ -60,7 +66,8 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype = torch.bflo
         log(f"attention: {requested} on {device.type}")
     if requested == "varlen" and not has_flash:
         raise UserError(
-            f"model.attention: varlen needs a CUDA GPU of compute capability 8.0 and 16-bit weights, "
+            "model.attention: varlen needs a CUDA GPU of compute capability 8.0 and 16-bit "
+            "weights, "
             f"found {dtype} on {device}; use --set model.attention=auto"
         )
     if requested == "flex" and not cuda:
@@ -78,7 +85,8 @@ def _flash_attention_3(device: torch.device) -> bool:
 
 
 def prepare(batch, backend: str, bottleneck: bool):
-    """What `backend` (a registered name) needs for a batch's attention: made once, shared by every layer.
+    """What `backend` (a registered name) needs for a batch's attention: made once, shared by every
+    layer.
 
     batch.document_id: int32 [1, T], -1 where padding; batch.segment_id: int8 [1, T].
     """
@@ -140,7 +148,9 @@ def _compiled_flex():
 def varlen(
     query, key, value, layout: masks.Layout, scale: float | None = None, kernel=varlen_attn
 ) -> torch.Tensor:
-    """The calls of `layout`, each one call of `kernel`, which has the signature of torch's varlen_attn."""
+    """The calls of `layout`, each one call of `kernel`, which has the signature of torch's
+    varlen_attn.
+    """
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     out = torch.zeros_like(query)
     for call in layout.calls:
@@ -161,7 +171,9 @@ def varlen(
 
 
 class _TakeRows(torch.autograd.Function):
-    """x[index] for an index without repeats: the gradient is a plain copy, where indexing adds atomically."""
+    """x[index] for an index without repeats: the gradient is a plain copy, where indexing adds
+    atomically.
+    """
 
     @staticmethod
     def forward(ctx, x, index):
@@ -178,8 +190,8 @@ class _TakeRows(torch.autograd.Function):
 def segments(query, key, value, layout: masks.Layout, scale: float | None = None) -> torch.Tensor:
     """The calls of `layout`, sequence by sequence, each a square causal SDPA over views of the bin.
 
-    A sequence with fewer queries than keys gets empty leading queries: a square causal call is over twice as
-    fast as one with an explicit mask, and the rows it wastes are the few of X and Z.
+    A sequence with fewer queries than keys gets empty leading queries: a square causal call is over
+    twice as fast as one with an explicit mask, and the rows it wastes are the few of X and Z.
     """
     dtype = compute_dtype(query)
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
@@ -207,7 +219,9 @@ def segments(query, key, value, layout: masks.Layout, scale: float | None = None
 
 
 def _views(x, call: masks.CausalCall) -> dict[int, torch.Tensor]:
-    """The runs of a call by their first row: views from one split, whose backward is one concatenation."""
+    """The runs of a call by their first row: views from one split, whose backward is one
+    concatenation.
+    """
     return dict(
         zip(call.cuts, x.split([b - a for a, b in itertools.pairwise(call.cuts)]), strict=False)
     )

@@ -1,9 +1,10 @@
-"""Proof from the plans and the train logs that every (epoch, row) was trained on exactly once a phase.
+"""Proof from the plans and the train logs that every (epoch, row) was trained on exactly once a
+phase.
 
-A phase's plan (plans/TAG.npz) says which rows each step has. Its log says, for each optimizer step that is
-part of the model, which rows the ranks fed: `rows_digest`, made by every rank from its batches and summed
-over ranks. Steps that a killed run did after its last checkpoint are not in the log: their weights were
-thrown away as well.
+A phase's plan (plans/TAG.npz) says which rows each step has. Its log says, for each optimizer step
+that is part of the model, which rows the ranks fed: `rows_digest`, made by every rank from its
+batches and summed over ranks. Steps that a killed run did after its last checkpoint are not in the
+log: their weights were thrown away as well.
 """
 
 import json
@@ -36,7 +37,8 @@ def audit(recipe: Recipe, run: Run) -> list[Finding]:
     """
     if not is_done(run.shards):
         raise UserError(
-            f"{run.shards}: no shards, so nothing to audit; expected the directory of a run, e.g. runs/NAME"
+            f"{run.shards}: no shards, so nothing to audit; expected the directory of a run, e.g. "
+            "runs/NAME"
         )
     num_rows = json.loads((run.shards / "manifest.json").read_text())["rows"]
     phases = [(PHASES[name], round_) for round_ in range(1, recipe.rounds + 1) for name in ITERATED]
@@ -101,7 +103,8 @@ def _step_faults(plan: Plan, steps: list[dict]):
             rows_digest(planned.rows),
         ):
             yield (
-                f"step {entry['step']}: the ranks fed {entry.get('examples')} rows that are not the plan's"
+                f"step {entry['step']}: the ranks fed {entry.get('examples')} rows that are not "
+                "the plan's"
                 f" {planned.examples}"
             )
 
@@ -115,7 +118,8 @@ def render(findings: list[Finding]) -> str:
             else f"MISMATCH ({len(f.faults)}): " + "; ".join(f.faults[:3])
         )
         lines.append(
-            f"{f.tag}: {f.rows:,} rows x {f.epochs} epochs, {f.trained:,} trained in {f.steps:,} steps:"
+            f"{f.tag}: {f.rows:,} rows x {f.epochs} epochs, {f.trained:,} trained in {f.steps:,} "
+            "steps:"
             f" {verdict}"
         )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""Plan + shards + this phase's traces -> batches: one packed bin of whole documents, without padding.
+"""Plan + shards + this phase's traces -> batches: one packed bin of whole documents, without
+padding.
 
 A document of phase A, with its segment and what is supervised (`>`):
 
@@ -32,11 +33,12 @@ Piece = tuple[np.ndarray, int, bool]  # tokens int32, SEGMENT_*, supervised
 
 @dataclass(frozen=True)
 class Batch:
-    """One bin of T tokens. Positions run through the whole [X; C; Z; Y]: Y stands where it does in one pass.
+    """One bin of T tokens. Positions run through the whole [X; C; Z; Y]: Y stands where it does in
+    one pass.
 
-    input_ids, labels, position_ids: int64 [1, T], labels -100 where unsupervised (logits at t - 1 predict
-    label t). document_id: int32 [1, T]; segment_id: int8 [1, T], SEGMENT_*. rows: int64, rows of the shard
-    store; ids: their names.
+    input_ids, labels, position_ids: int64 [1, T], labels -100 where unsupervised (logits at t - 1
+    predict label t). document_id: int32 [1, T]; segment_id: int8 [1, T], SEGMENT_*. rows: int64,
+    rows of the shard store; ids: their names.
     """
 
     input_ids: torch.Tensor
@@ -64,9 +66,11 @@ class Batch:
 
 
 class Documents:
-    """The training documents of one phase: their lengths, for the plan, and their tokens, bin by bin.
+    """The training documents of one phase: their lengths, for the plan, and their tokens, bin by
+    bin.
 
-    A pause phase has Z = <begin>, m_max copies of the first codebook token, <end>: as long as a trace can be.
+    A pause phase has Z = <begin>, m_max copies of the first codebook token, <end>: as long as a
+    trace can be.
     """
 
     def __init__(
@@ -96,7 +100,8 @@ class Documents:
         return "C" in self.phase.supervised
 
     def lengths(self) -> dict[str, np.ndarray]:
-        """`packing.document_lengths` of every row of the store; without traces, Z is as long as it can be.
+        """`packing.document_lengths` of every row of the store; without traces, Z is as long as it
+        can be.
 
         Raises ValueError for a row without prompt: its first token would
         be supervised, and nothing predicts it.
@@ -120,7 +125,9 @@ class Documents:
         return lengths
 
     def batch(self, rows: np.ndarray | None) -> Batch:
-        """The bin of `rows`; None makes the dummy of an idle rank: a few tokens, nothing supervised."""
+        """The bin of `rows`; None makes the dummy of an idle rank: a few tokens, nothing
+        supervised.
+        """
         if rows is None:
             row = self.store.row(0)
             return _collate(
@@ -131,7 +138,8 @@ class Documents:
             self._document(row, int(number)) for row, number in zip(found, rows, strict=True)
         ]
         batch = _collate(documents, rows, [row.id for row in found])
-        self.store.release()  # reading a row maps the pages around it: random rows would map the whole store
+        # Reading a row maps the pages around it: random rows would map the whole store.
+        self.store.release()
         return batch
 
     def plain(self, most_tokens: int) -> Batch:
@@ -186,7 +194,8 @@ def _collate(documents: list[list[Piece]], rows: np.ndarray | None, ids: list[st
 def plan_of(
     recipe: Recipe, run: Run, phase: Phase, round_: int, documents: Documents
 ) -> packing.Plan:
-    """The phase's plan, the same on every rank: a pure function of recipe, shards and trace lengths.
+    """The phase's plan, the same on every rank: a pure function of recipe, shards and trace
+    lengths.
 
     It is kept in the run directory, where a resumed run and the audit read it.
     Raises UserError for traces that are not exactly those of the phase's rows, or of another model.
@@ -227,7 +236,8 @@ def plan_of(
     }
     plan = packing.kept_plan(packing.plan_file(run, tag), made_from, make)
     log(
-        f"plan {tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} steps, {plan.hash}"
+        f"plan {tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} steps, "
+        f"{plan.hash}"
     )
     return plan
 
@@ -240,7 +250,8 @@ def _check_traces(
     if not np.array_equal(traces.rows, rows):
         missing, foreign = np.setdiff1d(rows, traces.rows), np.setdiff1d(traces.rows, rows)
         raise UserError(
-            f"{directory}: {len(missing)} rows of the phase have no trace and {len(foreign)} traces are of"
+            f"{directory}: {len(missing)} rows of the phase have no trace and {len(foreign)} "
+            "traces are of"
             f" other rows; {again}"
         )
     model = source_model(recipe, run, round_, phase.name)
@@ -248,7 +259,8 @@ def _check_traces(
         expected = paths.fingerprint(model) if model else RANDOM
         if traces.meta["model_fingerprint"] != expected:
             raise UserError(
-                f"{directory}: traces of model {traces.meta['model_fingerprint']}, expected {expected}"
+                f"{directory}: traces of model {traces.meta['model_fingerprint']}, expected "
+                f"{expected}"
                 f" ({model or 'random traces'}); {again}"
             )
 

@@ -1,7 +1,8 @@
-"""Every attention backend of this device against dense, against plain causal attention and against the floor.
+"""Every attention backend of this device against dense, against plain causal attention and against
+the floor.
 
-The floor is what plain causal attention would take if it could run only the allowed pairs: its time on the
-same number of tokens x (allowed pairs / causal pairs). On a GPU the heads are Qwen3-4B's.
+The floor is what plain causal attention would take if it could run only the allowed pairs: its time
+on the same number of tokens x (allowed pairs / causal pairs). On a GPU the heads are Qwen3-4B's.
 """
 
 from dataclasses import dataclass

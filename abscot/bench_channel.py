@@ -1,8 +1,9 @@
-"""Does the answer learn the CoT through the trace? One masked pass against a split in two causal passes.
+"""Does the answer learn the CoT through the trace? One masked pass against a split in two causal
+passes.
 
-A CoT of random digits, of which the prompt tells nothing, then a trace of random abstract tokens, then the
-digits as the answer. Whoever answers right has received them through the trace: C -> H_Z -> Y. In the split
-the second pass, [X;Z;Y], has a trace that never saw the CoT.
+A CoT of random digits, of which the prompt tells nothing, then a trace of random abstract tokens,
+then the digits as the answer. Whoever answers right has received them through the trace: C -> H_Z
+-> Y. In the split the second pass, [X;Z;Y], has a trace that never saw the CoT.
 """
 
 import time
@@ -23,7 +24,9 @@ STEPS, BATCH_ROWS, EVALUATED_ROWS, LEARNING_RATE = 250, 32, 500, 2e-3
 
 
 def run() -> dict:
-    """Trains both ways on the same data; accuracies are of whole answers on fresh rows (chance: 1e-4)."""
+    """Trains both ways on the same data; accuracies are of whole answers on fresh rows (chance:
+    1e-4).
+    """
     ways = {
         "mask": [Pass("XCZY", supervised="ZY")],
         "two_pass": [Pass("XCZ", supervised="Z"), Pass("XZY", supervised="Y")],
@@ -56,7 +59,9 @@ class Pass:
         self.mask = masks.dense_mask(row.document_id, row.segment_id, bottleneck=True)[None, None]
 
     def logits_and_targets(self, lm, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids: [rows, tokens of X C Z Y]. Returns [rows, supervised, vocabulary] and [rows, supervised]."""
+        """ids: [rows, tokens of X C Z Y]. Returns [rows, supervised, vocabulary] and [rows,
+        supervised].
+        """
         ids = ids[:, self.columns]
         mask = self.mask.expand(len(ids), -1, -1, -1)
         logits = lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -69,7 +74,9 @@ def _columns(row: bench_tools.Bin, segments: str) -> torch.Tensor:
 
 
 def draw(rows: int, seed: int) -> torch.Tensor:
-    """Token ids [rows, tokens of X C Z Y]: C and Y are the same random digits, X and Z of their own kinds."""
+    """Token ids [rows, tokens of X C Z Y]: C and Y are the same random digits, X and Z of their own
+    kinds.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(first: int, ids: int, segment: str) -> torch.Tensor:
@@ -104,7 +111,9 @@ def train(passes: list[Pass]):
 
 @torch.no_grad()
 def evaluate(lm, answering: Pass) -> tuple[float, float]:
-    """(answers that are the row's digits, answers that are another row's digits with its CoT swapped in)."""
+    """(answers that are the row's digits, answers that are another row's digits with its CoT
+    swapped in).
+    """
     ids = draw(EVALUATED_ROWS, seed=STEPS)
     cot = _columns(bench_tools.synthetic_bin([tuple(DOCUMENT.values())]), "C")
     swapped = ids.clone()

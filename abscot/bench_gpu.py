@@ -1,6 +1,8 @@
-"""On one CUDA GPU: the kernels' tests, attention TFLOP/s of each backend, useful MFU of whole training steps.
+"""On one CUDA GPU: the kernels' tests, attention TFLOP/s of each backend, useful MFU of whole
+training steps.
 
-Useful work is what the method needs: allowed pairs, logits at supervised positions, no recomputation.
+Useful work is what the method needs: allowed pairs, logits at supervised positions, no
+recomputation.
 """
 
 import subprocess
@@ -15,7 +17,8 @@ from abscot.bench_step import VOCAB, adamw, packed_loss
 from abscot.config import ROOT, LoraConfig, UserError
 
 DENSE_BF16_TFLOPS = {"H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "A100": 312}
-ANCHORS = {  # TFLOP/s forward, backward on causal-document masks, 8k tokens, H100; MFU of a plain 7B at 8k
+# TFLOP/s forward, backward on causal-document masks, 8k tokens, H100; MFU of a plain 7B at 8k.
+ANCHORS = {
     "FlashAttention-3": (485, 320),
     "FlexAttention": (181, 110),
 }
@@ -61,7 +64,9 @@ class Shape:
     def useful_flops(
         self, tokens: int, pairs: int, supervised_tokens: int, weight_gradients: bool
     ) -> float:
-        """Forward and backward of one bin. Frozen weights need no gradient: two products instead of three."""
+        """Forward and backward of one bin. Frozen weights need no gradient: two products instead of
+        three.
+        """
         products = 6 if weight_gradients else 4
         layers, head = (
             self.layers * self.layer_parameters * tokens,
@@ -128,7 +133,9 @@ def attention_scores() -> dict[str, float]:
 
 
 def measure_step(name: str, kind: str, phase: str, tokens: int) -> dict[str, float]:
-    """Tokens per second, useful MFU (None on a GPU of unknown peak) and peak bytes of steps on one bin."""
+    """Tokens per second, useful MFU (None on a GPU of unknown peak) and peak bytes of steps on one
+    bin.
+    """
     attention.register()
     shape = SHAPES[name]
     lm = shape.build(attention.choose("auto", torch.device("cuda")))

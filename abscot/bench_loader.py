@@ -1,8 +1,9 @@
-"""`bench.py loader`: tokens a second, memory and resume time of the batch stream, beside two other libraries.
+"""`bench.py loader`: tokens a second, memory and resume time of the batch stream, beside two other
+libraries.
 
-Rows with a sixteenth of Dolci-like lengths are written as a shard store with traces, and as each peer's own
-format. Every reader runs in its own process. Ours makes whole phase A batches in the plan's order; a peer
-makes one tensor of tokens a row in its own shuffled order, which is less work.
+Rows with a sixteenth of Dolci-like lengths are written as a shard store with traces, and as each
+peer's own format. Every reader runs in its own process. Ours makes whole phase A batches in the
+plan's order; a peer makes one tensor of tokens a row in its own shuffled order, which is less work.
 """
 
 import argparse
@@ -35,8 +36,9 @@ RESUMES = 5
 
 
 def run(argv: list[str] = ()) -> dict:
-    """Keys: tokens_per_s, rss_bytes, resume_s (slowest of 5, a fresh process each, until the first batch),
-    over_mosaicml, over_datasets (ours / theirs, null where the peer is not installed)."""
+    """Keys: tokens_per_s, rss_bytes, resume_s (slowest of 5, a fresh process each, until the first
+    batch), over_mosaicml, over_datasets (ours / theirs, null where the peer is not installed).
+    """
     parser = argparse.ArgumentParser(prog="bench.py loader", description=__doc__)
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument(
@@ -200,7 +202,9 @@ def _ours(root: Path) -> dict:
 
 
 def _resume(root: Path, number: str) -> dict:
-    """From nothing open to the first batches of a random step; the plan is the one the run has kept."""
+    """From nothing open to the first batches of a random step; the plan is the one the run has
+    kept.
+    """
     start = time.perf_counter()
     plan, documents = _open(root)
     first = int(rng("bench", "resume", number).integers(plan.num_steps))

@@ -18,6 +18,7 @@ def run() -> dict:
     tokens = layout.num_tokens
     causal_pairs = tokens * (tokens + 1) // 2
     print(
-        f"\n{layout.allowed_pairs} allowed pairs of {causal_pairs} causal and {tokens**2} dense ones"
+        f"\n{layout.allowed_pairs} allowed pairs of {causal_pairs} causal and {tokens**2} dense "
+        "ones"
     )
     return {"tokens": tokens, "allowed_pairs": layout.allowed_pairs}

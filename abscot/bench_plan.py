@@ -19,8 +19,10 @@ TRL_ROWS = 50_000
 
 
 def run(argv: list[str] = ()) -> dict:
-    """Keys: plan_s (one epoch), utilisation_{8,64,256}, random_utilisation_*, mix_cv, random_mix_cv (both at
-    64 ranks), bins_over_bound_16k; on TRL_ROWS rows pack_s, trl_s, trl_bins_over_ours (null without TRL)."""
+    """Keys: plan_s (one epoch), utilisation_{8,64,256}, random_utilisation_*, mix_cv, random_mix_cv
+    (both at 64 ranks), bins_over_bound_16k; on TRL_ROWS rows pack_s, trl_s, trl_bins_over_ours
+    (null without TRL).
+    """
     parser = argparse.ArgumentParser(prog="bench.py plan", description=__doc__)
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--seed", type=int, default=0)

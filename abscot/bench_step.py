@@ -1,6 +1,8 @@
-"""A whole training step on the same rows, ours against three other ways: tokens per second and peak memory.
+"""A whole training step on the same rows, ours against three other ways: tokens per second and peak
+memory.
 
-A small Qwen3 with the real vocabulary of 151,936 entries; forward, backward with checkpointing, optimizer.
+A small Qwen3 with the real vocabulary of 151,936 entries; forward, backward with checkpointing,
+optimizer.
 
   ours          packed bins, two-call attention, logits at supervised positions only
   one_by_one    (a) the public reproduction's way: rows one by one, dense 4-D mask, full logits
@@ -179,13 +181,16 @@ def run() -> dict:
             result[f"speedup_two_pass_{label}"] = speed["ours"] / speed["two_pass"]
     head = bench_tools.in_own_process("abscot.bench_step", "head")["extra_bytes"]
     print(
-        f"\nloss head, {HEAD_TOKENS} tokens x {VOCAB} entries: {head / 2**30:.2f} GiB beside its gradients"
+        f"\nloss head, {HEAD_TOKENS} tokens x {VOCAB} entries: {head / 2**30:.2f} GiB beside its "
+        "gradients"
     )
     return result | {"head_extra_bytes_32k": head} | bench_tools.environment()
 
 
 def _fits(way: str, capacity_tokens: int) -> bool:
-    """Full logits can need more memory than the machine has: such a way is left out, and that is said."""
+    """Full logits can need more memory than the machine has: such a way is left out, and that is
+    said.
+    """
     if way == "ours":
         return True
     needed = FULL_LOGITS_COPIES * capacity_tokens * VOCAB * 4 + 2 * 2**30
@@ -207,7 +212,9 @@ def measure_peak(way: str, capacity_tokens: int) -> dict:
 
 
 def measure_head() -> dict:
-    """What the loss head adds to the weight, the hidden states and their gradients, forward and backward."""
+    """What the loss head adds to the weight, the hidden states and their gradients, forward and
+    backward.
+    """
     lm = small_qwen3()
     weight = lm.lm_head.weight
     hidden = torch.randn(

@@ -1,4 +1,6 @@
-"""What the benchmarks share: synthetic packed bins, interleaved timing, peak memory from an own process."""
+"""What the benchmarks share: synthetic packed bins, interleaved timing, peak memory from an own
+process.
+"""
 
 import json
 import platform
@@ -38,7 +40,9 @@ class Bin:
 def synthetic_bin(
     documents: list[Document], vocab_size: int = 1000, seed: int = 0, pad_to_tokens: int = 0
 ) -> Bin:
-    """Random tokens in documents of the given segment lengths, Z and Y supervised; padding at the end."""
+    """Random tokens in documents of the given segment lengths, Z and Y supervised; padding at the
+    end.
+    """
     segments, positions, owners = [], [], []
     for index, document in enumerate(documents):
         for segment, tokens in zip(
@@ -82,14 +86,18 @@ def synchronize() -> None:
 
 
 def in_own_process(module: str, *arguments: str) -> dict:
-    """The JSON object that `python -m module arguments` prints last; its peak memory is of nothing else."""
+    """The JSON object that `python -m module arguments` prints last; its peak memory is of nothing
+    else.
+    """
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak_memory_bytes() -> int:
-    """The peak of this process: of the GPU's allocator where there is one, else resident memory (VmHWM)."""
+    """The peak of this process: of the GPU's allocator where there is one, else resident memory
+    (VmHWM).
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text().splitlines()
@@ -105,7 +113,9 @@ def reset_peak_memory() -> None:
 
 
 def available_memory_bytes() -> int:
-    """Memory that a new allocation could have: of the GPU where there is one, otherwise of the machine."""
+    """Memory that a new allocation could have: of the GPU where there is one, otherwise of the
+    machine.
+    """
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available

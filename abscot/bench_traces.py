@@ -1,8 +1,10 @@
-"""Traces a second: our path against a bare vLLM loop on the same engine and prompts, and against transformers generate.
+"""Traces a second: our path against a bare vLLM loop on the same engine and prompts, and against
+transformers generate.
 
-Our path is all that a chunk of traces goes through but the disk: prompts from rows, seeds, the engine, validation.
-The bare loop is one call of vLLM's `LLM.generate` with ready prompts and parameters. Both start with an empty prefix
-cache. The model is random and small: what it says does not matter here.
+Our path is all that a chunk of traces goes through but the disk: prompts from rows, seeds, the
+engine, validation. The bare loop is one call of vLLM's `LLM.generate` with ready prompts and
+parameters. Both start with an empty prefix cache. The model is random and small: what it says does
+not matter here.
 """
 
 import argparse
@@ -31,7 +33,9 @@ class _Row:
 
 
 class _Rows:
-    """Stands in for a shard store: prompts of 60 to 140 tokens behind one system prompt, CoTs of 50 to 250."""
+    """Stands in for a shard store: prompts of 60 to 140 tokens behind one system prompt, CoTs of 50
+    to 250.
+    """
 
     def row(self, i: int) -> _Row:
         draw = rng("bench traces", i)
@@ -40,7 +44,9 @@ class _Rows:
 
 
 def run(argv: Sequence[str] = ()) -> dict:
-    """Prints a table; returns traces_per_s, over_bare_vllm, over_transformers and the same with engine starts counted."""
+    """Prints a table; returns traces_per_s, over_bare_vllm, over_transformers and the same with
+    engine starts counted.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +63,8 @@ def run(argv: Sequence[str] = ()) -> dict:
             Path(directory), InferenceConfig(max_model_len_tokens=1024), rules, items, args
         )
     print(
-        f"{args.traces:,} traces of {rules.m_min} to {rules.m_max} tokens, phase A prompts, random 4-layer model"
+        f"{args.traces:,} traces of {rules.m_min} to {rules.m_max} tokens, phase A prompts, "
+        "random 4-layer model"
     )
     for name, label in (
         ("", "engine starts not counted"),

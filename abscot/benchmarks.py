@@ -1,4 +1,6 @@
-"""The benchmarks, a table: where the problems come from, how they are asked, which answer is right, who scores."""
+"""The benchmarks, a table: where the problems come from, how they are asked, which answer is right,
+who scores.
+"""
 
 import json
 import re
@@ -13,7 +15,9 @@ from abscot.vocab import rng
 
 @dataclass(frozen=True)
 class Problem:
-    """gold: the right answer as text, or the reference that a judge compares with. cot: its verbal CoT, where known."""
+    """gold: the right answer as text, or the reference that a judge compares with. cot: its verbal
+    CoT, where known.
+    """
 
     id: str
     problem: str
@@ -23,10 +27,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """hub: (data set, configuration or None, split) on the hub; a local file of the same rows stands in for it.
+    """hub: (data set, configuration or None, split) on the hub; a local file of the same rows
+    stands in for it.
 
-    read: row -> (problem, gold). scorer: a name in scoring.SCORERS, or `judge`. subset: a fixed draw of so many problems.
-    cot: row -> its gold CoT, None where the benchmark has none.
+    read: row -> (problem, gold). scorer: a name in scoring.SCORERS, or `judge`. subset: a fixed
+    draw of so many problems. cot: row -> its gold CoT, None where the benchmark has none.
     """
 
     hub: tuple[str, str | None, str] | None
@@ -96,9 +101,11 @@ BENCHMARKS = {
 
 
 def load(name: str, recipe: Recipe, run: Run) -> list[Problem]:
-    """The problems of a benchmark, at most eval.limit of them (the first ones after the fixed subset is drawn).
+    """The problems of a benchmark, at most eval.limit of them (the first ones after the fixed
+    subset is drawn).
 
-    Raises UserError for an unknown name, a missing file, and a row without the fields that the benchmark reads.
+    Raises UserError for an unknown name, a missing file, and a row without the fields that the
+    benchmark reads.
     """
     if name not in BENCHMARKS:
         raise UserError(f"eval.benchmarks: no benchmark {name}; known: {', '.join(BENCHMARKS)}")
@@ -138,7 +145,8 @@ def _rows(name: str, benchmark: Benchmark, recipe: Recipe, run: Run) -> tuple[st
     dataset, configuration, split = benchmark.hub
     try:
         return dataset, list(load_dataset(dataset, configuration, split=split))
-    except Exception as error:  # offline, gated, renamed: whatever the hub client raises, the user mends it the same way
+    # Offline, gated, renamed: whatever the hub client raises, the user mends it the same way.
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         local = f"name a local file: --set eval.files.{name}=FILE"
         raise UserError(f"{dataset}: not available from the hub ({reason}); {local}") from None

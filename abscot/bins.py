@@ -6,7 +6,8 @@
     deal        bins -> steps, so that neighbours in cost stay together and all steps see the same mix
     even_out    moves single rows, so that every step has exactly its number
 
-Everything is integer arithmetic and keyed draws: the same input gives the same bins on every machine.
+Everything is integer arithmetic and keyed draws: the same input gives the same bins on every
+machine.
 """
 
 from bisect import bisect_left, insort
@@ -18,10 +19,11 @@ EXCHANGES = 200  # rounds of them between steps, see `deal`
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """Best-fit decreasing: (bin of every item, number of bins). Items of equal length keep their order.
+    """Best-fit decreasing: (bin of every item, number of bins). Items of equal length keep their
+    order.
 
-    `free` lists the distinct free sizes of open bins, ascending; the fullest bin with room is found by
-    bisection.
+    `free` lists the distinct free sizes of open bins, ascending; the fullest bin with room is found
+    by bisection.
     """
     order = np.argsort(-lengths, kind="stable")
     shortest = int(lengths[order[-1]])
@@ -53,8 +55,9 @@ def pack(
 ) -> tuple[np.ndarray, int]:
     """Best fit, where half of the rows below an eighth of a bin ride on a random longer row.
 
-    Plain best fit leaves the short rows to the end, together in a few bins of equal cost: a step would see
-    all of them or none. The other half still fills the gaps, so there are hardly more bins.
+    Plain best fit leaves the short rows to the end, together in a few bins of equal cost: a step
+    would see all of them or none. The other half still fills the gaps, so there are hardly more
+    bins.
     """
     short = generator.permutation(np.flatnonzero(8 * lengths < capacity))
     hosts = generator.permutation(np.flatnonzero(8 * lengths >= capacity))
@@ -69,7 +72,9 @@ def pack(
 
 
 def level_fit(lengths: np.ndarray, num_bins: int, capacity: int) -> np.ndarray | None:
-    """Bin of every item: longest first, each into the emptiest of `num_bins`; None where one does not fit."""
+    """Bin of every item: longest first, each into the emptiest of `num_bins`; None where one does
+    not fit.
+    """
     order = np.argsort(-lengths, kind="stable")
     filled = [(0, index) for index in range(num_bins)]
     placed = []
@@ -83,8 +88,9 @@ def level_fit(lengths: np.ndarray, num_bins: int, capacity: int) -> np.ndarray |
 
 
 def round_bins(needed: int) -> int:
-    """Bins a step, rounded up to what common world sizes divide: a power of two up to 8, then a multiple of 8
-    and of the largest power of two of which `needed` is at least 4 times as many."""
+    """Bins a step, rounded up to what common world sizes divide: a power of two up to 8, then a
+    multiple of 8 and of the largest power of two of which `needed` is at least 4 times as many.
+    """
     if needed <= 8:
         return 1 << (needed - 1).bit_length()
     quantum = max(8, 1 << (needed.bit_length() - 3))
@@ -92,7 +98,9 @@ def round_bins(needed: int) -> int:
 
 
 def num_strata(per_step: int) -> int:
-    """Cost levels of a step: 4 to 7, such that a level's bins are a multiple of the largest power of two."""
+    """Cost levels of a step: 4 to 7, such that a level's bins are a multiple of the largest power
+    of two.
+    """
     fitting = [count for count in (4, 5, 6, 7) if per_step % count == 0]
     if not fitting:
         return min(4, per_step)
@@ -106,11 +114,12 @@ def deal(
     per_step: int,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Step of every bin; each step gets `per_step` of them. bin_costs, bin_tokens, bin_rows: int64 [bins].
+    """Step of every bin; each step gets `per_step` of them. bin_costs, bin_tokens, bin_rows: int64
+    [bins].
 
-    Each stratum of the bins, sorted by cost, is cut into as many runs of neighbours as there are steps. Runs
-    are dealt at random, then random pairs of steps exchange their runs of one stratum wherever that brings
-    the tokens and the rows of the two nearer to each other.
+    Each stratum of the bins, sorted by cost, is cut into as many runs of neighbours as there are
+    steps. Runs are dealt at random, then random pairs of steps exchange their runs of one stratum
+    wherever that brings the tokens and the rows of the two nearer to each other.
     """
     steps = len(bin_costs) // per_step
     order = generator.permutation(len(bin_costs))
@@ -143,7 +152,8 @@ def even_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exactly `examples` rows a step: steps with more give their shortest rows to steps with fewer.
 
-    A row goes into the emptiest bin of its new step, or into a new bin. Returns (bin_of, step_of_bin).
+    A row goes into the emptiest bin of its new step, or into a new bin. Returns (bin_of,
+    step_of_bin).
     """
     steps = len(lengths) // examples
     step_of = step_of_bin[bin_of]

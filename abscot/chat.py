@@ -1,14 +1,15 @@
 r"""Text and chat turns -> token ids, such that no text can spell a control token.
 
-Text that says `<|im_end|>` or `<TOKEN_A>` is data: it is split into ordinary tokens. Only what the chat
-template itself writes around the text becomes a control token. So the template is rendered once for each
-sequence of roles with marks in the place of the text; what stands between the marks is the template's own,
-and is cut at its control tokens:
+Text that says `<|im_end|>` or `<TOKEN_A>` is data: it is split into ordinary tokens. Only what the
+chat template itself writes around the text becomes a control token. So the template is rendered
+once for each sequence of roles with marks in the place of the text; what stands between the marks
+is the template's own, and is cut at its control tokens:
 
     system, user -> <|im_start|> "system\n{0}" <|im_end|> "\n" <|im_start|> "user\n{1}" <|im_end|> ..
 
-Each run between two control tokens is tokenised in one piece by a copy of the tokenizer that knows no added
-tokens, so for text without control tokens the ids are those of `apply_chat_template(tokenize=True)`.
+Each run between two control tokens is tokenised in one piece by a copy of the tokenizer that knows
+no added tokens, so for text without control tokens the ids are those of
+`apply_chat_template(tokenize=True)`.
 """
 
 import functools
@@ -27,8 +28,9 @@ STEP_END = re.compile(r"\n(?:[^\S\n]*\n)*")
 class ChatTokenizer:
     """Wraps a (fast) Hugging Face tokenizer. All ids are np.int32.
 
-    turn_end_id: ends Y. think_open, think_close: `<think>\n` and `\n</think>\n`, around a CoT in words.
-    no_think_suffix: what the template adds to a prompt when thinking is off (the last tokens of every X).
+    turn_end_id: ends Y. think_open, think_close: `<think>\n` and `\n</think>\n`, around a CoT in
+    words. no_think_suffix: what the template adds to a prompt when thinking is off (the last tokens
+    of every X).
     """
 
     def __init__(self, tokenizer):
@@ -36,7 +38,8 @@ class ChatTokenizer:
             raise UserError(f"{tokenizer.name_or_path}: needs a fast tokenizer (tokenizer.json)")
         if tokenizer.chat_template is None:
             raise UserError(
-                f"{tokenizer.name_or_path}: its tokenizer has no chat template; use an instruct model's"
+                f"{tokenizer.name_or_path}: its tokenizer has no chat template; use an instruct "
+                "model's"
             )
         self.tokenizer = tokenizer
         self.control_ids = {
@@ -52,7 +55,9 @@ class ChatTokenizer:
         self.no_think_suffix = self._no_think_suffix()
 
     def prompts(self, conversations: list[list[dict[str, str]]]) -> list[np.ndarray | None]:
-        """X of each conversation: generation prompt, thinking off. None where the template refuses them."""
+        """X of each conversation: generation prompt, thinking off. None where the template refuses
+        them.
+        """
         rows = [self._fill(turns) for turns in conversations]
         texts = dict.fromkeys(part for row in rows if row for part in row if isinstance(part, str))
         ids = dict(
@@ -78,8 +83,8 @@ class ChatTokenizer:
     def cots(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(C, length of each step) of each CoT; the lengths are above 0 and sum up to len(C).
 
-        C is tokenised whole. A step is a line with the newlines and blank lines behind it; a token belongs to
-        the step in which its first character stands.
+        C is tokenised whole. A step is a line with the newlines and blank lines behind it; a token
+        belongs to the step in which its first character stands.
         """
         encoded = self._plain.encode_batch(texts, add_special_tokens=False)
         return [
@@ -96,7 +101,9 @@ class ChatTokenizer:
         return ids
 
     def _fill(self, turns: list[dict[str, str]]) -> list[str | np.ndarray] | None:
-        """The template's parts for these turns: control ids, and runs of text with the turns' put in."""
+        """The template's parts for these turns: control ids, and runs of text with the turns' put
+        in.
+        """
         template = self._template(tuple(turn["role"] for turn in turns), False)
         if template is None:
             return None
@@ -149,7 +156,8 @@ class ChatTokenizer:
         )
         if len(on) > len(off) or not np.array_equal(off[: len(on)], on):
             raise UserError(
-                f"{self.tokenizer.name_or_path}: its chat template with enable_thinking=False must be that of"
+                f"{self.tokenizer.name_or_path}: its chat template with enable_thinking=False "
+                "must be that of"
                 " True and something behind it"
             )
         return off[len(on) :]

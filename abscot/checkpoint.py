@@ -1,7 +1,9 @@
-"""Trained weights, optimizer state and TrainState of one phase: atomic, checksummed, for any number of ranks.
+"""Trained weights, optimizer state and TrainState of one phase: atomic, checksummed, for any number
+of ranks.
 
-A rank writes its own slices of every trained tensor, as DeepSpeed partitions them, each with the index at which it
-begins; a run on other ranks reads the slices that it needs. Weights that training does not change are not in it.
+A rank writes its own slices of every trained tensor, as DeepSpeed partitions them, each with the
+index at which it begins; a run on other ranks reads the slices that it needs. Weights that training
+does not change are not in it.
 
     step_0000120/DONE                       checksums, TrainState
                  rank_00003_000.safetensors fp32/NAME, exp_avg/NAME, exp_avg_sq/NAME: flat float32 slices of tensor NAME
@@ -48,7 +50,9 @@ class TrainState:
 
 
 def save(engine, directory: Path, state: TrainState, keep: int) -> None:
-    """Writes directory/step_N, all ranks at once; it exists only when it is complete. Keeps the `keep` newest."""
+    """Writes directory/step_N, all ranks at once; it exists only when it is complete. Keeps the
+    `keep` newest.
+    """
     began_s = time.monotonic()
     final = directory / f"{PREFIX}{state.step:07}"
     temp = directory / f".{final.name}.partial"
@@ -67,7 +71,8 @@ def save(engine, directory: Path, state: TrainState, keep: int) -> None:
             shutil.rmtree(old)
         size_bytes = sum((final / name).stat().st_size for name in sums)
         dist.log(
-            f"checkpoint {final.name}: {size_bytes / 1e9:.2f} GB in {time.monotonic() - began_s:.1f} s"
+            f"checkpoint {final.name}: {size_bytes / 1e9:.2f} GB in "
+            f"{time.monotonic() - began_s:.1f} s"
         )
     torch.distributed.barrier()
 
@@ -80,8 +85,8 @@ def checkpoints(directory: Path) -> list[Path]:
 def newest(directory: Path, plan_hash: str) -> Path | None:
     """The newest checkpoint of this very plan, verified; None where there is none.
 
-    The ranks check its files between them. Raises UserError, on every rank, for a damaged one (naming the one before
-    it), and for one of another plan.
+    The ranks check its files between them. Raises UserError, on every rank, for a damaged one
+    (naming the one before it), and for one of another plan.
     """
     found = [checkpoints(directory)]
     if (
@@ -93,7 +98,8 @@ def newest(directory: Path, plan_hash: str) -> Path | None:
     last, before = found[0][-1], found[0][-2:-1]
     if state_of(last).plan_hash != plan_hash:
         raise UserError(
-            f"{last}: made with other data or batch settings than this recipe; delete {directory} to start over"
+            f"{last}: made with other data or batch settings than this recipe; delete {directory} "
+            "to start over"
         )
     damage = [None] * dist.world_size()
     try:
@@ -130,8 +136,8 @@ def state_of(checkpoint: Path) -> TrainState:
 
 
 def load(engine, checkpoint: Path) -> TrainState:
-    """Restores weights, optimizer and step on all ranks, however many wrote it. The optimizer has taken a step before:
-    its state must exist.
+    """Restores weights, optimizer and step on all ranks, however many wrote it. The optimizer has
+    taken a step before: its state must exist.
 
     Raises UserError where the checkpoint holds other tensors than the engine trains.
     """
@@ -151,7 +157,9 @@ def load(engine, checkpoint: Path) -> TrainState:
 
 @dataclass(frozen=True)
 class _Shard:
-    """This rank's part of one trained tensor: elements first .. first + numel of its flat fp32 master and moments."""
+    """This rank's part of one trained tensor: elements first .. first + numel of its flat fp32
+    master and moments.
+    """
 
     name: str
     first: int
@@ -184,7 +192,8 @@ class _Shard:
 
 def _shards(engine) -> Iterator[_Shard]:
     if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
-        # ZeRO-1 and 2 link the states of all groups when the first group has stepped: the others had none then.
+        # ZeRO-1 and 2 link the states of all groups when the first group has stepped: the others
+        # had none then.
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in engine.module.named_parameters():
@@ -238,7 +247,9 @@ class _Slices(contextlib.ExitStack):
                 self.of.setdefault(name, []).append((first, file.get_slice(name)))
 
     def read(self, name: str, first: int, numel: int) -> torch.Tensor:
-        """float32 [numel] of tensor `name` from element `first` on, put together from the files that hold it."""
+        """float32 [numel] of tensor `name` from element `first` on, put together from the files
+        that hold it.
+        """
         out, found = torch.empty(numel), 0
         for start, part in self.of.get(name, ()):
             low, high = max(first, start), min(first + numel, start + part.get_shape()[0])
@@ -247,13 +258,16 @@ class _Slices(contextlib.ExitStack):
                 found += high - low
         if found != numel:
             raise UserError(
-                f"{self.checkpoint}: holds {found} of {numel} elements of {name}; delete {self.checkpoint} to start over"
+                f"{self.checkpoint}: holds {found} of {numel} elements of {name}; delete "
+                f"{self.checkpoint} to start over"
             )
         return out
 
 
 def _publish_masters(optimizer) -> None:
-    """The weights that the model computes with, from the fp32 masters: what the optimizer does after each step."""
+    """The weights that the model computes with, from the fp32 masters: what the optimizer does
+    after each step.
+    """
     if hasattr(optimizer, "update_lp_params"):  # ZeRO-1 and 2
         optimizer.update_lp_params()
         return

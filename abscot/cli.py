@@ -1,4 +1,6 @@
-"""What every launch script shares: --recipe and --set, and one clear line with exit code 2 for a user's mistake."""
+"""What every launch script shares: --recipe and --set, and one clear line with exit code 2 for a
+user's mistake.
+"""
 
 import argparse
 import os
@@ -32,8 +34,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a launch script's main: one line and exit 2 where the same command would fail again (a user's mistake, a loss
-    that is not finite), exit 1 where it need not, exit 130 after Ctrl-C."""
+    """Runs a launch script's main: one line and exit 2 where the same command would fail again (a
+    user's mistake, a loss that is not finite), exit 1 where it need not, exit 130 after Ctrl-C.
+    """
     runner.die_with_parent()
     try:
         code = main() or 0

@@ -1,7 +1,8 @@
 """Collapse statistics of a trace set: does it vary in length, in tokens, and with the prompt?
 
-A public reproduction trained three rounds on traces that were all 13 tokens long, and nothing told. Everything here
-is numpy on the flat layout `values[offsets[i] : offsets[i + 1]]` = trace i; pairwise statistics use a keyed sample.
+A public reproduction trained three rounds on traces that were all 13 tokens long, and nothing told.
+Everything here is numpy on the flat layout `values[offsets[i] : offsets[i + 1]]` = trace i;
+pairwise statistics use a keyed sample.
 """
 
 import numpy as np
@@ -28,7 +29,8 @@ def statistics(
 ) -> dict:
     """All statistics of one set; scalars by name, and the histograms a report draws.
 
-    probe: prompt -> several traces sampled for it. Entropies are in bits, distances and similarities in 0..1.
+    probe: prompt -> several traces sampled for it. Entropies are in bits, distances and
+    similarities in 0..1.
     """
     lengths = np.diff(offsets)
     index = np.full(max(codebook_ids) + 1, -1, np.int64)
@@ -91,7 +93,9 @@ def entropy_bits(counts: np.ndarray) -> np.ndarray:
 
 
 def zipf_fit(counts: np.ndarray) -> tuple[float, float]:
-    """(exponent s, R^2) of log count = a - s log rank over the tokens that occur; (0, 0) for fewer than three."""
+    """(exponent s, R^2) of log count = a - s log rank over the tokens that occur; (0, 0) for fewer
+    than three.
+    """
     counts = np.sort(counts[counts > 0])[::-1]
     if len(counts) < 3:
         return 0.0, 0.0
@@ -127,8 +131,8 @@ def mean_edit_distance(values: np.ndarray, offsets: np.ndarray, seed: int) -> fl
 def edit_distances(first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
     """Levenshtein distance of each pair over the longer length, float [pairs]; all pairs at once.
 
-    One dynamic-programming row for all pairs is one numpy step: the run along the row, new[j] = min(new[j - 1] + 1, ..),
-    is a running minimum of new[j] - j.
+    One dynamic-programming row for all pairs is one numpy step: the run along the row, new[j] =
+    min(new[j - 1] + 1, ..), is a running minimum of new[j] - j.
     """
     a, a_len = _padded(first, -1)
     b, b_len = _padded(second, -2)
@@ -155,10 +159,11 @@ def _padded(traces: list[np.ndarray], fill: int) -> tuple[np.ndarray, np.ndarray
 
 
 def prompt_statistics(probe: dict[int, list[np.ndarray]], seed: int) -> dict:
-    """How much a trace tells about its prompt: similarity of two samples of one prompt against two prompts.
+    """How much a trace tells about its prompt: similarity of two samples of one prompt against two
+    prompts.
 
-    Similarity is the mean of 1 - edit distance and of the overlap of the two token counts (order may be noise).
-    The standard error is over prompts.
+    Similarity is the mean of 1 - edit distance and of the overlap of the two token counts (order
+    may be noise). The standard error is over prompts.
     """
     prompts = [samples for samples in probe.values() if len(samples) > 1]
     if len(prompts) < 2:
@@ -202,7 +207,9 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> list[str]:
-    """What has collapsed, by name. from_model False: random traces, which are meant to tell nothing about a prompt."""
+    """What has collapsed, by name. from_model False: random traces, which are meant to tell nothing
+    about a prompt.
+    """
     if not stats.get("tokens"):
         return ["no trace holds a single token"]
     found = []
@@ -217,7 +224,8 @@ def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> li
         found.append(f"one token dominates: it is {stats['top_token_share']:.0%} of all tokens")
     elif 2 ** stats["unigram_entropy_bits"] < EFFECTIVE_TOKENS:
         found.append(
-            f"few tokens: the codebook is used like one of {2 ** stats['unigram_entropy_bits']:.1f} tokens"
+            "few tokens: the codebook is used like one of "
+            f"{2 ** stats['unigram_entropy_bits']:.1f} tokens"
         )
     if not from_model:
         return found
@@ -227,7 +235,9 @@ def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> li
         gain, error = stats["prompt_similarity_gain"], stats["prompt_similarity_gain_se"]
         if gain < max(PROMPT_SIMILARITY_GAIN, 2 * error):
             found.append(
-                f"no difference between prompts: two traces of one prompt are {stats['same_prompt_similarity']:.2f} alike,"
-                f" of two prompts {stats['other_prompt_similarity']:.2f} (gain {gain:.3f} +- {error:.3f})"
+                "no difference between prompts: two traces of one prompt are "
+                f"{stats['same_prompt_similarity']:.2f} alike,"
+                f" of two prompts {stats['other_prompt_similarity']:.2f} (gain {gain:.3f} +- "
+                f"{error:.3f})"
             )
     return found

@@ -15,12 +15,16 @@ DEFAULT_RECIPE = ROOT / "launch" / "recipes" / "tiny-cpu.yaml"
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that names the file, line or key, what was expected and what mends it."""
+    """A mistake of the user's: one line that names the file, line or key, what was expected and
+    what mends it.
+    """
 
 
 @dataclass
 class WorldConfig:
-    """The world that the project makes itself (problems, tokenizer, base model). Null in recipes on real data."""
+    """The world that the project makes itself (problems, tokenizer, base model). Null in recipes on
+    real data.
+    """
 
     rows: int = 3600  # training rows
     heldout: int = 300  # evaluation problems
@@ -71,7 +75,8 @@ class DataConfig:
         "drop"  # counted
     )
     shard_rows: int = 20_000  # a shard file is closed at this many rows ..
-    shard_chars: int = 256_000_000  # .. or characters of text, whichever comes first: the unit of work and of restart
+    # .. or characters of text, whichever comes first: the unit of work and of restart.
+    shard_chars: int = 256_000_000
     decontaminate: bool = True  # leave out rows that overlap the evaluation sets
     max_overlap: float = (
         0.5  # share of an evaluation problem's word 5-grams that a prompt may not reach
@@ -268,14 +273,17 @@ def local_path(value: str) -> Path | None:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Raises UserError for a local file that the recipe names and that does not exist, before anything is written."""
+    """Raises UserError for a local file that the recipe names and that does not exist, before
+    anything is written.
+    """
     if (
         recipe.model.base != "world"
         and (path := local_path(recipe.model.base))
         and not path.is_dir()
     ):
         raise UserError(
-            f"model.base: {path}: no such directory; give a model directory or a hub id such as Qwen/Qwen3-4B"
+            f"model.base: {path}: no such directory; give a model directory or a hub id such as "
+            "Qwen/Qwen3-4B"
         )
     if (
         recipe.data.source != "world"
@@ -283,7 +291,8 @@ def check_files(recipe: Recipe) -> None:
         and not any(path.parent.glob(path.name))
     ):
         raise UserError(
-            f"data.source: {path}: no such file; give a file, a glob or a hub id such as allenai/Dolci-Think-SFT-7B"
+            f"data.source: {path}: no such file; give a file, a glob or a hub id such as "
+            "allenai/Dolci-Think-SFT-7B"
         )
     config = Path(recipe.train.deepspeed)
     config = config if config.is_absolute() else ROOT / config
@@ -407,7 +416,8 @@ def _check(recipe: Recipe, where: str) -> None:
             raise UserError(f"{where}: {key}: expected a number above 0, found {value}")
     if not 0 <= traces.m_min <= traces.m_max:
         raise UserError(
-            f"{where}: traces.m_min: expected 0 <= m_min <= m_max ({traces.m_max}), found {traces.m_min}"
+            f"{where}: traces.m_min: expected 0 <= m_min <= m_max ({traces.m_max}), found "
+            f"{traces.m_min}"
         )
     if (train.global_batch_examples is None) == (train.global_batch_tokens is None):
         raise UserError(
@@ -417,5 +427,6 @@ def _check(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: name: expected a plain directory name, found {recipe.name!r}")
     if recipe.world is None and "world" in (recipe.model.base, recipe.data.source):
         raise UserError(
-            f"{where}: world: model.base or data.source is `world`, so the recipe needs a world section"
+            f"{where}: world: model.base or data.source is `world`, so the recipe needs a world "
+            "section"
         )

@@ -19,9 +19,9 @@ def ngrams(words: list[str]) -> set[tuple[str, ...]]:
 class Decontaminator:
     """The evaluation problems as an index of their word 5-grams.
 
-    A text overlaps a problem when it equals it after normalising, or holds at least the share `max_overlap`
-    of the problem's different 5-grams: containment, so that a problem wrapped in instructions is found too.
-    Problems of fewer than 5 words can only match exactly.
+    A text overlaps a problem when it equals it after normalising, or holds at least the share
+    `max_overlap` of the problem's different 5-grams: containment, so that a problem wrapped in
+    instructions is found too. Problems of fewer than 5 words can only match exactly.
     """
 
     def __init__(self, problems: Iterable[str], max_overlap: float):

@@ -10,7 +10,9 @@ from abscot.config import UserError
 SHOWN = (
     "· "  # begins the lines that are for the user; the rest of a stage's output stays in its log
 )
-REQUEUE = 75  # exit code of what was asked to stop and goes on when the same command is given again (EX_TEMPFAIL)
+# Exit code of what was asked to stop and goes on when the same command is given again
+# (EX_TEMPFAIL).
+REQUEUE = 75
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -48,7 +50,9 @@ class Allocation(NamedTuple):
 
 
 def allocation() -> Allocation | None:
-    """The Slurm job that this process may start tasks in; None outside one, in a job of one task and inside a task."""
+    """The Slurm job that this process may start tasks in; None outside one, in a job of one task
+    and inside a task.
+    """
     tasks = int(os.environ.get("SLURM_NTASKS", "1"))
     if "SLURM_JOB_ID" not in os.environ or "SLURM_STEP_ID" in os.environ or tasks < 2:
         return None
@@ -56,7 +60,9 @@ def allocation() -> Allocation | None:
 
 
 def take_ranks_from_slurm() -> None:
-    """Under `srun` with a task a rank: RANK and the rest from Slurm's own variables. No ssh, no hostfile."""
+    """Under `srun` with a task a rank: RANK and the rest from Slurm's own variables. No ssh, no
+    hostfile.
+    """
     if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
     os.environ |= {
@@ -67,12 +73,15 @@ def take_ranks_from_slurm() -> None:
     missing = [name for name in RANK_VARIABLES if name not in os.environ]
     if missing:
         raise UserError(
-            f"{', '.join(missing)}: not set; slurm/round.sbatch exports it from the job's first node before srun"
+            f"{', '.join(missing)}: not set; slurm/round.sbatch exports it from the job's first "
+            "node before srun"
         )
 
 
 def log(message: str) -> None:
-    """A plain line from rank 0; its mark tells launch/round.py to show it among the engines' own output."""
+    """A plain line from rank 0; its mark tells launch/round.py to show it among the engines' own
+    output.
+    """
     if rank() == 0:
         print(f"{SHOWN}{message}", flush=True)
 
@@ -83,7 +92,8 @@ def without_ranks(environ: dict[str, str]) -> dict[str, str]:
 
 
 class Progress:
-    """Progress of a long job with rate and time left: a bar on a terminal, a line every few seconds in a log.
+    """Progress of a long job with rate and time left: a bar on a terminal, a line every few seconds
+    in a log.
 
     total None: the end is not known. `note` is free text behind the numbers, e.g. the loss.
     """
@@ -124,7 +134,8 @@ class Progress:
             else ""
         )
         log(
-            f"{self.label}: {self.done:,}{of} {self.unit}, {rate:,.1f} {self.unit}/s{left}{'  ' + note if note else ''}"
+            f"{self.label}: {self.done:,}{of} {self.unit}, {rate:,.1f} "
+            f"{self.unit}/s{left}{'  ' + note if note else ''}"
         )
 
     def close(self, note: str = "") -> None:
@@ -133,7 +144,8 @@ class Progress:
         if self.bar:
             self.bar.stop()
         log(
-            f"{self.label}: {self.done:,} {self.unit} done in {format_s(time.monotonic() - self.start)}"
+            f"{self.label}: {self.done:,} {self.unit} done in "
+            f"{format_s(time.monotonic() - self.start)}"
             f"{'  ' + note if note else ''}"
         )
 

@@ -1,4 +1,6 @@
-"""The DeepSpeed engine: ranks, configuration, optimizer groups and the learning rate, which nobody else sets."""
+"""The DeepSpeed engine: ranks, configuration, optimizer groups and the learning rate, which nobody
+else sets.
+"""
 
 import contextlib
 import fcntl
@@ -20,7 +22,9 @@ from abscot.config import ROOT, Recipe, TrainConfig, UserError
 
 
 def init_ranks() -> torch.device:
-    """Joins the process group with the launcher's ranks (deepspeed, torchrun or srun), or as the only rank."""
+    """Joins the process group with the launcher's ranks (deepspeed, torchrun or srun), or as the
+    only rank.
+    """
     dist.take_ranks_from_slurm()
     if (
         "RANK" not in os.environ
@@ -45,14 +49,18 @@ def init_ranks() -> torch.device:
 
 
 def _without_shared_memory_operator() -> None:
-    """It serves inference alone, and a rank that is killed leaves its 69 MB in /dev/shm, which is memory, for good."""
+    """It serves inference alone, and a rank that is killed leaves its 69 MB in /dev/shm, which is
+    memory, for good.
+    """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 @contextlib.contextmanager
 def _one_builder_a_host():
-    """DeepSpeed's operators are compiled on first use. torch guards that by a lock file, which outlives a process that
-    is killed, and which the next one would wait for without end; the kernel's lock does not."""
+    """DeepSpeed's operators are compiled on first use. torch guards that by a lock file, which
+    outlives a process that is killed, and which the next one would wait for without end; the
+    kernel's lock does not.
+    """
     environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[
         :8
     ]  # two of them would rebuild each other's
@@ -73,7 +81,9 @@ def _free_port() -> str:
 
 
 def deepspeed_config(recipe: Recipe) -> dict:
-    """The recipe's DeepSpeed file with what the recipe decides filled in. Raises UserError for what would clash."""
+    """The recipe's DeepSpeed file with what the recipe decides filled in. Raises UserError for what
+    would clash.
+    """
     path = Path(recipe.train.deepspeed)
     path = path if path.is_absolute() else ROOT / path
     try:
@@ -90,7 +100,8 @@ def deepspeed_config(recipe: Recipe) -> dict:
     } & set(config)
     if owned:
         raise UserError(
-            f"train.deepspeed: {path}: remove {', '.join(sorted(owned))}; the recipe's train section owns it"
+            f"train.deepspeed: {path}: remove {', '.join(sorted(owned))}; the recipe's train "
+            "section owns it"
         )
     config["bf16"] = {**config.get("bf16", {}), "enabled": recipe.model.dtype == "bf16"}
     # A micro-batch is one packed bin; the number of them in a step is the plan's, not DeepSpeed's.
@@ -116,7 +127,8 @@ def build_engine(recipe: Recipe, start: Path, directory: Path, device: torch.dev
     trainable, total = model.parameter_counts(engine.module)
     dist.log(
         f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f}%), "
-        f"ZeRO-{engine.zero_optimization_stage()}, {dist.world_size()} ranks on {get_accelerator().device_name()}, "
+        f"ZeRO-{engine.zero_optimization_stage()}, {dist.world_size()} ranks on "
+        f"{get_accelerator().device_name()}, "
         f"{recipe.model.dtype}, attention {module.backend}"
     )
     return engine
@@ -124,7 +136,8 @@ def build_engine(recipe: Recipe, start: Path, directory: Path, device: torch.dev
 
 @contextlib.contextmanager
 def _sharded_loading(config: dict, recipe: Recipe):
-    """Under ZeRO-3 every rank keeps only its part of each tensor while loading: no rank ever holds the model.
+    """Under ZeRO-3 every rank keeps only its part of each tensor while loading: no rank ever holds
+    the model.
 
     Not with LoRA: peft's token rows are made from whole weights.
     """
@@ -141,7 +154,9 @@ def _sharded_loading(config: dict, recipe: Recipe):
 
 
 def parameter_groups(module, recipe: Recipe) -> list[dict]:
-    """Body, and the embedding table with its own learning rate; no weight decay on vectors (norms, biases)."""
+    """Body, and the embedding table with its own learning rate; no weight decay on vectors (norms,
+    biases).
+    """
     config = recipe.train
     groups = {}
     for name, parameter in module.named_parameters():
@@ -168,8 +183,10 @@ def _optimizer(groups: list[dict], config: TrainConfig, offload: bool, device: t
         except Exception as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"train.deepspeed: offload needs DeepSpeed's CPUAdam, which does not build here ({reason}); load a CUDA "
-                f"toolkit that matches torch's CUDA {torch.version.cuda}, or use ds_configs/zero3.json"
+                "train.deepspeed: offload needs DeepSpeed's CPUAdam, which does not build here "
+                f"({reason}); load a CUDA "
+                f"toolkit that matches torch's CUDA {torch.version.cuda}, or use "
+                "ds_configs/zero3.json"
             ) from error
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     return torch.optim.AdamW(groups, fused=device.type == "cuda", **settings)
@@ -198,10 +215,12 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def lr_at(step: int, num_steps: int, peak: float, config: TrainConfig) -> float:
-    """Learning rate of the 0-based `step` of `num_steps`: linear warm-up, then cosine, constant or WSD.
+    """Learning rate of the 0-based `step` of `num_steps`: linear warm-up, then cosine, constant or
+    WSD.
 
-    Warm-up step k of w gets (k + 1) / w of the peak; the decay would reach min_lr_ratio on the step after the last,
-    so that no step is spent at zero. WSD holds the peak and decays linearly over the last fifth.
+    Warm-up step k of w gets (k + 1) / w of the peak; the decay would reach min_lr_ratio on the step
+    after the last, so that no step is spent at zero. WSD holds the peak and decays linearly over
+    the last fifth.
     """
     warmup = math.ceil(config.warmup_ratio * num_steps)
     if step < warmup:

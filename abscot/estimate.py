@@ -67,7 +67,8 @@ class ModelShape:
             )
         except (OSError, json.JSONDecodeError, KeyError) as error:
             raise UserError(
-                f"{path}: not the config of a decoder model ({error!r}); give model.base a model directory"
+                f"{path}: not the config of a decoder model ({error!r}); give model.base a model "
+                "directory"
             ) from None
 
     @property
@@ -87,7 +88,9 @@ class ModelShape:
         return 2 * self.heads * self.head_dim / self.linear_parameters_a_layer
 
     def forward_flops(self, tokens: float, pairs: float) -> float:
-        """2 a weight and token, 4 a head dimension and pair (scores, and their product with the values)."""
+        """2 a weight and token, 4 a head dimension and pair (scores, and their product with the
+        values).
+        """
         return 2 * self.layers * self.linear_parameters_a_layer * (tokens + pairs * self.pair_cost)
 
     def training_flops(
@@ -181,9 +184,11 @@ def memory_bytes(
     chunk_tokens: int,
     trainable: int | None = None,
 ) -> dict[str, float]:
-    """Peak bytes of one GPU by part. It trains bins of `bin_tokens` in bf16 and sums gradients in fp32.
+    """Peak bytes of one GPU by part. It trains bins of `bin_tokens` in bf16 and sums gradients in
+    fp32.
 
-    trainable: parameters that are trained (default: all). `host` is CPU memory a rank, not part of `total`.
+    trainable: parameters that are trained (default: all). `host` is CPU memory a rank, not part of
+    `total`.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
     parts: dict[str, float] = dict.fromkeys(
@@ -223,13 +228,15 @@ def cpu_memory_bytes(
     trainable: int | None = None,
     bf16_in_hardware: bool = False,
 ) -> dict[str, float]:
-    """Peak resident bytes of one rank that trains on a CPU in bf16, by part; `total` is that of the dearest moment.
+    """Peak resident bytes of one rank that trains on a CPU in bf16, by part; `total` is that of the
+    dearest moment.
 
-    The loss head is at work, beside activations and gathered weights; or the optimizer, with its temporaries:
-    the whole gradient once more, and torch's AdamW two tensors as large. With the optimizer offloaded to CPUAdam there are
-    none, but a second copy of the gradients stays. With adapters, which are made on the whole model, there is a third
-    moment: the model's files are mapped beside this rank's part.
-    Without bf16 instructions the head, and one linear layer at a time, work in fp32 copies.
+    The loss head is at work, beside activations and gathered weights; or the optimizer, with its
+    temporaries: the whole gradient once more, and torch's AdamW two tensors as large. With the
+    optimizer offloaded to CPUAdam there are none, but a second copy of the gradients stays. With
+    adapters, which are made on the whole model, there is a third moment: the model's files are
+    mapped beside this rank's part. Without bf16 instructions the head, and one linear layer at a
+    time, work in fp32 copies.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
     compute, table = BF16 if bf16_in_hardware else FP32, shape.vocab * shape.hidden
@@ -268,9 +275,10 @@ def cpu_memory_bytes(
 
 def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:
     """Saved by a layer: its norms' inputs and outputs, q k v through norm, RoPE and attention, the
-    attention's output, and the four tensors of the gated MLP; the norms work in fp32. With checkpointing a
-    layer keeps its input, and one layer at a time is computed again, with gradients as large as what it
-    saved."""
+    attention's output, and the four tensors of the gated MLP; the norms work in fp32. With
+    checkpointing a layer keeps its input, and one layer at a time is computed again, with gradients
+    as large as what it saved.
+    """
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     saved = (
         BF16 * (5 * shape.hidden + 4 * query + 5 * key + 4 * shape.intermediate)
@@ -282,7 +290,9 @@ def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:
 
 
 def smallest_world(limit_bytes: float, memory_of, most: int = 4096) -> int | None:
-    """The smallest power of two of GPUs with memory_of(world)["total"] <= limit_bytes, if there is one."""
+    """The smallest power of two of GPUs with memory_of(world)["total"] <= limit_bytes, if there is
+    one.
+    """
     world = 1
     while world <= most:
         if memory_of(world)["total"] <= limit_bytes:
@@ -302,8 +312,9 @@ def trace_seconds(
 ) -> float:
     """GPU seconds to prefill `prompt_tokens` (a row each) and to decode `trace_tokens` more a row.
 
-    Prefill runs at `mfu`. Decoding reads, each step, all weights once and the KV cache of as many rows as fit
-    beside the weights in 0.9 of the memory (at most 256), at `bandwidth_share` of the bandwidth.
+    Prefill runs at `mfu`. Decoding reads, each step, all weights once and the KV cache of as many
+    rows as fit beside the weights in 0.9 of the memory (at most 256), at `bandwidth_share` of the
+    bandwidth.
     """
     lengths = prompt_tokens.astype(float)
     prefill = shape.forward_flops(lengths.sum(), (lengths * (lengths + 1) / 2).sum()) / (
@@ -324,7 +335,9 @@ def disk_bytes(
     trace_tokens: float,
     trainable: int,
 ) -> dict[str, float]:
-    """Shards, traces, checkpoints (one more exists while it is written) and exported models, in bytes."""
+    """Shards, traces, checkpoints (one more exists while it is written) and exported models, in
+    bytes.
+    """
     return {
         "shards": FP32 * row_tokens * 1.02,
         "traces": FP32 * trace_tokens,
@@ -338,6 +351,8 @@ def disk_bytes(
 
 
 def dolci_like_lengths(rows: int, generator: np.random.Generator) -> np.ndarray:
-    """Tokens of whole documents with the quantiles of Dolci-Think-SFT-7B in Qwen3 tokens, int64 [rows]."""
+    """Tokens of whole documents with the quantiles of Dolci-Think-SFT-7B in Qwen3 tokens, int64
+    [rows].
+    """
     at, tokens = [0, 0.1, 0.25, 0.5, 0.9, 1], [200, 1700, 8400, 20_000, 28_000, 32_700]
     return np.interp(generator.random(rows), at, tokens).astype(np.int64)

@@ -1,4 +1,6 @@
-"""Evaluation: models x modes x benchmarks -> one result file each; one engine does all the jobs of its model."""
+"""Evaluation: models x modes x benchmarks -> one result file each; one engine does all the jobs of
+its model.
+"""
 
 import contextlib
 import dataclasses
@@ -51,7 +53,9 @@ class Job:
         return self.run.results / f"{self.name}.meta.json"
 
     def partial(self, sample: int) -> Path:
-        """What has been generated of one sample a problem; another model or other settings have another file."""
+        """What has been generated of one sample a problem; another model or other settings have
+        another file.
+        """
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[
             :12
         ]
@@ -112,7 +116,9 @@ def model_names(recipe: Recipe) -> list[str]:
 
 
 def model_directory(run: Run, model: str, rounds: int) -> Path:
-    """base/, roundN/, final/, or the export of a phase: pi1_phaseA, sft_cot. Raises UserError for any other name."""
+    """base/, roundN/, final/, or the export of a phase: pi1_phaseA, sft_cot. Raises UserError for
+    any other name.
+    """
     round_ = round_of(model, rounds)
     is_phase = model in BASELINE_MODES or model in _bottlenecked(rounds)
     return run.export(model, round_, rounds) if is_phase else run.round_model(round_, rounds)
@@ -124,7 +130,9 @@ def _bottlenecked(rounds: int) -> dict[str, int]:
 
 
 def round_of(model: str, rounds: int) -> int | None:
-    """The round a model belongs to; 0: base, None: a baseline. Raises UserError for a name that is no model's."""
+    """The round a model belongs to; 0: base, None: a baseline. Raises UserError for a name that is
+    no model's.
+    """
     names = {
         "base": 0,
         **{f"round{r}": r for r in range(1, rounds)},
@@ -170,9 +178,11 @@ def default_modes(recipe: Recipe, model: str) -> list[str]:
 
 
 def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
-    """Evaluates each model that has work left in a process of its own: an engine keeps its memory until that ends.
+    """Evaluates each model that has work left in a process of its own: an engine keeps its memory
+    until that ends.
 
-    command: what evaluates one model when `--model NAME` is put behind it. Returns the exit code of the first failure.
+    command: what evaluates one model when `--model NAME` is put behind it. Returns the exit code of
+    the first failure.
     """
     for model, of_model in jobs.items():
         if all(job.done() for job in of_model):
@@ -185,10 +195,11 @@ def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
 
 
 def evaluate(jobs: list[Job], engine: VllmEngine | None = None, sample: int | None = None) -> None:
-    """Does what is left of the jobs of one model. engine: a started engine of that model; None starts one if needed.
+    """Does what is left of the jobs of one model. engine: a started engine of that model; None
+    starts one if needed.
 
-    sample: only these answers are made, and kept for the call without `sample` that publishes them all: cells of a
-    grid, each in a process of its own.
+    sample: only these answers are made, and kept for the call without `sample` that publishes them
+    all: cells of a grid, each in a process of its own.
     """
     left = [job for job in jobs if not job.done()]
     for job in jobs:
@@ -233,7 +244,8 @@ def _ask(
                 job.partial(each).unlink()
         else:
             log(
-                f"{job.name}: sample {sample} is done; python launch/evaluate.py without --sample puts all together"
+                f"{job.name}: sample {sample} is done; python launch/evaluate.py without --sample "
+                "puts all together"
             )
 
 
@@ -251,7 +263,9 @@ def _masking_engine(job: Job) -> TransformersEngine:
 
 
 def evaluate_then_trace(jobs: list[Job]) -> None:
-    """The jobs of a round's model, then the traces of the next round's phase A, which the same model makes: one engine."""
+    """The jobs of a round's model, then the traces of the next round's phase A, which the same
+    model makes: one engine.
+    """
     recipe, run, model = jobs[0].recipe, jobs[0].run, jobs[0].model
     round_ = round_of(model, recipe.rounds)
     if (
@@ -259,7 +273,8 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
         or model != run.round_model(round_, recipe.rounds).name
     ):
         raise UserError(
-            f"--then-traces: no round follows {model}; expected --model round1 to round{recipe.rounds - 1}"
+            f"--then-traces: no round follows {model}; expected --model round1 to "
+            f"round{recipe.rounds - 1}"
         )
     next_traces = traces.open_job(recipe, run, round_ + 1, "A")
     if all(job.done() for job in jobs) and is_done(next_traces.final):
@@ -304,7 +319,9 @@ def _generate(
 
 
 def _kept(job: Job, samples: list[int]) -> dict[int, dict]:
-    """Number of the question -> answer that is on disk; a line that a kill cut short is taken out of its file."""
+    """Number of the question -> answer that is on disk; a line that a kill cut short is taken out
+    of its file.
+    """
     answers = {}
     for path in filter(Path.exists, map(job.partial, samples)):
         whole_bytes = 0
@@ -318,7 +335,9 @@ def _kept(job: Job, samples: list[int]) -> dict[int, dict]:
 
 
 def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
-    """Scores all answers; the result file first and its meta last, so that a meta file vouches for its rows."""
+    """Scores all answers; the result file first and its meta last, so that a meta file vouches for
+    its rows.
+    """
     rows = [_row(q, a["row"]) for q, a in zip(questions, answers, strict=True)]
     _score(job, rows)
     scores = [row["correct"] for row in rows if row["correct"] is not None]

@@ -1,12 +1,13 @@
-r"""Raw rows -> examples (x, c, y): adapters, filters, the draw key; a reason for every row not used.
+r"""Raw rows -> examples (x, c, y): adapters, filters, the draw key; a reason for every row not
+used.
 
     {"messages": [{"role": "user", "content": "2+2?"},
                   {"role": "assistant", "content": "<think>\n2+2=4\n</think>\n4"}]}
     -> Example(messages=[system, user "2+2?"], cot="2+2=4", answer="4")
 
-The rule for rows of several turns: the last turn must be the assistant's; its think part is C and the rest
-Y. All turns before it are the prompt, and the think parts of earlier assistant turns are taken out, as chat
-templates do.
+The rule for rows of several turns: the last turn must be the assistant's; its think part is C and
+the rest Y. All turns before it are the prompt, and the think parts of earlier assistant turns are
+taken out, as chat templates do.
 """
 
 import hashlib
@@ -39,7 +40,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Reads a format's columns: `read(record)` gives (prompt turns, cot, answer) or raises Rejected."""
+    """Reads a format's columns: `read(record)` gives (prompt turns, cot, answer) or raises
+    Rejected.
+    """
 
     columns: tuple[str, ...]
     read: Callable[[dict], tuple[list[dict[str, str]], str, str]]
@@ -101,7 +104,8 @@ def row_id(record: dict, messages: list[dict[str, str]], cot: str, answer: str) 
 
 
 def draw_key(seed: int, example_id: str) -> int:
-    """63-bit key of a row: the `data.rows` rows with the smallest keys are used, wherever they stand.
+    """63-bit key of a row: the `data.rows` rows with the smallest keys are used, wherever they
+    stand.
 
     Rows of the same id have the same key, which is how duplicates are found.
     """
@@ -168,7 +172,9 @@ def _prompt_turn(turn: dict) -> dict[str, str]:
 
 
 def split_think(content: str) -> tuple[str, str]:
-    """'<think>C</think>Y' -> (C, Y). Raises Rejected for one missing, unclosed, nested or not first."""
+    """'<think>C</think>Y' -> (C, Y). Raises Rejected for one missing, unclosed, nested or not
+    first.
+    """
     if OPEN not in content and CLOSE not in content:
         raise Rejected("no_think")
     if OPEN not in content:
@@ -208,7 +214,9 @@ def _read_problem_solution(record: dict):
 
 
 def _read_gsm8k(record: dict):
-    """'steps .. <<48/2=24>> .. #### 1,024' -> steps without the calculator's notes, and 1024 in a box."""
+    """'steps .. <<48/2=24>> .. #### 1,024' -> steps without the calculator's notes, and 1024 in a
+    box.
+    """
     steps, mark, result = _text(record, "answer").rpartition("####")
     if not mark:
         raise Rejected("gsm8k_without_result", "no line `#### N` in answer")

@@ -1,8 +1,10 @@
-"""The live engine's weights -> verified safetensors: full model (LoRA merged) and, with LoRA, the adapter.
+"""The live engine's weights -> verified safetensors: full model (LoRA merged) and, with LoRA, the
+adapter.
 
-Weights are gathered one parameter at a time and written shard by shard, so that nothing larger than one shard
-exists beside the model, and what is written is what the engine computes with: no optimizer file is read back.
-Every rank must call `export`: gathering is collective (DeepSpeed#3841).
+Weights are gathered one parameter at a time and written shard by shard, so that nothing larger than
+one shard exists beside the model, and what is written is what the engine computes with: no
+optimizer file is read back. Every rank must call `export`: gathering is collective
+(DeepSpeed#3841).
 """
 
 import contextlib
@@ -28,10 +30,12 @@ ADAPTER_PARTS = (
 
 
 def export(lm, source: Path, target: Path, adapter: Path | None, meta: dict) -> None:
-    """Publishes `target` (loads with AutoModelForCausalLM and vLLM) and `adapter` (loads with PeftModel).
+    """Publishes `target` (loads with AutoModelForCausalLM and vLLM) and `adapter` (loads with
+    PeftModel).
 
-    lm: the transformers or peft model inside the engine. source: the model that training started from; its
-    tensor names, shapes and dtypes are what `target` must have, and its config and tokenizer go along unchanged.
+    lm: the transformers or peft model inside the engine. source: the model that training started
+    from; its tensor names, shapes and dtypes are what `target` must have, and its config and
+    tokenizer go along unchanged.
     """
     with _on_rank0(paths.publish(target, meta)) as temp:
         _write_shards(_full_tensors(lm), temp)
@@ -44,7 +48,8 @@ def export(lm, source: Path, target: Path, adapter: Path | None, meta: dict) -> 
 
 
 def surprisals(module, batch, positions: int) -> list[float]:
-    """-log p of the last `positions` tokens of a one-document batch, by the live weights and the head that is trained.
+    """-log p of the last `positions` tokens of a one-document batch, by the live weights and the
+    head that is trained.
 
     Whoever loads the exported model next compares (inference.handover_gap). All ranks must call it.
     """
@@ -79,7 +84,9 @@ def _on_rank0(publishing):
 
 
 def tensor_table(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """name -> (shape, dtype) of every tensor of a model directory, from the safetensors headers alone."""
+    """name -> (shape, dtype) of every tensor of a model directory, from the safetensors headers
+    alone.
+    """
     table = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -94,7 +101,9 @@ def tensor_table(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _full_tensors(lm):
-    """(name, CPU tensor on rank 0 or None) of the plain model, adapters merged in; one parameter gathered at a time."""
+    """(name, CPU tensor on rank 0 or None) of the plain model, adapters merged in; one parameter
+    gathered at a time.
+    """
     bare = model.unwrapped(lm)
     modules = dict(bare.named_modules())
     for name, parameter in bare.named_parameters():
@@ -147,7 +156,9 @@ def _merged(parameter, wrapper) -> torch.Tensor:
 
 
 def _write_shards(tensors, directory: Path | None) -> None:
-    """Streams tensors into model-0000N.safetensors of at most SHARD_BYTES, and the index that names them."""
+    """Streams tensors into model-0000N.safetensors of at most SHARD_BYTES, and the index that names
+    them.
+    """
     shard, size, number, total, index = {}, 0, 0, 0, {}
 
     def flush():

@@ -1,4 +1,6 @@
-"""The cells of a cluster evaluation, model x benchmark x seed, from a small YAML file: each is a task of its own."""
+"""The cells of a cluster evaluation, model x benchmark x seed, from a small YAML file: each is a
+task of its own.
+"""
 
 import itertools
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ KEYS = ("models", "benchmarks", "seeds")
 
 
 class Cell(NamedTuple):
-    """seed: the number of the sample. The draws of an answer come from (recipe seed, problem, sample)."""
+    """seed: the number of the sample. The draws of an answer come from (recipe seed, problem,
+    sample).
+    """
 
     model: str
     benchmark: str
@@ -27,7 +31,9 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """What is left out of the file is the recipe's: all its models, its benchmarks, as many seeds as eval.samples."""
+    """What is left out of the file is the recipe's: all its models, its benchmarks, as many seeds
+    as eval.samples.
+    """
 
     models: list[str]
     benchmarks: list[str]
@@ -35,7 +41,9 @@ class Grid:
 
     @classmethod
     def of(cls, recipe: Recipe, file: str | None) -> "Grid":
-        """Raises UserError, naming file and key, for a file that cannot be read and for unknown keys and names."""
+        """Raises UserError, naming file and key, for a file that cannot be read and for unknown
+        keys and names.
+        """
         given = _read(Path(file)) if file else {}
         for key in given:
             if key not in KEYS:
@@ -56,7 +64,8 @@ class Grid:
             raise UserError(f"{file}: seeds: expected how many there are, found {grid.seeds!r}")
         if grid.seeds > 1 and not recipe.eval.temperature:
             raise UserError(
-                f"{file or 'eval.samples'}: greedy answers are all the same; set eval.temperature above 0 or seeds to 1"
+                f"{file or 'eval.samples'}: greedy answers are all the same; set eval.temperature "
+                "above 0 or seeds to 1"
             )
         for name in grid.models:
             evaluate.round_of(name, recipe.rounds)
@@ -76,7 +85,8 @@ class Grid:
         cells = self.cells()
         if number >= len(cells):
             raise UserError(
-                f"cell {number}: the grid has {len(cells)}; submit it with sbatch --array=0-{len(cells) - 1}"
+                f"cell {number}: the grid has {len(cells)}; submit it with sbatch "
+                f"--array=0-{len(cells) - 1}"
             )
         return cells[number]
 

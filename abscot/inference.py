@@ -1,12 +1,13 @@
-"""Constrained two-stage generation from token ids: vLLM, and a small transformers fallback with the same rules.
+"""Constrained two-stage generation from token ids: vLLM, and a small transformers fallback with the
+same rules.
 
     requests = [trace_request(prompt, vocab, recipe.traces, seed) for ...]
     for index, completions in engine.stream(requests): ...
 
-A request may carry a follow-up (`then`): the answer stage starts in the step after its trace is finished. Where it
-goes on from the very tokens that the engine holds it continues the same session, and only the new tokens are computed;
-where the trace was edited it is a new request that finds the prompt in the prefix cache.
-Tokens in, tokens out: text would lose the abstract tokens.
+A request may carry a follow-up (`then`): the answer stage starts in the step after its trace is
+finished. Where it goes on from the very tokens that the engine holds it continues the same session,
+and only the new tokens are computed; where the trace was edited it is a new request that finds the
+prompt in the prefix cache. Tokens in, tokens out: text would lose the abstract tokens.
 """
 
 import dataclasses
@@ -28,7 +29,9 @@ HANDOVER_KL = 0.015  # nats a token; bf16 kernels that differ stay far below
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request is decoded. temperature 0: greedy. allowed_ids None: every token of the vocabulary."""
+    """How one request is decoded. temperature 0: greedy. allowed_ids None: every token of the
+    vocabulary.
+    """
 
     max_tokens: int
     min_tokens: int = 0
@@ -41,7 +44,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """tokens: what was generated, a stop token included. cached_tokens: prompt tokens that were not computed."""
+    """tokens: what was generated, a stop token included. cached_tokens: prompt tokens that were not
+    computed.
+    """
 
     tokens: list[int]
     finish_reason: str  # stop | length
@@ -51,7 +56,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Positions start .. stop of a prompt that its tokens from `behind` on, and all that is generated, cannot see."""
+    """Positions start .. stop of a prompt that its tokens from `behind` on, and all that is
+    generated, cannot see.
+    """
 
     start: int
     stop: int
@@ -75,8 +82,8 @@ def trace_request(
 ) -> Request:
     """The trace stage behind a prompt that ends in `<beginabstract>`.
 
-    Only V_abs and the end token can be sampled, the end only after m_min tokens. Decoding stops at m_max: the
-    end is forced there by appending it, which costs no step.
+    Only V_abs and the end token can be sampled, the end only after m_min tokens. Decoding stops at
+    m_max: the end is forced there by appending it, which costs no step.
     """
     sampling = Sampling(
         max_tokens=config.m_max,
@@ -93,7 +100,9 @@ def trace_request(
 def codebook_tokens_of(
     completion: Completion, vocab: AbstractVocab, config: TraceConfig
 ) -> list[int]:
-    """The trace without its delimiters. Raises ValueError if the engine broke a rule: such a trace is no data."""
+    """The trace without its delimiters. Raises ValueError if the engine broke a rule: such a trace
+    is no data.
+    """
     tokens = completion.tokens
     trace = tokens[:-1] if tokens and tokens[-1] == vocab.end_id else tokens
     if not set(trace) <= set(vocab.codebook_ids) or not config.m_min <= len(trace) <= config.m_max:
@@ -102,7 +111,9 @@ def codebook_tokens_of(
 
 
 def cut_middle(tokens: Sequence[int], room: int) -> list[int]:
-    """At most `room` tokens: the first and the last ones, since a CoT says its task first and its result last."""
+    """At most `room` tokens: the first and the last ones, since a CoT says its task first and its
+    result last.
+    """
     if len(tokens) <= room:
         return list(tokens)
     head = room // 2
@@ -110,7 +121,9 @@ def cut_middle(tokens: Sequence[int], room: int) -> list[int]:
 
 
 def machine_dtype(config: InferenceConfig) -> str:
-    """`bfloat16` or `float32`; `auto` takes bf16 where the machine has instructions for it (emulated it is slower)."""
+    """`bfloat16` or `float32`; `auto` takes bf16 where the machine has instructions for it
+    (emulated it is slower).
+    """
     import torch
 
     if config.dtype != "auto":
@@ -124,10 +137,12 @@ def machine_dtype(config: InferenceConfig) -> str:
 
 
 def check_handover(engine, model: Path) -> None:
-    """Is what the engine computes the model that was trained? Export has left probabilities of the live weights in DONE.
+    """Is what the engine computes the model that was trained? Export has left probabilities of the
+    live weights in DONE.
 
-    Per token the KL divergence is estimated as r - 1 - log r of the two probabilities' ratio r, which is never negative.
-    Raises RuntimeError above HANDOVER_KL: then weights were lost on the way, and every trace would be another model's.
+    Per token the KL divergence is estimated as r - 1 - log r of the two probabilities' ratio r,
+    which is never negative. Raises RuntimeError above HANDOVER_KL: then weights were lost on the
+    way, and every trace would be another model's.
     """
     probe = paths.read_done(model).get("probe") if paths.is_done(model) else None
     if probe is None or len(probe["tokens"]) >= engine.window_tokens:
@@ -137,7 +152,8 @@ def check_handover(engine, model: Path) -> None:
     kl = sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
     if not kl <= HANDOVER_KL:
         raise RuntimeError(
-            f"{model}: this engine's probabilities are not those of the trained weights (KL {kl:.4f} a token, at most {HANDOVER_KL});"
+            f"{model}: this engine's probabilities are not those of the trained weights (KL "
+            f"{kl:.4f} a token, at most {HANDOVER_KL});"
             f" delete {model} to export it again"
         )
     log(f"{model.name}: the engine agrees with the trained weights, KL {kl:.1e} a token")
@@ -164,7 +180,8 @@ class VllmEngine:
         self._serial = 0
         options = {}
         if on_cpu:
-            # The CPU engine has no generator offsets, so seeded requests need whole prompts in one step.
+            # The CPU engine has no generator offsets, so seeded requests need whole prompts in one
+            # step.
             options = {
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(self.window_tokens, 8192),
@@ -201,7 +218,8 @@ class VllmEngine:
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
         """Yields (index in `requests`, its completions stage by stage) as requests finish.
 
-        Never more than max_num_seqs are inside the engine, so a follow-up is scheduled in the very next step.
+        Never more than max_num_seqs are inside the engine, so a follow-up is scheduled in the very
+        next step.
         """
         waiting, inside = iter(enumerate(requests)), {}
         for index, request in itertools.islice(waiting, self.max_num_seqs):
@@ -230,7 +248,9 @@ class VllmEngine:
         inside[name] = running
 
     def _go_on(self, inside: dict[str, "_Running"], name: str, running: "_Running") -> None:
-        """The next stage: in the same session where it extends what the engine has computed, else as a new request."""
+        """The next stage: in the same session where it extends what the engine has computed, else
+        as a new request.
+        """
         finished, request = running.stages[-1], running.request.then(running.stages[-1])
         computed = [
             *running.request.prompt,
@@ -259,7 +279,9 @@ class VllmEngine:
         sampling: Sampling,
         resumable: bool,
     ) -> str:
-        """What LLMEngine.add_request does, for sessions too. Returns the engine's name of the request."""
+        """What LLMEngine.add_request does, for sessions too. Returns the engine's name of the
+        request.
+        """
         import msgspec
 
         engine = self.llm.llm_engine
@@ -275,22 +297,26 @@ class VllmEngine:
         else:
             request.external_req_id = name
         engine.output_processor.add_request(request, None, None, 0)
-        # Both sides append a session's later tokens to this list, and in one process it would be the same list.
+        # Both sides append a session's later tokens to this list, and in one process it would be
+        # the same list.
         own = msgspec.structs.replace(request, prompt_token_ids=list(request.prompt_token_ids))
         engine.engine_core.add_request(own)
         return request.request_id
 
     def forget(self) -> None:
-        """Empties the prefix cache: what is generated next depends on nothing that was generated before."""
+        """Empties the prefix cache: what is generated next depends on nothing that was generated
+        before.
+        """
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not empty its prefix cache though no request is running")
 
 
 class TransformersEngine:
-    """The same requests by `transformers` generate: for tests and debugging, where vLLM is not to be had.
+    """The same requests by `transformers` generate: for tests and debugging, where vLLM is not to
+    be had.
 
-    The allowed sets and minimum lengths are the same. Seeds hold for a batch, not for a row: sampled traces repeat
-    only with the same requests in the same order, and are not vLLM's.
+    The allowed sets and minimum lengths are the same. Seeds hold for a batch, not for a row:
+    sampled traces repeat only with the same requests in the same order, and are not vLLM's.
     """
 
     def __init__(self, model: Path, config: InferenceConfig):
@@ -354,8 +380,9 @@ class TransformersEngine:
         ]
 
     def _generate_hidden(self, requests: list[Request]) -> list[Completion]:
-        """Greedy, in one KV cache: what stands before `behind` is computed in full sight, then the hidden keys are
-        masked for good. Positions run on, as in the one pass of training."""
+        """Greedy, in one KV cache: what stands before `behind` is computed in full sight, then the
+        hidden keys are masked for good. Positions run on, as in the one pass of training.
+        """
         import torch
 
         sampling = requests[0].sampling
@@ -434,7 +461,9 @@ def _until_stop(tokens: list[int], prompt_tokens: int, sampling: Sampling) -> Co
 
 @dataclass
 class _Running:
-    """A request inside the engine. new_tokens: of its prompt, handed in for this stage; in_session: generated before."""
+    """A request inside the engine. new_tokens: of its prompt, handed in for this stage; in_session:
+    generated before.
+    """
 
     index: int
     request: Request
@@ -446,7 +475,9 @@ class _Running:
 
 
 def _completion(output, running: _Running) -> Completion:
-    """vLLM reports a session's tokens from its start, and the prefix cache's hits for its first stage."""
+    """vLLM reports a session's tokens from its start, and the prefix cache's hits for its first
+    stage.
+    """
     best, prompt_tokens = output.outputs[0], len(running.request.prompt)
     cached = (
         prompt_tokens - running.new_tokens if running.in_session else output.num_cached_tokens or 0
@@ -473,7 +504,9 @@ def sampling_params(sampling: Sampling):
 
 
 def _set_environment(config: InferenceConfig) -> None:
-    """vLLM reads these when it is imported. In this process: a seeded run then schedules the same way every time."""
+    """vLLM reads these when it is imported. In this process: a seeded run then schedules the same
+    way every time.
+    """
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

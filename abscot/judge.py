@@ -1,4 +1,6 @@
-"""Open-ended answers: written out as AlpacaEval reads them, and compared with the reference by a judge model."""
+"""Open-ended answers: written out as AlpacaEval reads them, and compared with the reference by a
+judge model.
+"""
 
 import http.client
 import json
@@ -29,7 +31,9 @@ QUESTION = """Two assistants answered the same instruction. Which answer is bett
 
 
 def write_answers(path: Path, rows: list[dict], generator: str) -> None:
-    """The first sample of each problem in AlpacaEval's format: `alpaca_eval --model_outputs FILE` judges it."""
+    """The first sample of each problem in AlpacaEval's format: `alpaca_eval --model_outputs FILE`
+    judges it.
+    """
     first = [row for row in rows if row["sample"] == 0]
     write_json_atomic(
         path,
@@ -41,10 +45,11 @@ def write_answers(path: Path, rows: list[dict], generator: str) -> None:
 
 
 def score_all(recipe: Recipe, rows: list[dict]) -> list[Verdict]:
-    """1 where the judge prefers the answer to the reference, 0 where it does not, None where nobody judged.
+    """1 where the judge prefers the answer to the reference, 0 where it does not, None where nobody
+    judged.
 
-    Asks eval.judge_url, any OpenAI-compatible endpoint, for eval.judge_model; without a url nothing is asked.
-    Raises UserError where the endpoint cannot be reached or refuses.
+    Asks eval.judge_url, any OpenAI-compatible endpoint, for eval.judge_model; without a url nothing
+    is asked. Raises UserError where the endpoint cannot be reached or refuses.
     """
     config = recipe.eval
     if config.judge_url is None:
@@ -88,5 +93,6 @@ def _chat(url: str, model: str, text: str) -> str:
             return json.load(response)["choices"][0]["message"]["content"] or ""
     except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
         raise UserError(
-            f"eval.judge_url: {url} did not answer ({error}); check the url, and the key in {KEY_VARIABLE}"
+            f"eval.judge_url: {url} did not answer ({error}); check the url, and the key in "
+            f"{KEY_VARIABLE}"
         ) from None

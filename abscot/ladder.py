@@ -1,9 +1,11 @@
-"""The ladder: the paper's rows on one base and one data set, trained on equally many answers, in one table.
+"""The ladder: the paper's rows on one base and one data set, trained on equally many answers, in
+one table.
 
-What is equal: each baseline trains on the answers (Y) of the same rows as often as all rounds together (rounds x
-(epochs of A + epochs of B); with `staging: partition` a phase has its part of the rows), rounded to whole epochs, so
-that the supervised Y tokens agree. Not equal, and shown: Abstract-CoT and SFT (CoT) are supervised on Z or C as well,
-and the rounds restart the learning rate schedule with each phase where a baseline has one schedule over all its steps.
+What is equal: each baseline trains on the answers (Y) of the same rows as often as all rounds
+together (rounds x (epochs of A + epochs of B); with `staging: partition` a phase has its part of
+the rows), rounded to whole epochs, so that the supervised Y tokens agree. Not equal, and shown:
+Abstract-CoT and SFT (CoT) are supervised on Z or C as well, and the rounds restart the learning
+rate schedule with each phase where a baseline has one schedule over all its steps.
 """
 
 import dataclasses
@@ -28,7 +30,9 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. trained: the phases that its model went through after the base, in order."""
+    """One row of the table. trained: the phases that its model went through after the base, in
+    order.
+    """
 
     label: str
     mode: str
@@ -38,7 +42,9 @@ class Row:
 
 
 def recipe_of(recipe: Recipe) -> Recipe:
-    """The recipe, its base asked verbally and directly, its rounds in mode abstract, whatever else is asked."""
+    """The recipe, its base asked verbally and directly, its rounds in mode abstract, whatever else
+    is asked.
+    """
     config = recipe.eval
     base_modes = list(dict.fromkeys(["verbal", "no_cot", *config.base_modes]))
     modes = list(dict.fromkeys(["abstract", *config.modes]))
@@ -102,7 +108,9 @@ def equalised(recipe: Recipe) -> str:
 
 
 def table(data: RunData) -> Table:
-    """One line a row and benchmark. `answers` and `supervised` are what the train logs say was spent after the base."""
+    """One line a row and benchmark. `answers` and `supervised` are what the train logs say was
+    spent after the base.
+    """
     columns = (
         "row",
         "benchmark",
@@ -153,7 +161,9 @@ def _spent(data: RunData, row: Row) -> tuple[str, str]:
 
 
 def channel_table(data: RunData) -> Table | None:
-    """Per round: the answer with the CoT behind the mask, the answer without any CoT, and the gap between the two."""
+    """Per round: the answer with the CoT behind the mask, the answer without any CoT, and the gap
+    between the two.
+    """
     cells = []
     for channel in (s for s in data.scored if s.mode == "channel"):
         without = data.of(

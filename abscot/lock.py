@@ -1,4 +1,6 @@
-"""One writer a run directory, on any node: a lease that its owner renews, and that is taken over when it is dead."""
+"""One writer a run directory, on any node: a lease that its owner renews, and that is taken over
+when it is dead.
+"""
 
 import contextlib
 import fcntl
@@ -22,11 +24,12 @@ TAKEN_OVER = signal.SIGUSR2  # not SIGINT: a shell script has what it starts wit
 
 @contextlib.contextmanager
 def exclusive(directory: Path, lease_s: float = LEASE_S):
-    """Holds `directory`, in the main thread. Raises UserError where another process works on it, KeyboardInterrupt when
-    another has taken it over.
+    """Holds `directory`, in the main thread. Raises UserError where another process works on it,
+    KeyboardInterrupt when another has taken it over.
 
-    Whether an owner on this host lives, the kernel's lock tells at once. An owner on another host, where the file
-    system may not share that lock, lives if it renews its lease; an earlier life of this very Slurm job does not.
+    Whether an owner on this host lives, the kernel's lock tells at once. An owner on another host,
+    where the file system may not share that lock, lives if it renews its lease; an earlier life of
+    this very Slurm job does not.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lease, me = directory / ".lease", _owner()
@@ -87,10 +90,13 @@ def _taken(directory: Path, owner: dict | None) -> UserError:
 
 
 def _outlive(directory: Path, lease: Path, owner: dict, lease_s: float) -> None:
-    """Returns once the lease has run out. Raises UserError when it is renewed. Ages are by the file system's clock."""
+    """Returns once the lease has run out. Raises UserError when it is renewed. Ages are by the file
+    system's clock.
+    """
     first = lease.stat().st_mtime
     log(
-        f"{lease}: held by pid {owner['pid']} on {owner['host']}; taken over if it is not renewed in {lease_s:.0f} s"
+        f"{lease}: held by pid {owner['pid']} on {owner['host']}; taken over if it is not renewed "
+        f"in {lease_s:.0f} s"
     )
     probe = directory / f".clock.{os.getpid()}"
     try:
@@ -109,7 +115,9 @@ def _outlive(directory: Path, lease: Path, owner: dict, lease_s: float) -> None:
 
 
 def _renew(lease: Path, me: dict, every_s: float, ended: threading.Event) -> None:
-    """Also finds out when somebody has taken over (this node was cut off for long): then this process must end."""
+    """Also finds out when somebody has taken over (this node was cut off for long): then this
+    process must end.
+    """
     while not ended.wait(every_s):
         with contextlib.suppress(
             OSError

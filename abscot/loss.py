@@ -1,9 +1,10 @@
-"""The loss: logits only at supervised positions, a chunk at a time, with the gradient made on the way.
+"""The loss: logits only at supervised positions, a chunk at a time, with the gradient made on the
+way.
 
-A training bin supervises a small part of its tokens, and logits are 60 times wider than hidden states: 32k
-tokens x 151,936 entries are 20 GB in fp32. Here at most `chunk_tokens` rows of logits exist, and they become
-their own gradient in place: three matrix products, no recomputation. The weight is read in the forward only,
-where ZeRO-3 has it gathered.
+A training bin supervises a small part of its tokens, and logits are 60 times wider than hidden
+states: 32k tokens x 151,936 entries are 20 GB in fp32. Here at most `chunk_tokens` rows of logits
+exist, and they become their own gradient in place: three matrix products, no recomputation. The
+weight is read in the forward only, where ZeRO-3 has it gathered.
 """
 
 import importlib.util
@@ -18,7 +19,9 @@ IGNORE = -100  # Hugging Face's label of an unsupervised position
 
 
 class LossSums(NamedTuple):
-    """Summed cross-entropies of one bin, in nats; the trainer divides by the step's supervised tokens."""
+    """Summed cross-entropies of one bin, in nats; the trainer divides by the step's supervised
+    tokens.
+    """
 
     total: torch.Tensor  # fp32 scalar over all supervised positions, carries the gradient
     z: torch.Tensor  # detached: the part on Z
@@ -36,9 +39,10 @@ def supervised_loss(
 ) -> LossSums:
     """Cross-entropy of the LM head at the supervised positions: hidden[t - 1] predicts labels[t].
 
-    hidden: [1, T, H]; lm_head_weight: [V, H], may be tied or frozen; labels: int64 [1, T], -100 where
-    unsupervised; segment_id: int8 [1, T], SEGMENT_*. At most chunk_tokens x V logits exist at a time. With no
-    supervised position the total is a zero whose gradients are zeros, so that collectives run on every rank.
+    hidden: [1, T, H]; lm_head_weight: [V, H], may be tied or frozen; labels: int64 [1, T], -100
+    where unsupervised; segment_id: int8 [1, T], SEGMENT_*. At most chunk_tokens x V logits exist at
+    a time. With no supervised position the total is a zero whose gradients are zeros, so that
+    collectives run on every rank.
     """
     rows = (labels[0, 1:] != IGNORE).nonzero().flatten()
     targets, segment = labels[0, rows + 1], segment_id[0, rows + 1]
@@ -50,7 +54,9 @@ def supervised_loss(
 
 
 class _SummedHeadLoss(torch.autograd.Function):
-    """(sum, each row's) cross-entropy of hidden [rows, H] and targets [rows]; only the sum has a gradient."""
+    """(sum, each row's) cross-entropy of hidden [rows, H] and targets [rows]; only the sum has a
+    gradient.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk_tokens, with_gradient):
@@ -78,7 +84,8 @@ class _SummedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        # In place: a second copy of the weight's gradient is what this avoids. Autograd notices a reuse.
+        # In place: a second copy of the weight's gradient is what this avoids. Autograd notices a
+        # reuse.
         return *(g if g is None else g.mul_(grad) for g in ctx.saved_tensors), None, None, None
 
 
@@ -98,7 +105,8 @@ def _cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 
 
 def _fused_cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The same in Liger's Triton kernel: two reads and one write of the logits, and no fp32 copy of them.
+    """The same in Liger's Triton kernel: two reads and one write of the logits, and no fp32 copy of
+    them.
 
     Launched directly, because its wrappers return the losses in the dtype of the logits.
     """

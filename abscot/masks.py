@@ -1,8 +1,9 @@
-"""The bottleneck rule, once: as a dense reference, as a FlexAttention block mask and as two causal calls.
+"""The bottleneck rule, once: as a dense reference, as a FlexAttention block mask and as two causal
+calls.
 
-A query attends to a key when the key is not later, both are in one document, neither is padding, and not
-(the query is in the answer Y and the key in the verbal CoT C): paper section 3.1, C -> H_Z -> Y.
-One document, X X C C Z Y Y:
+A query attends to a key when the key is not later, both are in one document, neither is padding,
+and not (the query is in the answer Y and the key in the verbal CoT C): paper section 3.1, C -> H_Z
+-> Y. One document, X X C C Z Y Y:
 
               X X C C Z Y Y
            X  1 . . . . . .      call 1: queries = keys = [X;C;Z], causal
@@ -56,14 +57,17 @@ def block_mask(document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: 
     """The rule as a BlockMask for one batch. A constant T, a multiple of 128, spares recompilation."""
     tokens, device = document_id.numel(), document_id.device
     rule = mask_mod(document_id, segment_id, bottleneck)
-    # Compiled, the mask is reduced to blocks as it is made; eagerly all T x T entries exist (1 GB at 32k).
+    # Compiled, the mask is reduced to blocks as it is made; eagerly all T x T entries exist (1 GB
+    # at 32k).
     return create_block_mask(
         rule, None, None, tokens, tokens, device=device, _compile=device.type == "cuda"
     )
 
 
 class Sequence(NamedTuple):
-    """A run of query rows, and the runs of key rows that it sees causally, its last row at the last key."""
+    """A run of query rows, and the runs of key rows that it sees causally, its last row at the last
+    key.
+    """
 
     queries: tuple[int, int]  # start, stop in the packed bin
     keys: tuple[tuple[int, int], ...]
@@ -79,7 +83,9 @@ class Sequence(NamedTuple):
 
 @dataclass(frozen=True)
 class CausalCall:
-    """Independent sequences in one causal attention call, in the terms of a varlen kernel and as runs."""
+    """Independent sequences in one causal attention call, in the terms of a varlen kernel and as
+    runs.
+    """
 
     sequences: tuple[Sequence, ...]
     query_index: torch.Tensor  # int64 [rows of queries]: where they stand in the bin, no row twice
@@ -110,17 +116,21 @@ class CausalCall:
 
 @dataclass(frozen=True)
 class Layout:
-    """The rule as causal calls for one packed bin; each row but padding is a query in exactly one call."""
+    """The rule as causal calls for one packed bin; each row but padding is a query in exactly one
+    call.
+    """
 
     num_tokens: int
     calls: tuple[CausalCall, ...]
 
     @classmethod
     def of(cls, document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool) -> "Layout":
-        """Built once a batch, outside the layers, on the CPU; its index tensors go to document_id's device.
+        """Built once a batch, outside the layers, on the CPU; its index tensors go to document_id's
+        device.
 
-        document_id: int [1, T], equal within a document, -1 where padding; segment_id: int [1, T], SEGMENT_*.
-        Raises ValueError where padding is not last, documents interleave, or a document is not in order.
+        document_id: int [1, T], equal within a document, -1 where padding; segment_id: int [1, T],
+        SEGMENT_*. Raises ValueError where padding is not last, documents interleave, or a document
+        is not in order.
         """
         first, second = [], []
         for runs in _documents(document_id, segment_id):
@@ -140,7 +150,9 @@ class Layout:
 
     @cached_property
     def allowed_pairs(self) -> int:
-        """(query, key) pairs that attend: the bin's attention costs 4 x head_dim FLOPs a pair and head."""
+        """(query, key) pairs that attend: the bin's attention costs 4 x head_dim FLOPs a pair and
+        head.
+        """
         sequences = [s for call in self.calls for s in call.sequences]
         return sum(
             s.num_queries * s.num_keys - s.num_queries * (s.num_queries - 1) // 2 for s in sequences
@@ -159,7 +171,8 @@ def _documents(
         owner, kind = int(document[start]), int(segment[start])
         if owner >= 0 and (owner, kind) <= previous:
             raise ValueError(
-                f"row {start}: documents must follow each other, each in the order X, C, Z, Y, padding last"
+                f"row {start}: documents must follow each other, each in the order X, C, Z, Y, "
+                "padding last"
             )
         if owner > previous[0]:
             documents.append([])

@@ -1,4 +1,6 @@
-"""The model: the extended base, loading for training (full or LoRA), and the masked forward that ends in the loss."""
+"""The model: the extended base, loading for training (full or LoRA), and the masked forward that
+ends in the loss.
+"""
 
 import types
 from pathlib import Path
@@ -15,10 +17,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class SupervisedLM(torch.nn.Module):
-    """A causal LM whose forward returns summed losses: logits exist only at supervised positions, chunk by chunk.
+    """A causal LM whose forward returns summed losses: logits exist only at supervised positions,
+    chunk by chunk.
 
-    The loss runs as the LM head's own forward, so that under ZeRO-3 the head's weight is gathered by the hooks
-    of the module that uses it (read outside, it has numel 0: trl#6372), tied or not.
+    The loss runs as the LM head's own forward, so that under ZeRO-3 the head's weight is gathered
+    by the hooks of the module that uses it (read outside, it has numel 0: trl#6372), tied or not.
     """
 
     def __init__(self, lm, backend: str, chunk_tokens: int):
@@ -32,7 +35,9 @@ class SupervisedLM(torch.nn.Module):
         self.parts[1].forward = types.MethodType(_loss_forward(chunk_tokens), self.parts[1])
 
     def forward(self, input_ids, position_ids, labels, segment_id, layout):
-        """input_ids, position_ids, labels: int64 [1, T]; segment_id: int8 [1, T]. Returns fp32 scalars (total, z, y)."""
+        """input_ids, position_ids, labels: int64 [1, T]; segment_id: int8 [1, T]. Returns fp32
+        scalars (total, z, y).
+        """
         decoder, head = self.parts
         hidden = decoder(
             input_ids=input_ids,
@@ -60,7 +65,9 @@ def unwrapped(lm):
 
 
 def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> SupervisedLM:
-    """The model at `directory`, ready for `deepspeed.initialize`: backend, checkpointing and LoRA as in the recipe."""
+    """The model at `directory`, ready for `deepspeed.initialize`: backend, checkpointing and LoRA
+    as in the recipe.
+    """
     attention.register()
     backend = attention.choose(recipe.model.attention, device)
     lm = transformers.AutoModelForCausalLM.from_pretrained(
@@ -77,7 +84,8 @@ def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> 
         lm.enable_input_require_grads()
     if device.type == "cpu" and recipe.model.dtype == "bf16" and not attention.cpu_has_bf16():
         log(
-            "this CPU has no bf16 instructions: weights stay bf16, their matrix products run in fp32"
+            "this CPU has no bf16 instructions: weights stay bf16, their matrix products run in "
+            "fp32"
         )
         upcast_linears(lm)
     lm.train()
@@ -85,7 +93,9 @@ def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> 
 
 
 def restore_rotary(module: torch.nn.Module) -> None:
-    """RoPE frequencies in fp32 again: sharded loading makes every tensor in bf16, which turns far positions to noise."""
+    """RoPE frequencies in fp32 again: sharded loading makes every tensor in bf16, which turns far
+    positions to noise.
+    """
     for rotary in module.modules():
         if hasattr(rotary, "original_inv_freq"):
             fresh = type(rotary)(rotary.config).to(rotary.inv_freq.device)
@@ -93,7 +103,9 @@ def restore_rotary(module: torch.nn.Module) -> None:
 
 
 def with_lora(lm, recipe: Recipe, directory: Path):
-    """peft adapters. `new_rows` trains only the abstract rows of the (tied) table; `full` the whole table."""
+    """peft adapters. `new_rows` trains only the abstract rows of the (tied) table; `full` the whole
+    table.
+    """
     import peft
 
     lora = recipe.lora
@@ -120,7 +132,9 @@ def with_lora(lm, recipe: Recipe, directory: Path):
 
 
 def upcast_linears(lm) -> None:
-    """Linear layers that multiply in fp32 and hand on bf16: about 4x faster on CPUs without bf16 instructions."""
+    """Linear layers that multiply in fp32 and hand on bf16: about 4x faster on CPUs without bf16
+    instructions.
+    """
     for module in lm.modules():
         if type(module) is torch.nn.Linear:
             module.forward = types.MethodType(_upcast_forward, module)
@@ -163,7 +177,9 @@ def load_tokenizer(directory, trust_remote_code: bool = False):
 
 
 def base_source(recipe: Recipe, run: Run) -> str:
-    """Where the base comes from: the world's model, a directory, or a hub id. UserError without the world it names."""
+    """Where the base comes from: the world's model, a directory, or a hub id. UserError without the
+    world it names.
+    """
     if recipe.model.base == "world":
         if not paths.is_done(run.world):
             raise UserError(f"{run.world}: no world yet; make it with: python launch/world.py")
@@ -199,7 +215,8 @@ def extend_base(recipe: Recipe, run: Run) -> None:
     lm, tokenizer = load_base(recipe, source)
     if tokenizer.chat_template is None:
         raise UserError(
-            f"{source}: its tokenizer has no chat template; use an instruct model, e.g. Qwen/Qwen3-4B"
+            f"{source}: its tokenizer has no chat template; use an instruct model, e.g. "
+            "Qwen/Qwen3-4B"
         )
     before = len(tokenizer)
     abstract = vocab.extend_tokenizer(tokenizer, recipe.codebook_size)
@@ -217,12 +234,15 @@ def extend_base(recipe: Recipe, run: Run) -> None:
         lm.save_pretrained(temp, max_shard_size="4GB")
         tokenizer.save_pretrained(temp)
     log(
-        f"{run.base}: {before:,} -> {len(tokenizer):,} token ids, table of {rows:,} rows, {'tied' if meta['tied'] else 'untied'}"
+        f"{run.base}: {before:,} -> {len(tokenizer):,} token ids, table of {rows:,} rows, "
+        f"{'tied' if meta['tied'] else 'untied'}"
     )
 
 
 def turn_ending(generation, tokenizer):
-    """The generation config with the chat's end of turn as eos: a Base tokenizer ends at <|endoftext|> instead."""
+    """The generation config with the chat's end of turn as eos: a Base tokenizer ends at
+    <|endoftext|> instead.
+    """
     end = turn_end_id(tokenizer)
     known = (
         generation.eos_token_id
@@ -246,6 +266,8 @@ def turn_end_id(tokenizer) -> int:
 
 
 def parameter_counts(module: torch.nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters, tied ones once; right under ZeRO-3 too, where local shapes are empty."""
+    """(trainable, all) parameters, tied ones once; right under ZeRO-3 too, where local shapes are
+    empty.
+    """
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
     return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)

@@ -1,4 +1,6 @@
-"""The model card of final/: the hub's YAML header, results beside the paper's, usage snippets, citation."""
+"""The model card of final/: the hub's YAML header, results beside the paper's, usage snippets,
+citation.
+"""
 
 import json
 from string import Template
@@ -150,7 +152,9 @@ $data_source and measured on what the table above lists, nothing else.
 
 
 def write(data: RunData) -> None:
-    """Writes final/README.md when final/ is there. DONE does not list it, so the weights stay sealed."""
+    """Writes final/README.md when final/ is there. DONE does not list it, so the weights stay
+    sealed.
+    """
     final = data.run.round_model(data.recipe.rounds, data.recipe.rounds).resolve()
     if paths.is_done(final):
         local = final.relative_to(ROOT) if final.is_relative_to(ROOT) else final
@@ -259,7 +263,8 @@ def _results(cells: list[Summary]) -> str:
             s.model,
             s.benchmark,
             str(s.problems),
-            f"{100 * s.accuracy.value:.1f} [{100 * s.accuracy.low:.1f}, {100 * s.accuracy.high:.1f}]",
+            f"{100 * s.accuracy.value:.1f} [{100 * s.accuracy.low:.1f}, "
+            f"{100 * s.accuracy.high:.1f}]",
             f"{s.reasoning_tokens:.1f}",
             f"{s.total_tokens.value:.1f}",
         )

@@ -1,4 +1,5 @@
-"""The evaluation modes: problems -> requests, completions -> what a result row says about an answer.
+"""The evaluation modes: problems -> requests, completions -> what a result row says about an
+answer.
 
     mode                 tokens behind X                                     what it measures
     verbal               free decoding, thinking template                    the verbal-CoT baseline
@@ -10,8 +11,9 @@
     channel              gold CoT, z sampled in its sight, then free,        what phase A's answers really get:
                          the CoT hidden from the answer                      C -> H_Z -> Y
 
-`channel` is phase A's situation on problems that it was not trained on: z as phase A's model itself samples it at
-traces.temperature, the answer decoded greedily behind the bottleneck. vLLM has no such mask: transformers does it.
+`channel` is phase A's situation on problems that it was not trained on: z as phase A's model itself
+samples it at traces.temperature, the answer decoded greedily behind the bottleneck. vLLM has no
+such mask: transformers does it.
 """
 
 import dataclasses
@@ -40,7 +42,9 @@ TRUNCATIONS = (32, 48, 64)
 
 @dataclass(frozen=True)
 class Mode:
-    """thinking: the template's switch. trace: where Z comes from; edit: what is done to it before the answer."""
+    """thinking: the template's switch. trace: where Z comes from; edit: what is done to it before
+    the answer.
+    """
 
     thinking: bool = False
     trace: str | None = None  # model | pause | None
@@ -77,7 +81,9 @@ class Question:
 
 
 class Asker:
-    """Asks one model's engine. Raises UserError where the engine's window cannot hold what a mode generates."""
+    """Asks one model's engine. Raises UserError where the engine's window cannot hold what a mode
+    generates.
+    """
 
     def __init__(self, model: Path, recipe: Recipe, modes: list[str], engine):
         from transformers import AutoTokenizer
@@ -97,8 +103,10 @@ class Asker:
         for mode in modes:
             if self.room(mode) < 1:
                 raise UserError(
-                    f"eval.modes: {mode} leaves no room for a prompt in the window of {engine.window_tokens} tokens"
-                    " (inference.max_model_len_tokens, or the model's own); lower eval.max_reasoning_tokens or"
+                    f"eval.modes: {mode} leaves no room for a prompt in the window of "
+                    f"{engine.window_tokens} tokens"
+                    " (inference.max_model_len_tokens, or the model's own); lower "
+                    "eval.max_reasoning_tokens or"
                     " eval.max_answer_tokens"
                 )
 
@@ -145,7 +153,9 @@ class Asker:
         return dataclasses.replace(trace_request(begun, self.vocab, rules, seed), then=answer_stage)
 
     def _behind_the_bottleneck(self, question: Question) -> Request:
-        """X C <begin> z in sight of all; then, C hidden: newline and a greedy answer. A long CoT loses its middle."""
+        """X C <begin> z in sight of all; then, C hidden: newline and a greedy answer. A long CoT
+        loses its middle.
+        """
         x, c = self.prompt(question), self.cot(question)
         c = cut_middle(c, max(0, self.room(question.mode) - len(x)))
         begun = [*x, *c, self.vocab.begin_id]
@@ -184,7 +194,8 @@ class Asker:
         )
 
     def answer(self, question: Question, completions: list[Completion]) -> dict:
-        """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline) too.
+        """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline)
+        too.
 
         reasoning: Z with its delimiters, or everything up to `</think>`; response: the rest.
         """

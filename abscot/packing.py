@@ -1,7 +1,8 @@
 """Lengths -> the plan of a phase: which rows stand in which packed bin of which optimizer step.
 
-The plan is a pure function of lengths, seed and budget; no rank count enters it, so global batch k is the
-same set of rows on 1 and on 256 ranks, and resuming is an integer. An epoch is made in four moves (bins.py):
+The plan is a pure function of lengths, seed and budget; no rank count enters it, so global batch k
+is the same set of rows on 1 and on 256 ranks, and resuming is an integer. An epoch is made in four
+moves (bins.py):
 
     shuffle     rows, keyed by (seed, round, phase, epoch), cut into windows of many steps
     pack        token budget: into as few bins as possible (best fit). Example budget: into as many bins a
@@ -12,8 +13,9 @@ same set of rows on 1 and on 256 ranks, and resuming is an integer. An epoch is 
                 row length
     even out    example budget: a few of the shortest rows change steps, so that each has exactly its number
 
-A worked example, capacity 10, two bins a step, rows of 7, 3, 6, 4, 5, 5, 8, 2 tokens: the bins are [7 3],
-[6 4], [5 5] and [8 2], of which [8 2] and [7 3] are the dearer half; steps: {[8 2], [5 5]}, {[7 3], [6 4]}.
+A worked example, capacity 10, two bins a step, rows of 7, 3, 6, 4, 5, 5, 8, 2 tokens: the bins are
+[7 3], [6 4], [5 5] and [8 2], of which [8 2] and [7 3] are the dearer half; steps: {[8 2], [5 5]},
+{[7 3], [6 4]}.
 """
 
 import hashlib
@@ -69,8 +71,9 @@ class StepPlan:
     def micro_steps(self, world: int) -> list[list[np.ndarray | None]]:
         """[micro][rank] -> the rows of one bin, or None where a rank has no work.
 
-        Where the bins do not fill the last micro-step, the rows of the step are levelled into as many bins as
-        do (if they fit): the rows of the step stay, and no rank waits more than it must.
+        Where the bins do not fill the last micro-step, the rows of the step are levelled into as
+        many bins as do (if they fit): the rows of the step stay, and no rank waits more than it
+        must.
         """
         bins = self.bins
         slots = -(-len(bins) // world) * world
@@ -85,7 +88,9 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of one phase, flat: rows in order, where each bin starts, where each step's bins start."""
+    """All steps of one phase, flat: rows in order, where each bin starts, where each step's bins
+    start.
+    """
 
     rows: np.ndarray  # int32 [epochs x rows]
     bin_starts: np.ndarray  # int64 [bins + 1], into rows
@@ -117,7 +122,9 @@ class Plan:
         return digest.hexdigest()[:16]
 
     def save(self, path: Path, key: str) -> None:
-        """`path` (.npz) holds the old plan or all of this one, whatever is killed; key: what made it."""
+        """`path` (.npz) holds the old plan or all of this one, whatever is killed; key: what made
+        it.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays = {**vars(self), **vars(self.sizes), "key": key}
@@ -189,13 +196,12 @@ def make_plan(
 ) -> Plan:
     """The plan of one phase.
 
-    lengths_tokens, attention_pairs, supervised_tokens: [rows of the store]; what each row costs in this
-    phase.
-    pair_cost: cost of one (query, key) pair in units of the linear layers' cost of one token.
-    rows: the row numbers to train on (default: all).
-    global_batch_examples: a step has exactly this many rows; the last step of an epoch has what is left.
-    global_batch_tokens: a step has exactly global_batch_tokens // capacity_tokens bins (at least one), as
-    full as whole rows allow; the last step of an epoch has what is left.
+    lengths_tokens, attention_pairs, supervised_tokens: [rows of the store]; what each row costs in
+    this phase. pair_cost: cost of one (query, key) pair in units of the linear layers' cost of one
+    token. rows: the row numbers to train on (default: all). global_batch_examples: a step has
+    exactly this many rows; the last step of an epoch has what is left. global_batch_tokens: a step
+    has exactly global_batch_tokens // capacity_tokens bins (at least one), as full as whole rows
+    allow; the last step of an epoch has what is left.
 
     Raises UserError for a row that is longer than a bin, naming it by `row_name`, and for no rows.
     """
@@ -227,7 +233,9 @@ def plan_file(run: Run, tag: str) -> Path:
 
 
 def kept_plan(path: Path, made_from: dict, make: Callable[[], Plan]) -> Plan:
-    """The plan kept at `path` if it was made from the same (plain) values, else a new one, kept there."""
+    """The plan kept at `path` if it was made from the same (plain) values, else a new one, kept
+    there.
+    """
     text = json.dumps({"version": PLAN_VERSION, **made_from}, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if path.is_file():
@@ -243,9 +251,9 @@ def kept_plan(path: Path, made_from: dict, make: Callable[[], Plan]) -> Plan:
 def rows_of_phase(recipe: Recipe, phase: Phase, round_: int, num_rows: int) -> np.ndarray:
     """The rows of the store that a phase of a round trains on, int64, ascending.
 
-    `reuse`: all, in every phase. `partition` (paper): D is the union of disjoint D_{t,1} and D_{t,2}, drawn
-    by the seed; phase A of round t has D_{t,1}, phase B has D_{t,2}. The baselines, trained once, have all of
-    D.
+    `reuse`: all, in every phase. `partition` (paper): D is the union of disjoint D_{t,1} and
+    D_{t,2}, drawn by the seed; phase A of round t has D_{t,1}, phase B has D_{t,2}. The baselines,
+    trained once, have all of D.
     """
     if recipe.staging == "reuse" or not phase.iterated:
         return np.arange(num_rows)
@@ -267,9 +275,9 @@ def document_lengths(
 ) -> dict[str, np.ndarray]:
     """What rows of these token counts are as documents of `phase`, all int64 [rows]:
 
-    `X` `C` `Z` `Y` tokens (0 where the phase has none), `total`, `supervised` tokens, attended `pairs`.
-    trace: codebook tokens without delimiters. A phase that supervises the CoT uses the thinking template: X
-    without the suffix that turns thinking off, C with the think marks.
+    `X` `C` `Z` `Y` tokens (0 where the phase has none), `total`, `supervised` tokens, attended
+    `pairs`. trace: codebook tokens without delimiters. A phase that supervises the CoT uses the
+    thinking template: X without the suffix that turns thinking off, C with the think marks.
     """
     thinks = "C" in phase.supervised
     of = {
@@ -290,8 +298,8 @@ def document_lengths(
 def rows_digest(rows: np.ndarray) -> int:
     """A sum over rows of a 64-bit mix (splitmix64), as a signed 64-bit integer.
 
-    Order does not matter, and the wrapping sum of the ranks' digests is the digest of all their rows: the
-    trainer reduces it over ranks, and the audit compares it with the plan.
+    Order does not matter, and the wrapping sum of the ranks' digests is the digest of all their
+    rows: the trainer reduces it over ranks, and the audit compares it with the plan.
     """
     mixed = (np.asarray(rows).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -312,7 +320,9 @@ class _Window:
 def _windows_of_examples(
     shuffled: np.ndarray, sizes: Sizes, examples: int, generator
 ) -> list[_Window]:
-    """Steps of exactly `examples` rows, then one of the rest; within a window all steps have as many bins."""
+    """Steps of exactly `examples` rows, then one of the rest; within a window all steps have as
+    many bins.
+    """
     steps = len(shuffled) // examples
     count = max(1, round(steps / max(WINDOW_STEPS, WINDOW_ROWS / examples)))
     edges = [part[0] * examples for part in np.array_split(np.arange(steps), count) if len(part)]
@@ -331,8 +341,9 @@ def _windows_of_examples(
 
 
 def _windows_of_tokens(shuffled: np.ndarray, sizes: Sizes, tokens: int, generator) -> list[_Window]:
-    """Steps of tokens // capacity bins; a window's bins beyond whole steps are drawn at random and their rows
-    go to the next window, at the end into the last step."""
+    """Steps of tokens // capacity bins; a window's bins beyond whole steps are drawn at random and
+    their rows go to the next window, at the end into the last step.
+    """
     per_step = max(1, tokens // sizes.capacity)
     capacity = max(int(sizes.tokens[shuffled].max()), min(sizes.capacity, tokens))
     rows_a_step = per_step * capacity / sizes.tokens[shuffled].mean()
@@ -376,7 +387,9 @@ def _window(sizes: Sizes, rows: np.ndarray, bin_of: np.ndarray, step_of_bin: np.
 def _pack_into_steps(
     sizes: Sizes, rows: np.ndarray, steps: int, examples: int
 ) -> tuple[np.ndarray, int]:
-    """(bin of every row, bins a step): as few a step as `round_bins` and whole rows allow, equally full."""
+    """(bin of every row, bins a step): as few a step as `round_bins` and whole rows allow, equally
+    full.
+    """
     tokens = sizes.tokens[rows]
     needed = (
         max(tokens.sum() / sizes.capacity, np.count_nonzero(2 * tokens > sizes.capacity)) / steps
@@ -392,13 +405,15 @@ def _check_rows(
 ) -> None:
     if not len(rows):
         raise UserError(
-            "no rows to train on: the shard store (or this phase's part of it) is empty; see manifest.json"
+            "no rows to train on: the shard store (or this phase's part of it) is empty; see "
+            "manifest.json"
         )
     too_long = rows[lengths[rows] > capacity]
     if len(too_long):
         worst = int(too_long[np.argmax(lengths[too_long])])
         raise UserError(
-            f"{row_name(worst)}: {lengths[worst]} tokens do not fit in train.capacity_tokens={capacity}"
+            f"{row_name(worst)}: {lengths[worst]} tokens do not fit in "
+            f"train.capacity_tokens={capacity}"
             f" ({len(too_long)} such rows); raise it, or prepare again with data.long_rows"
         )
 

@@ -1,4 +1,6 @@
-"""The run directory: every file's name, and the atomic publish (temp, fsync, rename, DONE with checksums)."""
+"""The run directory: every file's name, and the atomic publish (temp, fsync, rename, DONE with
+checksums).
+"""
 
 import contextlib
 import hashlib
@@ -46,13 +48,17 @@ class Run:
         return self.root / "adapters" / tag
 
     def round_model(self, round_: int, rounds: int) -> Path:
-        """The model a round ends with: round1/, round2/, .., and final/ for the last. Round 0 is base/."""
+        """The model a round ends with: round1/, round2/, .., and final/ for the last. Round 0 is
+        base/.
+        """
         if round_ == 0:
             return self.base
         return self.root / ("final" if round_ == rounds else f"round{round_}")
 
     def export(self, tag: str, round_: int, rounds: int) -> Path:
-        """Where a phase's full model goes: phase B's is the round's, every other one stays in checkpoints/."""
+        """Where a phase's full model goes: phase B's is the round's, every other one stays in
+        checkpoints/.
+        """
         is_last_phase = tag == f"pi{round_}_phaseB"
         return (
             self.round_model(round_, rounds) if is_last_phase else self.checkpoints(tag) / "export"
@@ -62,9 +68,9 @@ class Run:
 def claim(recipe: Recipe) -> Run:
     """The recipe's run directory, created or continued.
 
-    Raises UserError when the directory holds a run of another recipe: mixing two would corrupt both. What does not
-    shape a model (NOT_SHAPING: how it is served and asked, on how many ranks it is trained, when it is saved) may
-    change between two commands; config.yaml keeps the last.
+    Raises UserError when the directory holds a run of another recipe: mixing two would corrupt
+    both. What does not shape a model (NOT_SHAPING: how it is served and asked, on how many ranks it
+    is trained, when it is saved) may change between two commands; config.yaml keeps the last.
     """
     check_files(recipe)
     run = Run.of(recipe)
@@ -146,9 +152,11 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def publish(final: Path, meta: dict | None = None):
-    """Yields a temporary directory that becomes `final` at the end, DONE file and all, or not at all.
+    """Yields a temporary directory that becomes `final` at the end, DONE file and all, or not at
+    all.
 
-    The caller may fill `meta` while it works; it is stored in DONE. An old unfinished `final` is replaced.
+    The caller may fill `meta` while it works; it is stored in DONE. An old unfinished `final` is
+    replaced.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temp = final.with_name(f".{final.name}.partial")
@@ -164,7 +172,9 @@ def publish(final: Path, meta: dict | None = None):
 
 
 def seal(directory: Path, meta: dict | None = None, known: dict[str, str] | None = None) -> None:
-    """Writes DONE: the checksums of every file of `directory`, and `meta`. known: name -> checksum of files on disk."""
+    """Writes DONE: the checksums of every file of `directory`, and `meta`. known: name -> checksum
+    of files on disk.
+    """
     sums = dict(known or {})
     for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != DONE):
         name = str(path.relative_to(directory))
@@ -187,13 +197,16 @@ def read_done(directory: Path) -> dict:
     """DONE's `meta`. Raises UserError where the directory is unfinished."""
     if not is_done(directory):
         raise UserError(
-            f"{directory}: not finished (no {DONE} file); run launch/round.py --round all to make it"
+            f"{directory}: not finished (no {DONE} file); run launch/round.py --round all to make "
+            "it"
         )
     return json.loads((directory / DONE).read_text())["meta"]
 
 
 def fingerprint(directory: Path) -> str:
-    """One hash of a published directory's content, from the checksums in DONE: no file is read again."""
+    """One hash of a published directory's content, from the checksums in DONE: no file is read
+    again.
+    """
     sums = json.loads((directory / DONE).read_text())["files"]
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -209,11 +222,13 @@ def verify(directory: Path, part: int = 0, parts: int = 1) -> None:
         path = directory / name
         if not path.is_file():
             raise UserError(
-                f"{path}: missing, though {directory / DONE} lists it; delete {directory} and run again"
+                f"{path}: missing, though {directory / DONE} lists it; delete {directory} and run "
+                "again"
             )
         if sha256_file(path) != expected:
             raise UserError(
-                f"{path}: checksum differs from {directory / DONE}; delete {directory} and run again"
+                f"{path}: checksum differs from {directory / DONE}; delete {directory} and run "
+                "again"
             )
 
 

@@ -1,4 +1,6 @@
-"""What a training phase is: its segments, its mask rule, what it supervises and where its traces come from."""
+"""What a training phase is: its segments, its mask rule, what it supervises and where its traces
+come from.
+"""
 
 from dataclasses import dataclass
 
@@ -13,9 +15,9 @@ class Phase:
     """One row of the phase table.
 
     segments: the training sequence in order, e.g. "XCZY"; supervised: the segments that carry loss.
-    bottleneck: queries in Y never see keys in C (paper section 3.1).
-    trace_source: "model" reads this phase's trace set, "pause" fills Z with pause tokens, None has no Z.
-    iterated: part of the rounds (A, B); the others are the paper's baselines, trained once from the base.
+    bottleneck: queries in Y never see keys in C (paper section 3.1). trace_source: "model" reads
+    this phase's trace set, "pause" fills Z with pause tokens, None has no Z. iterated: part of the
+    rounds (A, B); the others are the paper's baselines, trained once from the base.
     """
 
     name: str
@@ -53,10 +55,12 @@ ITERATED = tuple(name for name, phase in PHASES.items() if phase.iterated)
 
 
 def epochs_of(recipe: Recipe, phase: Phase) -> int:
-    """Epochs of one training of `phase` over its rows: phase_epochs, else `train.epochs` for the phases of a round.
+    """Epochs of one training of `phase` over its rows: phase_epochs, else `train.epochs` for the
+    phases of a round.
 
-    A baseline is trained once, on as many answers as all rounds together, rounded to whole epochs: the rows of the
-    ladder then differ in what stands before an answer, not in how often a model has seen it.
+    A baseline is trained once, on as many answers as all rounds together, rounded to whole epochs:
+    the rows of the ladder then differ in what stands before an answer, not in how often a model has
+    seen it.
     """
     train = recipe.train
     if phase.iterated or phase.name in train.phase_epochs:

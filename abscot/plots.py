@@ -1,4 +1,6 @@
-"""The report's pictures: training curves, trace lengths, token frequencies, accuracy by tokens and rounds."""
+"""The report's pictures: training curves, trace lengths, token frequencies, accuracy by tokens and
+rounds.
+"""
 
 import re
 from pathlib import Path
@@ -127,7 +129,8 @@ def training(data: RunData):
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     return (
         figure,
-        "Loss (thin: each step, thick: running mean) and learning rate of every phase, on one axis of steps.",
+        "Loss (thin: each step, thick: running mean) and learning rate of every phase, on one "
+        "axis of steps.",
     )
 
 
@@ -274,7 +277,9 @@ def accuracy_tokens(data: RunData):
 
 
 def rounds(data: RunData):
-    """Accuracy and mean tokens after each round, a curve a mode; the base and the SFT baselines as level lines."""
+    """Accuracy and mean tokens after each round, a curve a mode; the base and the SFT baselines as
+    level lines.
+    """
     names = list(dict.fromkeys(s.benchmark for s in data.scored if s.round))
     if not names:
         return None
@@ -309,7 +314,9 @@ def rounds(data: RunData):
 
 
 def _curves(data: RunData, axes, cells: list[Summary], of, scale: float) -> None:
-    """of: Summary -> Interval. Rounds as a curve with its band, what has no round as a level line with its band."""
+    """of: Summary -> Interval. Rounds as a curve with its band, what has no round as a level line
+    with its band.
+    """
     for mode in dict.fromkeys(s.mode for s in cells):
         colour = _colour(data, mode)
         curve = sorted((s for s in cells if s.mode == mode and s.round), key=lambda s: s.round)
@@ -383,7 +390,9 @@ def _label_points(axes, cells: list[Summary], gap: float) -> None:
 
 
 def _percent_limits(cells: list[Summary]) -> tuple[float, float]:
-    """From 0 for small accuracies, else close around the intervals: a difference of two points must show."""
+    """From 0 for small accuracies, else close around the intervals: a difference of two points must
+    show.
+    """
     low, high = min(s.accuracy.low for s in cells), max(s.accuracy.high for s in cells)
     room = max(0.08 * (high - low), 0.01)
     return 100 * (0 if low < 0.4 else low - room) - (1 if low < 0.4 else 0), 100 * min(

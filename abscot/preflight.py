@@ -40,7 +40,8 @@ class Lengths:
 
 
 def preflight(recipe: Recipe, world: int, mfu: float, lengths_file: Path | None = None) -> dict:
-    """Rows, phases, memory, hours, disk and advice as plain JSON values; sizes in bytes, times in hours.
+    """Rows, phases, memory, hours, disk and advice as plain JSON values; sizes in bytes, times in
+    hours.
 
     Raises UserError for lengths that cannot be read and for a base whose shape is not known.
     """
@@ -105,7 +106,8 @@ def shape_of(recipe: Recipe, run: Run) -> ModelShape:
     if recipe.model.base.startswith("Qwen/Qwen3-") and size in estimate.QWEN3:
         return estimate.QWEN3[size]
     raise UserError(
-        f"model.base: {recipe.model.base}: its shape is known once it is downloaded; run launch/extend.py,"
+        f"model.base: {recipe.model.base}: its shape is known once it is downloaded; run "
+        "launch/extend.py,"
         " or give a local directory"
     )
 
@@ -139,7 +141,8 @@ def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
         fits = prompt + cot + answer <= limit
     if not fits.any():
         raise UserError(
-            f"train.capacity_tokens: {recipe.train.capacity_tokens} holds none of the rows ({origin})"
+            f"train.capacity_tokens: {recipe.train.capacity_tokens} holds none of the rows "
+            f"({origin})"
         )
     lost = int((~fits).sum())
     return Lengths(
@@ -212,7 +215,9 @@ def _data(lengths: Lengths) -> dict:
 def _phase(
     recipe: Recipe, run: Run, shape: ModelShape, phase: Phase, lengths: Lengths, world: int
 ) -> dict:
-    """One epoch of the phase in round 1, planned as it will be; other rounds and epochs are like it."""
+    """One epoch of the phase in round 1, planned as it will be; other rounds and epochs are like
+    it.
+    """
     train, traces = recipe.train, np.full(len(lengths.prompt), recipe.traces.m_max)
     if lengths.store and is_done(run.traces(phase.tag(1))):
         traces = TraceSet.load(run.traces(phase.tag(1)), lengths.store).lengths()

@@ -1,12 +1,14 @@
-"""Raw rows -> the shard store: scan, draw, tokenise, publish; by one process or many MPI ranks, resumable.
+"""Raw rows -> the shard store: scan, draw, tokenise, publish; by one process or many MPI ranks,
+resumable.
 
     scan       each input unit by one rank: parse and filter every row, note key and size of those that pass
     draw       rank 0: duplicates out, the `data.rows` smallest keys in, cut into shards
     tokenise   each shard by one rank
     publish    rank 0: manifest, rejected.jsonl, checksums, rename to shards/
 
-Units and shards depend on the input alone, so every number of ranks writes the same bytes. A finished unit or
-shard is kept under shards.work/ and not made again. Rows come in the order of the input.
+Units and shards depend on the input alone, so every number of ranks writes the same bytes. A
+finished unit or shard is kept under shards.work/ and not made again. Rows come in the order of the
+input.
 """
 
 import contextlib
@@ -39,7 +41,9 @@ BATCH_CHARS = 4_000_000  # of text tokenised together: bounds the memory of a ra
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank knows. `settings` decide the result; work under other settings is not continued."""
+    """What every rank knows. `settings` decide the result; work under other settings is not
+    continued.
+    """
 
     recipe: Recipe
     work: Path
@@ -61,7 +65,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Draw:
-    """The rows to tokenise, in the order of the input (np.int64); shard s is [starts[s], starts[s + 1])."""
+    """The rows to tokenise, in the order of the input (np.int64); shard s is [starts[s], starts[s +
+    1]).
+    """
 
     unit: np.ndarray
     row: np.ndarray  # inside the unit
@@ -82,10 +88,12 @@ class Draw:
 def prepare(
     recipe: Recipe, run: Run, tokenizer, problems: Iterable[str], ranks: Ranks
 ) -> ShardStore:
-    """Makes run.shards of the recipe's data with the (extended) tokenizer and returns it, on every rank.
+    """Makes run.shards of the recipe's data with the (extended) tokenizer and returns it, on every
+    rank.
 
-    problems: texts of the evaluation problems to keep out. Raises UserError, on every rank, for a mistake
-    in the input or a disk that is full; what is finished stays and the same call goes on from there.
+    problems: texts of the evaluation problems to keep out. Raises UserError, on every rank, for a
+    mistake in the input or a disk that is full; what is finished stays and the same call goes on
+    from there.
     """
     if recipe.data.source == "world":
         recipe = replace(recipe, data=replace(recipe.data, source=str(run.world / "rows.jsonl")))
@@ -105,7 +113,9 @@ def prepare(
 
 
 def _begin(recipe: Recipe, run: Run, tokenizer, problems: list[str]) -> Job:
-    """Goes on with the work that is there, or starts anew where it was made with other settings or input."""
+    """Goes on with the work that is there, or starts anew where it was made with other settings or
+    input.
+    """
     units = sources.find(recipe.data)
     settings = {
         "data": asdict(recipe.data),
@@ -144,7 +154,8 @@ def _writing(work: Path):
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or work}: cannot be written ({error.strerror or error}); what is finished is"
+            f"{error.filename or work}: cannot be written ({error.strerror or error}); what is "
+            "finished is"
             " kept: make room and run the same command"
         ) from error
 
@@ -177,7 +188,9 @@ def _scan(job: Job, decontaminator: Decontaminator, ranks: Ranks) -> None:
 
 
 def _scan_unit(job: Job, number: int, decontaminator: Decontaminator, report) -> None:
-    """unit_N.npz: row, key, characters of each row that may be used, lines read; unit_N.jsonl: the others."""
+    """unit_N.npz: row, key, characters of each row that may be used, lines read; unit_N.jsonl: the
+    others.
+    """
     unit, data = job.units[number], job.recipe.data
     found, lines = [], 0
     with _file(job.unit_file(number, "jsonl"), "w") as rejected:
@@ -229,7 +242,9 @@ def _scanned(job: Job, unit: int) -> dict[str, np.ndarray]:
 
 
 def _cut(chars: np.ndarray, max_rows: int, max_chars: int) -> np.ndarray:
-    """Where shards start, and the end: closed at max_rows rows, or when one more would pass max_chars."""
+    """Where shards start, and the end: closed at max_rows rows, or when one more would pass
+    max_chars.
+    """
     starts, size = [0], 0
     for i, n in enumerate(chars.tolist()):
         if i > starts[-1] and (i - starts[-1] == max_rows or size + n > max_chars):
@@ -251,7 +266,8 @@ def _nothing_left(job: Job) -> str:
         else ""
     )
     return (
-        f"data.source: {job.recipe.data.source}: no row is left with data.format={job.recipe.data.format}"
+        f"data.source: {job.recipe.data.source}: no row is left with "
+        f"data.format={job.recipe.data.format}"
         f" ({counts or 'no rows'}){where}"
     )
 
@@ -287,7 +303,9 @@ def _is_whole(job: Job, shard: int) -> bool:
 
 
 def _share(todo: list[int], chars: list[int], ranks: Ranks) -> list[int]:
-    """This rank's neighbouring shards, about as many characters as the others': it never reads back."""
+    """This rank's neighbouring shards, about as many characters as the others': it never reads
+    back.
+    """
     middle = np.cumsum(chars) - np.array(chars) / 2
     owner = (middle * ranks.size / max(sum(chars), 1)).astype(int)
     return [s for s, rank in zip(todo, owner, strict=True) if rank == ranks.rank]
@@ -316,7 +334,9 @@ def _examples(job: Job, draw: Draw, shards: list[int]) -> Iterator[tuple[int, in
 
 
 def _tokenise_shard(job: Job, shard: int, examples, chat: ChatTokenizer, report) -> None:
-    """shard_N.arrow, then its note: manifest entry and counts; shard_N.jsonl: rows that are too long."""
+    """shard_N.arrow, then its note: manifest entry and counts; shard_N.jsonl: rows that are too
+    long.
+    """
     limit, policy = job.settings["limit_tokens"], job.recipe.data.long_rows
     by_source, truncated = Counter(), 0
     writer = ShardWriter(job.shard_file(shard, "arrow"))

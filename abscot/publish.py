@@ -1,4 +1,5 @@
-"""A finished run -> a hub repository with the layout of a run directory; what goes up is listed first.
+"""A finished run -> a hub repository with the layout of a run directory; what goes up is listed
+first.
 
 README.md            the model card, its snippets set to final/ as downloaded
 config.yaml          the resolved recipe
@@ -23,7 +24,9 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Upload:
-    """files: paths inside the run directory, in the order of the layout. card: the repository's README.md."""
+    """files: paths inside the run directory, in the order of the layout. card: the repository's
+    README.md.
+    """
 
     run: Run
     recipe: Recipe
@@ -46,7 +49,9 @@ class Upload:
 
 
 def prepare(root: Path, repo: str | None) -> Upload:
-    """What of the run at `root` goes up. Raises UserError for an unfinished run, naming what is missing."""
+    """What of the run at `root` goes up. Raises UserError for an unfinished run, naming what is
+    missing.
+    """
     run = Run(Path(root).resolve())
     if not run.config.is_file():
         raise UserError(

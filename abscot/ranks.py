@@ -19,14 +19,16 @@ REPORT_EVERY_S = 1.0
 class Ranks:
     """`rank` of `size`. MPI is imported only when a launcher started more than one process.
 
-    An error on one rank ends the stage on all of them: the others finish what they are at, then raise it too.
+    An error on one rank ends the stage on all of them: the others finish what they are at, then
+    raise it too.
     """
 
     def __init__(self):
         launched = int(next((os.environ[v] for v in SIZE_VARIABLES if v in os.environ), "1"))
         self.rank, self.size, self._comm = 0, 1, None
         if launched > 1:
-            # The launcher's own number first, so that only its rank 0 speaks even if MPI fails to start.
+            # The launcher's own number first, so that only its rank 0 speaks even if MPI fails to
+            # start.
             os.environ["RANK"] = next(
                 (os.environ[v] for v in RANK_VARIABLES if v in os.environ), "0"
             )
@@ -36,7 +38,8 @@ class Ranks:
             self.rank, self.size = self._comm.rank, self._comm.size
             if self.size != launched:
                 raise UserError(
-                    f"{launched} processes started, MPI sees {self.size}: use mpiexec or srun --mpi=pmix"
+                    f"{launched} processes started, MPI sees {self.size}: use mpiexec or srun "
+                    "--mpi=pmix"
                 )
         self._stage = 0
 
@@ -109,7 +112,9 @@ class Ranks:
 
 
 class _Reporter:
-    """Sums what the ranks finish, units of progress and rows: each tells rank 0 its counts once a second."""
+    """Sums what the ranks finish, units of progress and rows: each tells rank 0 its counts once a
+    second.
+    """
 
     def __init__(self, comm, tag: int, progress: Progress):
         self.comm, self.tag, self.progress = comm, tag, progress

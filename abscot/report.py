@@ -26,9 +26,12 @@ from abscot.run_data import RunData, order, read
 from abscot.statistics import Interval, Summary, paired_difference
 
 PAPER = (
-    "For reference, MATH-500 with Qwen3-4B. Paper (arXiv 2604.22709): verbal CoT 83.2% with 1087 tokens, "
-    "Abstract-CoT warm-up 86.2% with 168 (600k rows, full fine-tune). Public reproduction: verbal CoT 84.6% "
-    "with 1045, Abstract-CoT 72.0% with 432 (5k rows, LoRA). Another model or benchmark is not comparable."
+    "For reference, MATH-500 with Qwen3-4B. Paper (arXiv 2604.22709): verbal CoT 83.2% with 1087 "
+    "tokens, "
+    "Abstract-CoT warm-up 86.2% with 168 (600k rows, full fine-tune). Public reproduction: verbal "
+    "CoT 84.6% "
+    "with 1045, Abstract-CoT 72.0% with 432 (5k rows, LoRA). Another model or benchmark is not "
+    "comparable."
 )
 NONE = "–"
 PACKAGES = (
@@ -45,13 +48,16 @@ PACKAGES = (
 EXAMPLES_PER_VERDICT = 2
 SHOWN_CHARS = 2000  # of one text of an example
 RESULTS_NOTE = (
-    "Accuracy with its 95% interval: bootstrap over problems. Tokens are means, counted from ids: reasoning, "
-    "response, total; per correct: all generated tokens over right answers; cut: answers at their limit."
+    "Accuracy with its 95% interval: bootstrap over problems. Tokens are means, counted from ids: "
+    "reasoning, "
+    "response, total; per correct: all generated tokens over right answers; cut: answers at their "
+    "limit."
 )
 
 
 def write(run: Run) -> Path:
-    """Writes report/ of a run, and the card of final/ where there is one; returns the path of index.html.
+    """Writes report/ of a run, and the card of final/ where there is one; returns the path of
+    index.html.
 
     A half-done run is reported as far as it is. Raises UserError as `run_data.read` does.
     """
@@ -129,7 +135,8 @@ def _headline(data: RunData) -> list[str]:
             continue
         ratio = verbal.total_tokens.value / max(abstract.total_tokens.value, 1)
         lines.append(
-            f"{benchmark}: after round {data.recipe.rounds}, {_percent(abstract.accuracy)}% right with "
+            f"{benchmark}: after round {data.recipe.rounds}, {_percent(abstract.accuracy)}% right "
+            "with "
             f"{abstract.total_tokens.value:.1f} tokens an answer; "
             f"verbal CoT of the base {_percent(verbal.accuracy)}% "
             f"with {verbal.total_tokens.value:.1f} ({ratio:.1f}x as many)."
@@ -194,7 +201,9 @@ def _cell(s: Summary, sampled: bool) -> tuple[str, ...]:
 
 
 def _differences(data: RunData) -> list[Block]:
-    """Each abstract model against the one before it and against the verbal baseline, problem by problem."""
+    """Each abstract model against the one before it and against the verbal baseline, problem by
+    problem.
+    """
     rows = []
     for benchmark in dict.fromkeys(s.benchmark for s in data.summaries):
         chain = [
@@ -233,15 +242,19 @@ def _ladder(data: RunData) -> list[Block]:
     blocks: list[Block] = []
     if ladder.is_run(data):
         note = (
-            f"{ladder.equalised(data.recipe)} Answers and supervised tokens: what the train logs count behind the base. "
-            "The difference to SFT (no CoT) is paired, in points; the paper's numbers are of MATH-500 with Qwen3-4B."
+            f"{ladder.equalised(data.recipe)} Answers and supervised tokens: what the train logs "
+            "count behind the base. "
+            "The difference to SFT (no CoT) is paired, in points; the paper's numbers are of "
+            "MATH-500 with Qwen3-4B."
         )
         blocks += [Heading("The ladder", 3), ladder.table(data), Paragraph(note, note=True)]
     channel = ladder.channel_table(data)
     if channel:
         note = (
-            "Channel: phase A's model is given the gold CoT, samples a trace in its sight and answers with the CoT hidden, "
-            "so that what the answer knows of it came through the trace. Without CoT: the round's model. Gap: paired."
+            "Channel: phase A's model is given the gold CoT, samples a trace in its sight and "
+            "answers with the CoT hidden, "
+            "so that what the answer knows of it came through the trace. Without CoT: the round's "
+            "model. Gap: paired."
         )
         blocks += [Heading("The channel", 3), channel, Paragraph(note, note=True)]
     return blocks
@@ -332,7 +345,9 @@ def _number(value) -> str:
 
 
 def _examples(data: RunData) -> list[Block]:
-    """Right and wrong answers of the last abstract model evaluated, the first of each kind by problem id."""
+    """Right and wrong answers of the last abstract model evaluated, the first of each kind by
+    problem id.
+    """
     asked = [s for s in data.summaries if s.mode == "abstract" and s.accuracy] or [
         s for s in data.summaries if s.accuracy
     ]
@@ -359,7 +374,8 @@ def _examples(data: RunData) -> list[Block]:
             ]
             shown.append(
                 Paragraph(
-                    f"Read as {_shorten(str(row['prediction']))!r}; gold {_shorten(str(row['gold']))!r}.",
+                    f"Read as {_shorten(str(row['prediction']))!r}; gold "
+                    f"{_shorten(str(row['gold']))!r}.",
                     note=True,
                 )
             )
@@ -391,7 +407,9 @@ def _data_table(data: RunData) -> list[Block]:
 
 
 def _versions() -> dict[str, str]:
-    """What is installed where the report is written: the run's own environment, unless it was moved."""
+    """What is installed where the report is written: the run's own environment, unless it was
+    moved.
+    """
     found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -400,7 +418,9 @@ def _versions() -> dict[str, str]:
 
 
 def _prefill(stages: list[int] | None) -> str:
-    """Prompt tokens that the engine computed: of stage one, and of stage two behind the trace with its share of them."""
+    """Prompt tokens that the engine computed: of stage one, and of stage two behind the trace with
+    its share of them.
+    """
     if not stages:
         return NONE
     first, *second = stages

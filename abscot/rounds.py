@@ -1,4 +1,6 @@
-"""The pure plan of stages: inputs, outputs and commands; what is done and what is next. Nothing is run here."""
+"""The pure plan of stages: inputs, outputs and commands; what is done and what is next. Nothing is
+run here.
+"""
 
 import os
 import shlex
@@ -20,10 +22,11 @@ LAST_RANK_S = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a run. It is done when all its outputs are: a directory by its DONE file, a file by existing.
+    """One command of a run. It is done when all its outputs are: a directory by its DONE file, a
+    file by existing.
 
-    round: 0 for what comes before the rounds. ranks: 0 for a plain process, else started by srun in a Slurm job
-    of several tasks, by the deepspeed launcher anywhere else.
+    round: 0 for what comes before the rounds. ranks: 0 for a plain process, else started by srun in
+    a Slurm job of several tasks, by the deepspeed launcher anywhere else.
     """
 
     name: str
@@ -35,7 +38,8 @@ class Stage:
     ranks: int = 0
     start: Path | None = None  # the model that a training stage starts from
     mpi: bool = False  # in a Slurm job of several tasks: as many MPI ranks share the work
-    gpus_an_engine: int = 0  # in a Slurm job of several tasks: an engine on every so many GPUs, each a shard of the work
+    # In a Slurm job of several tasks: an engine on every so many GPUs, each a shard of the work.
+    gpus_an_engine: int = 0
 
     def done(self) -> bool:
         return all(map(finished, self.outputs))
@@ -50,7 +54,8 @@ class Stage:
             return [*srun(self.ranks), f"--wait={LAST_RANK_S}", *python, *arguments]
         if (
             job and self.mpi
-        ):  # the wheel's mpiexec starts its daemons with srun; ranks may use all cores of their node
+            # The wheel's mpiexec starts its daemons with srun; ranks may use all cores of their node.
+        ):
             return [
                 beside_python("mpiexec"),
                 "--bind-to",
@@ -78,7 +83,9 @@ class Stage:
 
 
 def container() -> list[str]:
-    """What starts a process of a stage in the site's container (slurm/site.sh). Who calls srun stays outside of it."""
+    """What starts a process of a stage in the site's container (slurm/site.sh). Who calls srun
+    stays outside of it.
+    """
     return shlex.split(os.environ.get("ABSCOT_CONTAINER", ""))
 
 
@@ -88,7 +95,9 @@ def beside_python(name: str) -> str:
 
 
 def srun(tasks: int) -> list[str]:
-    """A task that fails does not end the others: ranks agree on when to stop, and the work of other shards is kept."""
+    """A task that fails does not end the others: ranks agree on when to stop, and the work of other
+    shards is kept.
+    """
     return ["srun", f"--ntasks={tasks}", "--kill-on-bad-exit=0"]
 
 
@@ -139,9 +148,11 @@ def round_stages(recipe: Recipe, run: Run, round_: int) -> list[Stage]:
 
 
 def train_stage(recipe: Recipe, run: Run, phase: Phase, round_: int) -> Stage:
-    """Training and export of one phase: the same processes, so that the weights written are the weights trained.
+    """Training and export of one phase: the same processes, so that the weights written are the
+    weights trained.
 
-    Phase A starts from the model of the round before, B from this round's A, a baseline from the base.
+    Phase A starts from the model of the round before, B from this round's A, a baseline from the
+    base.
     """
     tag = phase.tag(round_)
     if phase.name == "B":
@@ -177,7 +188,9 @@ def evaluation_stage(
     benchmarks: list[str],
     arguments: tuple[str, ...] = (),
 ) -> Stage:
-    """The evaluation of one model, called `name` there, in the modes that launch/evaluate.py asks it by itself."""
+    """The evaluation of one model, called `name` there, in the modes that launch/evaluate.py asks
+    it by itself.
+    """
     outputs = tuple(
         run.results / f"{mode}_{name}_{benchmark}.meta.json"
         for benchmark in benchmarks

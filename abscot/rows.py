@@ -12,7 +12,9 @@ from abscot.sources import Rejected
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised example. Arrays are np.int32 views of the mapped file; cot_steps sums up to len(cot)."""
+    """One tokenised example. Arrays are np.int32 views of the mapped file; cot_steps sums up to
+    len(cot).
+    """
 
     id: str
     prompt: np.ndarray
@@ -35,8 +37,8 @@ def tokenise(examples: list[Example], chat: ChatTokenizer) -> list[Row | None]:
 def fit(row: Row | None, limit: int, policy: str) -> Row:
     """The row, its CoT cut where the policy says so and the row has more than `limit` tokens.
 
-    truncate_cot_left drops the CoT's beginning, _middle its middle, _right its end; prompt and answer stay
-    whole. Raises Rejected for a row that stays too long.
+    truncate_cot_left drops the CoT's beginning, _middle its middle, _right its end; prompt and
+    answer stay whole. Raises Rejected for a row that stays too long.
     """
     if row is None:
         raise Rejected("refused_by_template")
@@ -59,7 +61,8 @@ def limit_tokens(recipe: Recipe) -> int:
     limit = recipe.train.capacity_tokens - (recipe.traces.m_max + 2)
     if limit <= 0:
         raise UserError(
-            f"train.capacity_tokens: {recipe.train.capacity_tokens} leaves no room beside a trace of"
+            f"train.capacity_tokens: {recipe.train.capacity_tokens} leaves no room beside a trace "
+            "of"
             f" traces.m_max + 2 = {recipe.traces.m_max + 2} tokens"
         )
     return limit

@@ -18,21 +18,25 @@ from abscot.paths import Run
 from abscot.rounds import Stage, maker_of
 
 PARENT = "ABSCOT_PARENT_PID"
-NEEDS_A_PERSON = 2  # exit code of a stage that would fail again: a mistake in the input, a loss that is not finite
+# Exit code of a stage that would fail again: a mistake in the input, a loss that is not finite.
+NEEDS_A_PERSON = 2
 MAX_CRASHES = 3  # of a stage, each soon after its start: then it needs a person too
 SOON_S = 1800
 LAUNCHERS = ("subprocess", "[launch.py", "srun: ")  # in lines that only say that a rank has failed
 
 
 class StageCrashed(Exception):
-    """A stage ended in a way that need not happen again: a node, a rank or a driver that died, no memory, a hang."""
+    """A stage ended in a way that need not happen again: a node, a rank or a driver that died, no
+    memory, a hang.
+    """
 
 
 def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
-    """Runs what is not done, in order. Raises UserError where an input is missing or a stage fails for good,
-    StageCrashed where the same command may go on.
+    """Runs what is not done, in order. Raises UserError where an input is missing or a stage fails
+    for good, StageCrashed where the same command may go on.
 
-    SIGUSR1 ends it: with exit code 75, as soon as the stage that runs has saved what it must not lose.
+    SIGUSR1 ends it: with exit code 75, as soon as the stage that runs has saved what it must not
+    lose.
     """
     _check_inputs(recipe, plan)
     run, stop = paths.claim(recipe), StopRequest()
@@ -50,7 +54,9 @@ def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
 
 
 def _check_inputs(recipe: Recipe, plan: list[Stage]) -> None:
-    """Raises UserError, before anything is written, for an input that neither exists nor is made by `plan`."""
+    """Raises UserError, before anything is written, for an input that neither exists nor is made by
+    `plan`.
+    """
     made = {path for stage in plan for path in stage.outputs}
     for stage in plan:
         for path in stage.missing_inputs():
@@ -63,7 +69,8 @@ def _check_inputs(recipe: Recipe, plan: list[Stage]) -> None:
 class StopRequest:
     """SIGUSR1 asks for an end: the stage that runs is told, and no other is started.
 
-    Training saves and exits with code 75; whatever else it reaches just ends, having kept its work piece by piece.
+    Training saves and exits with code 75; whatever else it reaches just ends, having kept its work
+    piece by piece.
     """
 
     def __init__(self):
@@ -83,8 +90,8 @@ class StopRequest:
 def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) -> float:
     """Runs one stage to its end; returns its seconds.
 
-    Raises UserError with its last error line where it would fail again, StageCrashed where it need not, SystemExit(75)
-    where it was asked to stop before its end.
+    Raises UserError with its last error line where it would fail again, StageCrashed where it need
+    not, SystemExit(75) where it was asked to stop before its end.
     """
     run.logs.mkdir(exist_ok=True)
     state_file, log_file = run.logs / f"{stage.name}.json", run.logs / f"{stage.name}.log"
@@ -208,7 +215,9 @@ def _environ(stage: Stage, command: list[str]) -> dict[str, str]:
 
 
 def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
-    """Copies the stage's output into its log, and its own lines to the terminal. Returns the last lines."""
+    """Copies the stage's output into its log, and its own lines to the terminal. Returns the last
+    lines.
+    """
     tail = collections.deque(maxlen=200)
     with open(log_file, "a", encoding="utf-8") as log:
         log.write(f"--- {_now()} {' '.join(process.args)}\n")
@@ -244,7 +253,9 @@ def _end_group(process) -> None:
 
 
 def die_with_parent() -> None:
-    """Ends this process when the runner that started it is gone: a killed run must leave no second writer."""
+    """Ends this process when the runner that started it is gone: a killed run must leave no second
+    writer.
+    """
     parent = os.environ.get(PARENT)
     if parent:
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
@@ -270,7 +281,9 @@ def _now() -> str:
 
 
 def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str] | None = None) -> None:
-    """Prints the stages: what is done, what they read and write, how long they may take, and their commands."""
+    """Prints the stages: what is done, what they read and write, how long they may take, and their
+    commands.
+    """
     run = Run.of(recipe)
     for stage in plan:
         state = "done" if stage.done() else "ready" if not stage.missing_inputs() else "waits"

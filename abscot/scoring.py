@@ -1,8 +1,9 @@
 """What counts as right: the answer in a response, and its comparison with the gold answer.
 
-Most answers are settled by comparing normalised strings. The rest goes to math-verify, which parses LaTeX and asks a
-computer algebra system: that can hang or take all memory, so it runs in processes of its own with limits, killed at
-the deadline. `python -m abscot.scoring` is such a process: a JSON line in, a JSON line out.
+Most answers are settled by comparing normalised strings. The rest goes to math-verify, which parses
+LaTeX and asks a computer algebra system: that can hang or take all memory, so it runs in processes
+of its own with limits, killed at the deadline. `python -m abscot.scoring` is such a process: a JSON
+line in, a JSON line out.
 """
 
 import json
@@ -48,7 +49,9 @@ _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def find_answer(response: str) -> tuple[str | None, str]:
-    """(answer, how it was found): the last \\boxed{}, else a fallback that is named, else (None, "none")."""
+    """(answer, how it was found): the last \\boxed{}, else a fallback that is named, else (None,
+    "none").
+    """
     if (boxed := last_boxed(response)) is not None:
         return boxed, "boxed"
     if "####" in response:
@@ -61,7 +64,9 @@ def find_answer(response: str) -> tuple[str | None, str]:
 
 
 def last_boxed(text: str) -> str | None:
-    """The inside of the last \\boxed{..} whose braces close (\\fbox and `\\boxed 5` too); None if there is none."""
+    """The inside of the last \\boxed{..} whose braces close (\\fbox and `\\boxed 5` too); None if
+    there is none.
+    """
     best = None
     for match in re.finditer(r"\\(?:boxed|fbox)\s*", text):
         inside = _group(text, match.end())
@@ -138,7 +143,9 @@ def _settle(answer: str | None, how: str, gold: str) -> Verdict | None:
 
 
 def _named(how: str, comparison: str, outcome: str = "") -> str:
-    """E.g. `exact`, `math-verify`, `last-number+math-verify:timeout`: fallbacks and failures stand in the results."""
+    """E.g. `exact`, `math-verify`, `last-number+math-verify:timeout`: fallbacks and failures stand
+    in the results.
+    """
     name = comparison if how == "boxed" else f"{how}+{comparison}"
     return name if outcome in ("", "right", "wrong") else f"{name}:{outcome}"
 
@@ -159,7 +166,9 @@ def _score_choice(responses: list[str], golds: list[str]) -> list[Verdict]:
 
 
 def _score_f1(responses: list[str], golds: list[str]) -> list[Verdict]:
-    """Token F1 as HotpotQA's own script computes it, on the found answer or, without one, the last line."""
+    """Token F1 as HotpotQA's own script computes it, on the found answer or, without one, the last
+    line.
+    """
     verdicts = []
     for response, gold in zip(responses, golds, strict=True):
         answer, how = find_answer(response)
@@ -174,7 +183,9 @@ def _score_f1(responses: list[str], golds: list[str]) -> list[Verdict]:
 
 
 def token_f1(prediction: str, gold: str) -> float:
-    """F1 of the two bags of words; 0 where one is yes, no or noanswer and the other is something else."""
+    """F1 of the two bags of words; 0 where one is yes, no or noanswer and the other is something
+    else.
+    """
     a, b = _words(prediction), _words(gold)
     if a != b and any(words in (["yes"], ["no"], ["noanswer"]) for words in (a, b)):
         return 0.0
@@ -218,7 +229,9 @@ def verify_all(pairs: Sequence[tuple[str, str]], time_limit_s: float = TIME_LIMI
 
 
 class _Verifier:
-    """One `python -m abscot.scoring`, started when it is first needed and again after it had to be killed."""
+    """One `python -m abscot.scoring`, started when it is first needed and again after it had to be
+    killed.
+    """
 
     def __init__(self):
         self.process: subprocess.Popen | None = None
@@ -253,7 +266,9 @@ class _Verifier:
             )
 
     def _line(self, limit_s: float) -> bytes | None:
-        """One line; b"" when the process died, None at the limit. Answers are one short write, so never half there."""
+        """One line; b"" when the process died, None at the limit. Answers are one short write, so
+        never half there.
+        """
         ready, _, _ = select.select([self.process.stdout], [], [], limit_s)
         return self.process.stdout.readline() if ready else None
 
@@ -275,7 +290,9 @@ def _serve() -> None:
         try:
             right = verify(parse(_as_latex(gold)), parse(_as_latex(prediction)))
             _say("right" if right else "wrong")
-        except Exception:  # a parser fed with anything a model may write: whatever it raises, the answer is unverified
+        # A parser fed with anything a model may write: whatever it raises, the answer is
+        # unverified.
+        except Exception:
             _say("error")
 
 

@@ -1,4 +1,6 @@
-"""The tokenised shard store: Arrow files behind a memory map, and the manifest that vouches for them."""
+"""The tokenised shard store: Arrow files behind a memory map, and the manifest that vouches for
+them.
+"""
 
 import hashlib
 import json
@@ -91,7 +93,9 @@ def _list_array(parts: list[np.ndarray]) -> pa.ListArray:
 
 
 def tokenizer_fingerprint(tokenizer) -> str:
-    """One hash of what decides how text becomes ids: the tokenizer's definition, added tokens included."""
+    """One hash of what decides how text becomes ids: the tokenizer's definition, added tokens
+    included.
+    """
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     tree.update(truncation=None, padding=None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
@@ -102,7 +106,8 @@ def template_hash(tokenizer) -> str:
 
 
 def manifest_of(store: Path, entries: list[dict], counts: dict, chat: ChatTokenizer) -> dict:
-    """The manifest of the shards in `store`; `hash` covers all of it, and nothing in it knows ranks or time.
+    """The manifest of the shards in `store`; `hash` covers all of it, and nothing in it knows ranks
+    or time.
 
     counts: read, kept, truncated, rejected {reason: rows}, sources {source: kept rows}.
     """
@@ -157,7 +162,9 @@ class _Shard:
         self._columns: dict[int, dict] = {}
 
     def batch(self, index: int) -> dict:
-        """Columns of a record batch: (values, offsets) of each token list, an Arrow array of each text."""
+        """Columns of a record batch: (values, offsets) of each token list, an Arrow array of each
+        text.
+        """
         if index not in self._columns:
             batch = self._reader.get_batch(index)
             tokens = {f.name: batch[f.name] for f in SCHEMA if f.type == TOKENS}
@@ -176,10 +183,11 @@ class _Shard:
 
 
 class ShardStore:
-    """The published shards of a run: `len(store)`, `store.row(i)`, lengths and ids. Opening reads no tokens.
+    """The published shards of a run: `len(store)`, `store.row(i)`, lengths and ids. Opening reads
+    no tokens.
 
-    Raises UserError for a store that is unfinished, of another version, or whose files have another size.
-    Picklable: a worker process opens its own maps.
+    Raises UserError for a store that is unfinished, of another version, or whose files have another
+    size. Picklable: a worker process opens its own maps.
     """
 
     def __init__(self, directory: Path):
@@ -221,7 +229,9 @@ class ShardStore:
         )
 
     def release(self) -> None:
-        """Hands mapped pages back: they stay in the page cache but are this process's memory no longer."""
+        """Hands mapped pages back: they stay in the page cache but are this process's memory no
+        longer.
+        """
         self._touched_bytes = 0
         for shard in self._shards:
             shard.release()
@@ -235,7 +245,9 @@ class ShardStore:
         ]
 
     def lengths(self) -> dict[str, np.ndarray]:
-        """Tokens of each row, np.int32 [rows]: `prompt`, `cot`, `answer`; from the list offsets alone."""
+        """Tokens of each row, np.int32 [rows]: `prompt`, `cot`, `answer`; from the list offsets
+        alone.
+        """
         return lengths_of(self._shards)
 
     def check_tokenizer(self, tokenizer) -> None:
@@ -247,7 +259,8 @@ class ShardStore:
         for key, value in here.items():
             if self.manifest[key] != value:
                 raise UserError(
-                    f"{self.directory}: made with another {key.replace('_', ' ')} ({self.manifest[key]}) than"
+                    f"{self.directory}: made with another {key.replace('_', ' ')} "
+                    f"({self.manifest[key]}) than"
                     f" that of {tokenizer.name_or_path} ({value}); {REMAKE.format(self.directory)}"
                 )
 

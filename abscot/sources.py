@@ -1,4 +1,6 @@
-"""Raw rows, one at a time, from JSONL (.gz, .zst), Parquet, Arrow or a hub dataset, each with its place."""
+"""Raw rows, one at a time, from JSONL (.gz, .zst), Parquet, Arrow or a hub dataset, each with its
+place.
+"""
 
 import functools
 import glob
@@ -36,10 +38,11 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of the input that one rank reads alone, front to back. Units do not depend on the ranks.
+    """A piece of the input that one rank reads alone, front to back. Units do not depend on the
+    ranks.
 
-    jsonl: the lines that begin in bytes [start, end); packed: a whole compressed file; parquet: row group
-    `start`; arrow: a whole file; hub: part `start` of `end` of the streamed dataset.
+    jsonl: the lines that begin in bytes [start, end); packed: a whole compressed file; parquet: row
+    group `start`; arrow: a whole file; hub: part `start` of `end` of the streamed dataset.
     """
 
     file: str
@@ -59,7 +62,8 @@ def find(config: DataConfig) -> list[Unit]:
     files = sorted(glob.glob(str(Path(config.source).expanduser()), recursive=True))
     if not files:
         raise UserError(
-            f"data.source: {config.source}: no such file; give a file, a glob, or a hub id (owner/name)"
+            f"data.source: {config.source}: no such file; give a file, a glob, or a hub id "
+            "(owner/name)"
         )
     return [unit for file in files for unit in _units_of(file)]
 
@@ -97,11 +101,12 @@ def _units_of(file: str) -> list[Unit]:
 def read(
     unit: Unit, config: DataConfig, columns: tuple[str, ...], wanted: np.ndarray | None = None
 ) -> Iterator[tuple[int, dict | Rejected | None]]:
-    """(row, record) of a unit in order; `row` counts from 0 inside the unit, for JSONL it counts lines.
+    """(row, record) of a unit in order; `row` counts from 0 inside the unit, for JSONL it counts
+    lines.
 
-    wanted: increasing row numbers; the other rows are passed over unparsed. A row that cannot be parsed
-    comes as Rejected, a blank line as None. Raises UserError for a damaged file, and for one that lacks a
-    column.
+    wanted: increasing row numbers; the other rows are passed over unparsed. A row that cannot be
+    parsed comes as Rejected, a blank line as None. Raises UserError for a damaged file, and for one
+    that lacks a column.
     """
     if unit.kind in ("jsonl", "packed"):
         return _read_lines(unit, config.max_row_bytes, wanted)
@@ -190,7 +195,9 @@ def _parquet(file: str):
 
 
 def _arrow_batches(file: str):
-    """(schema, record batches) of an IPC file, or of an IPC stream, which is what `datasets` writes."""
+    """(schema, record batches) of an IPC file, or of an IPC stream, which is what `datasets`
+    writes.
+    """
     import pyarrow as pa
 
     source = pa.memory_map(file)
@@ -280,7 +287,8 @@ def _read_hub(unit: Unit, config: DataConfig, wanted: np.ndarray | None):
         Exception
     ) as error:  # whatever the hub's client raises, nothing is wrong with what came before
         raise UserError(
-            f"data.source: {config.source}: part {unit.start} broke off ({_first_line(error)}); run it again"
+            f"data.source: {config.source}: part {unit.start} broke off ({_first_line(error)}); "
+            "run it again"
         ) from error
 
 

@@ -39,8 +39,9 @@ def bootstrap_mean(values) -> Interval:
 
 
 def bootstrap_accuracy(scores) -> Interval:
-    """`bootstrap_mean` of scores in 0..1. Where all are wrong, or all right, resamples have no spread and the
-    interval would claim certainty: the exact (Clopper-Pearson) bound stands in."""
+    """`bootstrap_mean` of scores in 0..1. Where all are wrong, or all right, resamples have no
+    spread and the interval would claim certainty: the exact (Clopper-Pearson) bound stands in.
+    """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.size and (scores == 0).all():
         return Interval(0.0, 0.0, 1 - TAIL ** (1 / scores.size))
@@ -50,16 +51,20 @@ def bootstrap_accuracy(scores) -> Interval:
 
 
 def paired_difference(a: dict[str, float], b: dict[str, float]) -> tuple[Interval, int]:
-    """Mean of a - b over the problems that both have (id -> score), with its interval; and how many they are.
+    """Mean of a - b over the problems that both have (id -> score), with its interval; and how many
+    they are.
 
-    Pairing removes the difficulty of the problems from the noise. Raises ValueError where they share none.
+    Pairing removes the difficulty of the problems from the noise. Raises ValueError where they
+    share none.
     """
     shared = sorted(a.keys() & b.keys())
     return bootstrap_mean([a[i] - b[i] for i in shared]), len(shared)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that one of k samples is right, 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, equation 1)."""
+    """Chance that one of k samples is right, 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, equation
+    1).
+    """
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} of {samples} samples")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
@@ -67,7 +72,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """One cell of the results: a model asked a benchmark in a mode. Shares in 0..1, tokens are means."""
+    """One cell of the results: a model asked a benchmark in a mode. Shares in 0..1, tokens are
+    means.
+    """
 
     mode: str
     model: str

@@ -1,4 +1,6 @@
-"""Where a run stands, on one screen, from its files: rounds x stages, what runs, what failed and why."""
+"""Where a run stands, on one screen, from its files: rounds x stages, what runs, what failed and
+why.
+"""
 
 import dataclasses
 import datetime
@@ -62,7 +64,9 @@ def screen(root: Path | str) -> str:
 
 
 def stage_status(run: Run, stage: Stage) -> StageStatus:
-    """What the outputs of a stage and its logs/NAME.json say; outputs that are there have the last word."""
+    """What the outputs of a stage and its logs/NAME.json say; outputs that are there have the last
+    word.
+    """
     path = run.logs / f"{stage.name}.json"
     known = json.loads(path.read_text()) if path.is_file() else None
     seconds = _seconds(known) if known else None

@@ -1,4 +1,6 @@
-"""train_logs/TAG.json: one entry an optimizer step, written atomically and cut back to the step a run resumes at."""
+"""train_logs/TAG.json: one entry an optimizer step, written atomically and cut back to the step a
+run resumes at.
+"""
 
 import json
 import time
@@ -10,7 +12,9 @@ FLUSH_S = 10
 
 
 class StepLog:
-    """The steps before `first_step` are kept from the file; later ones belong to a run that was killed."""
+    """The steps before `first_step` are kept from the file; later ones belong to a run that was
+    killed.
+    """
 
     def __init__(self, path: Path, first_step: int, meta: dict):
         self.path, self.meta = path, meta

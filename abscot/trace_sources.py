@@ -14,7 +14,9 @@ from abscot.vocab import AbstractVocab, keyed_seed, rng
 
 @dataclass(frozen=True)
 class Item:
-    """One trace to make. sample 0 is the training trace; higher ones exist for the probed prompts only."""
+    """One trace to make. sample 0 is the training trace; higher ones exist for the probed prompts
+    only.
+    """
 
     row: int
     id: str
@@ -45,7 +47,9 @@ class RandomTraces:
         return self.codebook[draw.integers(0, len(self.codebook), length)]
 
     def _length(self, draw: np.random.Generator, row: int) -> int:
-        """`steps`: rand(1, |l| / 2) tokens a CoT step l of |l| tokens, in all at most m_max and at least m_min."""
+        """`steps`: rand(1, |l| / 2) tokens a CoT step l of |l| tokens, in all at most m_max and at
+        least m_min.
+        """
         m_min, m_max = self.config.m_min, self.config.m_max
         if self.config.random == "uniform":
             return int(draw.integers(m_min, m_max + 1))
@@ -90,7 +94,9 @@ class ModelTraces:
         return traces
 
     def prompt(self, row: int) -> list[int]:
-        """X, C (phase A) and `<beginabstract>`; a CoT that does not fit the window loses its middle, and is counted."""
+        """X, C (phase A) and `<beginabstract>`; a CoT that does not fit the window loses its
+        middle, and is counted.
+        """
         tokens = self.store.row(row)
         x, c = tokens.prompt.tolist(), tokens.cot.tolist() if self.sees_cot else []
         room = self.engine.window_tokens - self.config.m_max - 1

@@ -1,4 +1,6 @@
-"""Training curves for people who watch: TensorBoard, W&B or trackio. The record itself is train_logs/."""
+"""Training curves for people who watch: TensorBoard, W&B or trackio. The record itself is
+train_logs/.
+"""
 
 import shutil
 from dataclasses import asdict
@@ -21,7 +23,8 @@ VALUES = (
 
 
 class Trackers:
-    """Those that the recipe names, on rank 0. steps: the log of a resumed run, up to where it goes on.
+    """Those that the recipe names, on rank 0. steps: the log of a resumed run, up to where it goes
+    on.
 
     Raises UserError for one that is not installed.
     """
@@ -51,7 +54,9 @@ def _values(entry: dict) -> dict[str, float]:
 
 
 def _tensorboard(_, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
-    """Written anew from the log at each start: what a kill has left unwritten, or written too much, is gone."""
+    """Written anew from the log at each start: what a kill has left unwritten, or written too much,
+    is gone.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(run.tensorboard / tag, ignore_errors=True)

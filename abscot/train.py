@@ -1,4 +1,6 @@
-"""One phase of one round: from its inputs to its exported model. The loop is `train` -> `train_step`."""
+"""One phase of one round: from its inputs to its exported model. The loop is `train` ->
+`train_step`.
+"""
 
 import math
 import signal
@@ -41,9 +43,11 @@ PROBE_TOKENS, PROBED = (
 
 
 def train(recipe: Recipe, phase: Phase, round_: int) -> None:
-    """Trains `phase` of `round_` and publishes its model; goes on from the newest checkpoint if there is one.
+    """Trains `phase` of `round_` and publishes its model; goes on from the newest checkpoint if
+    there is one.
 
-    Raises UserError for a missing input, FloatingPointError for a loss or gradient that is not finite.
+    Raises UserError for a missing input, FloatingPointError for a loss or gradient that is not
+    finite.
     """
     run, tag = Run.of(recipe), phase.tag(round_)
     stage = rounds.train_stage(recipe, run, phase, round_)
@@ -89,7 +93,8 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
                 clock.saved()
             if asked and not is_last:
                 dist.log(
-                    f"{tag}: asked to stop, saved at step {state.step}; the same command goes on from there"
+                    f"{tag}: asked to stop, saved at step {state.step}; the same command goes on "
+                    "from there"
                 )
                 raise SystemExit(dist.REQUEUE)
 
@@ -121,9 +126,9 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
 def rehearse(trainer, data: "PhaseData") -> None:
     """A whole step of the dearest bin with a loss and a learning rate of zero, before step 1.
 
-    What does not fit fails now and not in an hour; weights and moments stay bit for bit what they were. It also makes
-    the optimizer's state, into which a checkpoint is loaded. Raises UserError where memory does not suffice,
-    FloatingPointError where the loss is not finite.
+    What does not fit fails now and not in an hour; weights and moments stay bit for bit what they
+    were. It also makes the optimizer's state, into which a checkpoint is loaded. Raises UserError
+    where memory does not suffice, FloatingPointError where the loss is not finite.
     """
     rows = data.plan.dearest_bin()
     batch = data.documents.batch(rows)
@@ -132,21 +137,26 @@ def rehearse(trainer, data: "PhaseData") -> None:
         total = float(forward_backward(trainer, batch, data.phase, 0.0)[0])
         if not math.isfinite(total):  # the same bin on all ranks
             raise FloatingPointError(
-                f"before step 1: loss is {total} at the plan's dearest bin; rows: {', '.join(batch.ids)}"
+                f"before step 1: loss is {total} at the plan's dearest bin; rows: "
+                f"{', '.join(batch.ids)}"
             )
         engine.set_lr(trainer, 0.0)
         trainer.step()
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of memory at the dearest bin of the plan ({batch.labels.numel():,} tokens) before step 1: lower "
-            "train.capacity_tokens, take more ranks or ds_configs/zero3_offload.json; launch/plan.py says what fits "
+            f"out of memory at the dearest bin of the plan ({batch.labels.numel():,} tokens) "
+            "before step 1: lower "
+            "train.capacity_tokens, take more ranks or ds_configs/zero3_offload.json; "
+            "launch/plan.py says what fits "
             f"({str(error).splitlines()[0]})"
         ) from error
     engine.set_optimizer_step(trainer, 0)
 
 
 def forward_backward(trainer, batch: batches.Batch, phase: Phase, scale: float) -> torch.Tensor:
-    """Adds the gradient of the bin's summed loss times `scale`. Returns the sums (total, z, y), float64 [3]."""
+    """Adds the gradient of the bin's summed loss times `scale`. Returns the sums (total, z, y),
+    float64 [3].
+    """
     batch = batch.to(trainer.device)
     layout = attention.prepare(batch, trainer.module.backend, phase.bottleneck)
     total, z, y = trainer(
@@ -159,11 +169,13 @@ def forward_backward(trainer, batch: batches.Batch, phase: Phase, scale: float) 
 def train_step(
     trainer, data: "PhaseData", step, micro_batches, lr: float, stop_asked: bool
 ) -> tuple[dict, bool]:
-    """One optimizer step over this rank's micro-batches. Returns its log entry and whether any rank was asked to stop.
+    """One optimizer step over this rank's micro-batches. Returns its log entry and whether any rank
+    was asked to stop.
 
-    The loss is the summed cross-entropy over the step's global number of supervised tokens, which the plan knows
-    beforehand: the same for every world size and accumulation. DeepSpeed averages gradients over ranks, hence
-    the factor `world_size`; it divides by nothing else, as accumulation is ours (gas = 1, boundary set by hand).
+    The loss is the summed cross-entropy over the step's global number of supervised tokens, which
+    the plan knows beforehand: the same for every world size and accumulation. DeepSpeed averages
+    gradients over ranks, hence the factor `world_size`; it divides by nothing else, as accumulation
+    is ours (gas = 1, boundary set by hand).
     """
     began_s = time.monotonic()
     sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=trainer.device)
@@ -224,7 +236,9 @@ def summary(entry: dict) -> str:
 
 
 class Sums(NamedTuple):
-    """What the ranks add up in a step: summed losses, token counts, and how many were asked to stop."""
+    """What the ranks add up in a step: summed losses, token counts, and how many were asked to
+    stop.
+    """
 
     total: float
     z: float
@@ -237,12 +251,15 @@ class Sums(NamedTuple):
 
 
 def refuse(what: str, value: float, step, micro_batches) -> None:
-    """Ends all ranks at the same step, before its weights are saved, and names the rows it was computed from."""
+    """Ends all ranks at the same step, before its weights are saved, and names the rows it was
+    computed from.
+    """
     everyone = [None] * dist.world_size()
     torch.distributed.all_gather_object(everyone, [i for batch in micro_batches for i in batch.ids])
     named = ", ".join([i for ids in everyone for i in ids][:64])
     raise FloatingPointError(
-        f"step {step.index}: {what} is {value}; checkpoints up to the step before are intact; rows: {named}"
+        f"step {step.index}: {what} is {value}; checkpoints up to the step before are intact; "
+        f"rows: {named}"
     )
 
 
@@ -267,7 +284,9 @@ class PhaseData:
         )
 
     def mfu(self, step, wall_s: float) -> float | None:
-        """Share of the devices' peak that went into FLOPs of real tokens and allowed pairs; recomputation not counted."""
+        """Share of the devices' peak that went into FLOPs of real tokens and allowed pairs;
+        recomputation not counted.
+        """
         if self.peak_flops is None:
             return None
         tokens, pairs = self.plan.sizes.work(step.rows, self.shape.pair_cost)
@@ -317,7 +336,9 @@ def load_data(recipe: Recipe, run: Run, phase: Phase, round_: int) -> PhaseData:
 
 
 class SaveClock:
-    """When a checkpoint is due: by steps, or by minutes on rank 0's clock, on which the ranks agree."""
+    """When a checkpoint is due: by steps, or by minutes on rank 0's clock, on which the ranks
+    agree.
+    """
 
     def __init__(self, config: TrainConfig, device: torch.device):
         self.device = device
@@ -340,7 +361,9 @@ class SaveClock:
 
 
 class StopRequest:
-    """SIGTERM or SIGUSR1 asks for a checkpoint and an end; the ranks agree on the step in `train_step`."""
+    """SIGTERM or SIGUSR1 asks for a checkpoint and an end; the ranks agree on the step in
+    `train_step`.
+    """
 
     def __init__(self):
         self.asked = False

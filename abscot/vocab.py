@@ -1,4 +1,6 @@
-"""The abstract vocabulary: its tokens, the tokenizer and embedding extension, and the keyed random draws."""
+"""The abstract vocabulary: its tokens, the tokenizer and embedding extension, and the keyed random
+draws.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ TABLE_MULTIPLE = 128  # rows of an embedding table that has to grow
 
 
 def codebook_tokens(size: int = 64) -> list[str]:
-    """`<TOKEN_A>` .. `<TOKEN_Z>`, `<TOKEN_AA>` .. : spreadsheet column names; the 64th is `<TOKEN_BL>`."""
+    """`<TOKEN_A>` .. `<TOKEN_Z>`, `<TOKEN_AA>` .. : spreadsheet column names; the 64th is
+    `<TOKEN_BL>`.
+    """
     names = []
     for index in range(1, size + 1):
         letters = ""
@@ -47,7 +51,8 @@ def _single_id(tokenizer, token: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
     if token_id is None or token_id == tokenizer.unk_token_id:
         raise UserError(
-            f"{tokenizer.name_or_path}: no token {token}; make an extended model with launch/extend.py"
+            f"{tokenizer.name_or_path}: no token {token}; make an extended model with "
+            "launch/extend.py"
         )
     return token_id
 
@@ -64,10 +69,12 @@ def extend_tokenizer(tokenizer, size: int = 64) -> AbstractVocab:
 
 
 def extend_embeddings(model, vocab: AbstractVocab, config: ModelConfig, seed: int) -> int:
-    """Starts the new rows in the rows the table already has; grows it (to a multiple of 128) only where it must.
+    """Starts the new rows in the rows the table already has; grows it (to a multiple of 128) only
+    where it must.
 
-    `mean`: mean of the rows below the new ones plus N(0, std); `normal`: N(0, std); `zero`. Tied tables stay
-    tied; an untied head gets the same treatment from its own rows. Returns the number of rows of the table.
+    `mean`: mean of the rows below the new ones plus N(0, std); `normal`: N(0, std); `zero`. Tied
+    tables stay tied; an untied head gets the same treatment from its own rows. Returns the number
+    of rows of the table.
     """
     import torch
 
@@ -98,7 +105,9 @@ def extend_embeddings(model, vocab: AbstractVocab, config: ModelConfig, seed: in
 
 
 def rng(*parts) -> np.random.Generator:
-    """A generator keyed by what it is for, e.g. (seed, round, phase, example id): never by who draws when."""
+    """A generator keyed by what it is for, e.g. (seed, round, phase, example id): never by who
+    draws when.
+    """
     return np.random.default_rng(int.from_bytes(_digest(parts)[:16], "little"))
 
 

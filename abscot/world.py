@@ -1,4 +1,5 @@
-r"""The embedded world: word problems with worked steps, a tokenizer and a small hybrid base, all from a seed.
+r"""The embedded world: word problems with worked steps, a tokenizer and a small hybrid base, all
+from a seed.
 
     Max has 14 shells. Max gets 1, drops 3 and wins 5. How many shells are left?
     -> <think>
@@ -9,8 +10,9 @@ r"""The embedded world: word problems with worked steps, a tokenizer and a small
 
        \boxed{17}
 
-Rows are shaped like Dolci-Think-SFT. Like Qwen3 the base is a hybrid: it was trained on rows with thinking
-and on rows without, each under its own template, so that a verbal-CoT baseline and a direct answer are real.
+Rows are shaped like Dolci-Think-SFT. Like Qwen3 the base is a hybrid: it was trained on rows with
+thinking and on rows without, each under its own template, so that a verbal-CoT baseline and a
+direct answer are real.
 """
 
 import json
@@ -28,13 +30,17 @@ from abscot.vocab import TABLE_MULTIPLE, keyed_seed, rng
 NAMES = ("Mia", "Tom", "Ana", "Ben", "Eva", "Sam", "Zoe", "Max")
 THINGS = ("pens", "cups", "eggs", "coins", "cards", "books", "shells", "stamps")
 VERBS = {True: ("buys", "finds", "gets", "wins"), False: ("sells", "loses", "drops", "gives away")}
-# Qwen3's control tokens in its order. The last twelve are plain tokens there too: decoding keeps <think>.
+# Qwen3's control tokens in its order. The last twelve are plain tokens there too: decoding keeps
+# <think>.
 SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "
+    "<|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> "
+    "<|video_pad|>"
 ).split()
 PLAIN = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> "
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> "
+    "<|repo_name|> "
     "<|file_sep|> <tool_response> </tool_response> <think> </think>"
 ).split()
 TEMPLATE = (
@@ -42,7 +48,8 @@ TEMPLATE = (
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% "
+    "endif %}"
     "{% endif %}"
 )
 BPE_SIZE = 640  # at most: bytes and merges
@@ -54,8 +61,8 @@ SEQUENCE_TOKENS = 1024
 def make_rows(config: WorldConfig, seed: int) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows). Held-out rows carry id, problem, cot, answer.
 
-    No problem occurs twice, and no held-out start and changes occur in training, whatever the names. The
-    answers take turns, so that always giving the same one scores 1 / (max_total + 1).
+    No problem occurs twice, and no held-out start and changes occur in training, whatever the
+    names. The answers take turns, so that always giving the same one scores 1 / (max_total + 1).
     Raises UserError where the world is too small for so many rows.
     """
     made, told, heldout_sums = [], set(), set()
@@ -83,7 +90,9 @@ def make_rows(config: WorldConfig, seed: int) -> tuple[list[dict], list[dict]]:
 
 
 def _sum(draw: np.random.Generator, answer: int, config: WorldConfig) -> tuple[int, list[int]]:
-    """(start, changes) that lead to `answer`, drawn backwards; all totals lie within 0 and max_total."""
+    """(start, changes) that lead to `answer`, drawn backwards; all totals lie within 0 and
+    max_total.
+    """
     total, changes = answer, []
     for _ in range(config.changes):
         steps = range(-config.max_change, config.max_change + 1)
@@ -94,7 +103,9 @@ def _sum(draw: np.random.Generator, answer: int, config: WorldConfig) -> tuple[i
 
 
 def _tell(draw: np.random.Generator, start: int, changes: list[int]) -> tuple[str, str, str]:
-    """(problem, CoT, answer) in words: each line of the CoT restates the total and makes one change."""
+    """(problem, CoT, answer) in words: each line of the CoT restates the total and makes one
+    change.
+    """
     name, thing = _pick(draw, NAMES), _pick(draw, THINGS)
     total, told, worked = start, [], []
     for change in changes:
@@ -127,7 +138,9 @@ def _texts(rows: list[dict], system_prompt: str | None) -> list[str]:
 
 
 def make_tokenizer(texts: list[str]):
-    """A byte-level BPE of `texts`, split as Qwen3 splits (digits one by one); <|im_end|> ends a turn."""
+    """A byte-level BPE of `texts`, split as Qwen3 splits (digits one by one); <|im_end|> ends a
+    turn.
+    """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -282,7 +295,8 @@ def write(directory: Path, config: WorldConfig, seed: int, system_prompt: str | 
     tokenizer = make_tokenizer(_texts(rows, system_prompt))
     model = make_model(config, len(tokenizer), seed)
     log(
-        f"world: {len(rows):,} problems, {len(tokenizer)} tokens, {model.num_parameters():,} parameters"
+        f"world: {len(rows):,} problems, {len(tokenizer)} tokens, {model.num_parameters():,} "
+        "parameters"
     )
     train_base(model, documents(rows, tokenizer, system_prompt), config, seed)
     model = model.to(torch.bfloat16)

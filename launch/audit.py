@@ -2,7 +2,8 @@
 
   python launch/audit.py runs/tiny-cpu
 
-Prints the counts of every phase; exit code 1 where a phase is not trained, not complete or not exact.
+Prints the counts of every phase; exit code 1 where a phase is not trained, not complete or not
+exact.
 """
 
 import argparse

@@ -9,9 +9,9 @@
   python launch/bench.py traces        constrained traces a second, beside bare vLLM and transformers
   python launch/bench.py mask          the mask of one packed bin as a picture
 
-plan, loader and traces take options of their own: python launch/bench.py plan --help.
-TRL and mosaicml-streaming are no part of the project; where they are not installed they are left out.
-They want other versions of what the project pins, so put them beside it, without their requirements:
+plan, loader and traces take options of their own: python launch/bench.py plan --help. TRL and
+mosaicml-streaming are no part of the project; where they are not installed they are left out. They
+want other versions of what the project pins, so put them beside it, without their requirements:
   .venv/bin/pip install --no-deps --target .peers trl accelerate mosaicml-streaming catalogue \\
       brotli python-snappy cramjam zstd xxhash
   PYTHONPATH=.peers python launch/bench.py loader

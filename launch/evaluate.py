@@ -1,4 +1,6 @@
-"""Evaluates the run's models: accuracy and token counts, one result file for each mode, model and benchmark."""
+"""Evaluates the run's models: accuracy and token counts, one result file for each mode, model and
+benchmark.
+"""
 
 import pathlib
 import sys

@@ -1,4 +1,6 @@
-"""Makes base/: the base model with the abstract vocabulary in its tokenizer and its embedding table."""
+"""Makes base/: the base model with the abstract vocabulary in its tokenizer and its embedding
+table.
+"""
 
 import pathlib
 import sys

@@ -3,9 +3,9 @@
   python launch/ladder.py --recipe tiny-cpu              the rounds, the baselines and the channel of every round
   python launch/ladder.py --recipe tiny-cpu --dry-run    every stage, its inputs, outputs and command; nothing is run
 
-Rows: verbal CoT and no CoT of the base, SFT (no CoT), SFT (CoT), pause tokens, Abstract-CoT after each round. Each
-baseline trains on as many answers as all rounds together (train.phase_epochs changes that). A run that was made by
-launch/round.py is taken up: what is done is not done again.
+Rows: verbal CoT and no CoT of the base, SFT (no CoT), SFT (CoT), pause tokens, Abstract-CoT after
+each round. Each baseline trains on as many answers as all rounds together (train.phase_epochs
+changes that). A run that was made by launch/round.py is taken up: what is done is not done again.
 """
 
 import pathlib

@@ -1,4 +1,5 @@
-"""What a recipe will do and need: rows, steps, balance, memory, hours, disk, advice. Nothing is run.
+"""What a recipe will do and need: rows, steps, balance, memory, hours, disk, advice. Nothing is
+run.
 
   python launch/plan.py                                 the tiny recipe
   python launch/plan.py --recipe launch/recipes/qwen3-4b-full-600k.yaml --world 64

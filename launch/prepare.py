@@ -1,10 +1,12 @@
-"""Tokenises the training data into shards/: streamed, filtered, counted; by one process or by MPI ranks.
+"""Tokenises the training data into shards/: streamed, filtered, counted; by one process or by MPI
+ranks.
 
   python launch/prepare.py                                                     the tiny recipe
   mpiexec -n 8 python launch/prepare.py --recipe launch/recipes/qwen3-4b-full-600k.yaml
   python launch/prepare.py --set name=mine --set data.source='data/*.jsonl.gz' --set data.rows=5000
 
-Every number of ranks writes the same shards. A killed run goes on when the same command is given again.
+Every number of ranks writes the same shards. A killed run goes on when the same command is given
+again.
 """
 
 import os

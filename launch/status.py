@@ -1,4 +1,5 @@
-"""Where a run stands, on one screen: what is done, what runs and how long still, what failed, why, its log.
+"""Where a run stands, on one screen: what is done, what runs and how long still, what failed, why,
+its log.
 
 python launch/status.py runs/tiny-cpu
 """

@@ -1,4 +1,6 @@
-"""Generates the teacher traces that one phase of one round trains on, with their collapse statistics."""
+"""Generates the teacher traces that one phase of one round trains on, with their collapse
+statistics.
+"""
 
 import pathlib
 import sys
@@ -14,7 +16,8 @@ def main() -> int:
     parser = cli.recipe_parser(
         __doc__
         + "\n\nPhase A of round 1 draws random traces; every other phase asks a model, by vLLM. Killed and started"
-        "\nagain it goes on where it was, and makes the same traces. Shards may run anywhere at the same time."
+        "\nagain it goes on where it was, and makes the same traces. Shards may run anywhere at "
+        "the same time."
     )
     parser.add_argument("--round", type=int, required=True, metavar="R")
     parser.add_argument("--phase", choices=ITERATED, required=True)

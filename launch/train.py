@@ -4,9 +4,10 @@
   deepspeed launch/train.py --phase B --round 2 --recipe launch/recipes/qwen3-4b-full-600k.yaml
   torchrun, srun (one task a GPU) and plain python start it too
 
-Phases: A and B of the rounds, and the baselines sft_cot, sft_no_cot and pause, trained once from the base.
-Its inputs come from the stages before it; where one is missing, the message names the command that makes it.
-A run that was killed goes on from its newest checkpoint; SIGTERM or SIGUSR1 saves one and exits with code 75.
+Phases: A and B of the rounds, and the baselines sft_cot, sft_no_cot and pause, trained once from
+the base. Its inputs come from the stages before it; where one is missing, the message names the
+command that makes it. A run that was killed goes on from its newest checkpoint; SIGTERM or SIGUSR1
+saves one and exits with code 75.
 """
 
 import argparse

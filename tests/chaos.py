@@ -1,9 +1,11 @@
-"""Training that is killed again and again: nothing is lost, nothing is done twice, and not a bit differs.
+"""Training that is killed again and again: nothing is lost, nothing is done twice, and not a bit
+differs.
 
   python tests/chaos.py --kills 20 --seed 0 [--dir DIR]      about ten minutes on two cores
 
-Two ZeRO-3 ranks train a tiny phase A, once undisturbed and once killed with SIGKILL at random moments: in the start,
-between steps, in a save, in the export. Ends with one line of JSON; exit code 1 where anything differs.
+Two ZeRO-3 ranks train a tiny phase A, once undisturbed and once killed with SIGKILL at random
+moments: in the start, between steps, in a save, in the export. Ends with one line of JSON; exit
+code 1 where anything differs.
 """
 
 import argparse
@@ -51,7 +53,9 @@ SAME = (
 
 
 def disturb(recipe, run, moment: str, draw: random.Random) -> bool:
-    """Starts the phase and kills it at the moment; `asked` is a SIGTERM instead. Whether it was still at work then."""
+    """Starts the phase and kills it at the moment; `asked` is a SIGTERM instead. Whether it was
+    still at work then.
+    """
     process, before, folder = start(recipe, run), saved_step(run), run.checkpoints(TAG)
     goal = before + draw.randint(1, 3)
 
@@ -86,7 +90,9 @@ def shared_memory() -> set[str]:
 
 
 def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
-    """What became of a run that was disturbed at these moments, beside `reference`, the undisturbed run of as many epochs."""
+    """What became of a run that was disturbed at these moments, beside `reference`, the undisturbed
+    run of as many epochs.
+    """
     draw, shared = random.Random(seed), shared_memory()
     recipe, run = make(root, epochs=reference[0].train.epochs, checkpoint_every_steps=1)
     hits = sum(disturb(recipe, run, moment, draw) for moment in moments)

@@ -1,4 +1,5 @@
-"""Ten steps of every phase: their losses, beside those that are stored. A refactor must not move them.
+"""Ten steps of every phase: their losses, beside those that are stored. A refactor must not move
+them.
 
 python tests/golden_losses.py [--write]      a minute; --write stores what it finds: then say in the commit why
 """
@@ -21,7 +22,9 @@ RELATIVE = 2e-4  # other CPUs add in other orders
 
 
 def losses(root: Path) -> dict[str, list[float]]:
-    """phase -> losses of its first ten steps, fp32, one ZeRO-3 rank; phase B starts from A, the baselines from the base."""
+    """phase -> losses of its first ten steps, fp32, one ZeRO-3 rank; phase B starts from A, the
+    baselines from the base.
+    """
     from abscot.train import train
 
     recipe, run = training_run.make(

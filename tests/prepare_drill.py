@@ -1,4 +1,5 @@
-"""600,000 rows prepared by 1, 2 and 4 MPI ranks, and by 2 that are killed again and again: one hash.
+"""600,000 rows prepared by 1, 2 and 4 MPI ranks, and by 2 that are killed again and again: one
+hash.
 
   python tests/prepare_drill.py [--rows 600000] [--kills 20] [--seed 0] [--dir DIR] [--tokenizer DIR]
 
@@ -81,7 +82,9 @@ def load_tokenizer(directory: Path | None):
 
 
 def write_rows(root: Path, rows: int, seed: int) -> None:
-    """rows_N.jsonl.gz, shaped like Dolci-Think-SFT; every hundredth row has no CoT, every fiftieth id comes twice."""
+    """rows_N.jsonl.gz, shaped like Dolci-Think-SFT; every hundredth row has no CoT, every fiftieth
+    id comes twice.
+    """
     root.mkdir(parents=True, exist_ok=True)
     draw = rng("prepare drill rows", seed)
     text = " ".join(WORDS[i] for i in draw.integers(len(WORDS), size=200_000))
@@ -135,7 +138,9 @@ def start(run: Run, ranks: int) -> subprocess.Popen:
 
 
 def kill_often(run: Run, kills: int, undisturbed_s: float, draw) -> int:
-    """SIGKILL to mpiexec and all ranks at random moments, then one run to the end. Returns the kills that hit."""
+    """SIGKILL to mpiexec and all ranks at random moments, then one run to the end. Returns the
+    kills that hit.
+    """
     hit = 0
     while hit < kills and not paths.is_done(run.shards):
         process = start(run, ranks=2)

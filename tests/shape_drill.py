@@ -1,12 +1,14 @@
-"""A phase at a real model's shape on this machine: random weights, real rows; its time and memory, and what it hands on.
+"""A phase at a real model's shape on this machine: random weights, real rows; its time and memory,
+and what it hands on.
 
   python tests/shape_drill.py 4B --lora --tokenizer DIR --rows FILE --chars 3000-4500 --batch 1 --steps 2
   python tests/shape_drill.py 0.6B --ranks 2 --deepspeed ds_configs/zero3_offload.json --kill --tokenizer DIR --rows FILE
   python tests/shape_drill.py 512x6 ..             a small shape: hidden size x layers
 
-Extends and saves the base, makes the traces, trains phase A on the first rows of --chars characters, SIGKILLs it
-behind its first checkpoint and starts it again (--kill), exports, and loads the export in transformers. Ends with one
-line of JSON: seconds a stage, rank 0's peak memory, and the divergence of the reloaded model from the live engine.
+Extends and saves the base, makes the traces, trains phase A on the first rows of --chars
+characters, SIGKILLs it behind its first checkpoint and starts it again (--kill), exports, and loads
+the export in transformers. Ends with one line of JSON: seconds a stage, rank 0's peak memory, and
+the divergence of the reloaded model from the live engine.
 """
 
 import argparse
@@ -38,7 +40,9 @@ TOKENIZER = (
 
 
 def shape_of(text: str) -> ModelShape:
-    """`4B` of the Qwen3 family, or `512x6`: hidden size and layers of a small one with its vocabulary."""
+    """`4B` of the Qwen3 family, or `512x6`: hidden size and layers of a small one with its
+    vocabulary.
+    """
     if text in QWEN3:
         return QWEN3[text]
     hidden, layers = map(int, text.split("x"))
@@ -70,7 +74,9 @@ def make_base(directory: Path, shape: ModelShape, tokenizer: Path) -> None:
 
 
 def write_rows(source: Path, target: Path, chars: str, count: int) -> None:
-    """The first `count` lines of `source` whose length in characters is within `chars`, as LOW-HIGH."""
+    """The first `count` lines of `source` whose length in characters is within `chars`, as
+    LOW-HIGH.
+    """
     import pyarrow as pa
 
     low, high = map(int, chars.split("-"))
@@ -142,7 +148,9 @@ def train(recipe, run: Run, kill: bool) -> str:
 
 
 def reload_kl(run: Run) -> float:
-    """Nats a token between the live engine's recorded probabilities of a text and the export's, in fp32."""
+    """Nats a token between the live engine's recorded probabilities of a text and the export's, in
+    fp32.
+    """
     from transformers import AutoModelForCausalLM
 
     export = run.checkpoints(TAG) / "export"

@@ -1,4 +1,6 @@
-"""A private Slurm cluster of two nodes on this machine: own munge key and socket, own ports, own state directory."""
+"""A private Slurm cluster of two nodes on this machine: own munge key and socket, own ports, own
+state directory.
+"""
 
 import os
 import shutil

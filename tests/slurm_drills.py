@@ -1,9 +1,11 @@
-"""Fault drills on a private Slurm cluster: whatever is killed, the round ends, with the very same model.
+"""Fault drills on a private Slurm cluster: whatever is killed, the round ends, with the very same
+model.
 
   python tests/slurm_drills.py [DRILL ..] [--dir DIR]     all drills: about half an hour on two cores
 
-The reference runs without Slurm. `calm` and `three_rounds` are arrays over two nodes, undisturbed; each other drill
-disturbs one round. All must end with the weights of the reference. Ends with one line of JSON: drill -> what happened.
+The reference runs without Slurm. `calm` and `three_rounds` are arrays over two nodes, undisturbed;
+each other drill disturbs one round. All must end with the weights of the reference. Ends with one
+line of JSON: drill -> what happened.
 """
 
 import argparse
@@ -177,7 +179,9 @@ def rank_pid(run: Run, rank: int) -> int:
 
 
 def rank_hung(drill: Drill) -> None:
-    """A rank stands still, and the other waits for it for ever: hang_minutes ends the step on both nodes."""
+    """A rank stands still, and the other waits for it for ever: hang_minutes ends the step on both
+    nodes.
+    """
     drill.overrides += ["--set", "hang_minutes=0.75"]
     job = drill.submit()
     drill.under_way(*IN_TRAINING)
@@ -240,7 +244,9 @@ def disk_full_in_checkpoint(drill: Drill) -> None:
 
 
 def evaluation_cell_killed(drill: Drill) -> None:
-    """2 models x 2 seeds, a task each, one killed and requeued; then the dependent job that puts them together."""
+    """2 models x 2 seeds, a task each, one killed and requeued; then the dependent job that puts
+    them together.
+    """
     shutil.copytree(drill.prepared.root / "final", drill.run.root / "final")
     grid = drill.run.root / "grid.yaml"
     grid.write_text("{models: [base, final], benchmarks: [world], seeds: 2}")
@@ -331,7 +337,9 @@ def weights(run: Run) -> dict[str, str]:
 
 
 def hold(name: str, root: Path) -> dict:
-    """What happened in a drill: bit_identical, hits or error, s. The undisturbed run is made once a `root`."""
+    """What happened in a drill: bit_identical, hits or error, s. The undisturbed run is made once a
+    `root`.
+    """
     rounds = 3 if name == "three_rounds" else 1
     reference = alone(root, rounds)
     (home := root / f"slurm_{name}").mkdir()

@@ -14,7 +14,9 @@ BENCHMARKS = ("world", "gsm8k")
 
 
 def make_run(root: Path, rounds: int = 3, name: str = "synthetic", **overrides) -> Run:
-    """A finished run's files, made from a seed: verbal CoT 93% right, each round better with fewer tokens."""
+    """A finished run's files, made from a seed: verbal CoT 93% right, each round better with fewer
+    tokens.
+    """
     settings = {
         "name": name,
         "run_root": root,

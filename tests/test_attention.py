@@ -15,7 +15,8 @@ from abscot.bench_tools import synthetic_bin
 from abscot.config import UserError
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
-# Largest deviation from fp64 of bf16 outputs and gradients for N(0, 1) inputs, relative to the largest entry.
+# Largest deviation from fp64 of bf16 outputs and gradients for N(0, 1) inputs, relative to the
+# largest entry.
 BF16_BOUND = 2e-2
 
 EDGES = [
@@ -29,7 +30,9 @@ lengths = st.tuples(*[st.integers(0, 12)] * 4).filter(any)
 
 
 def varlen_reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
-    """What torch.nn.attention.varlen.varlen_attn documents, one sequence at a time: it has no CPU kernel."""
+    """What torch.nn.attention.varlen.varlen_attn documents, one sequence at a time: it has no CPU
+    kernel.
+    """
     assert window_size == (-1, 0) and enable_gqa
     parts = []
     boundaries = zip(cu_q.tolist(), cu_k.tolist(), strict=True)
@@ -58,7 +61,9 @@ def run(
     heads=(HEADS, KV_HEADS, HEAD_DIM),
     functions=FUNCTIONS,
 ):
-    """The output and the gradients of q, k, v of one backend, on inputs that depend on the shapes alone."""
+    """The output and the gradients of q, k, v of one backend, on inputs that depend on the shapes
+    alone.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = packed.document_id.numel()
     shapes = [(1, tokens, h, heads[2]) for h in (heads[0], heads[1], heads[1], heads[0])]

@@ -1,4 +1,6 @@
-"""Batches from a real shard store and trace set: tokens, segments, labels, order over ranks and resumes."""
+"""Batches from a real shard store and trace set: tokens, segments, labels, order over ranks and
+resumes.
+"""
 
 import json
 import threading
@@ -205,7 +207,9 @@ def test_an_idle_rank_gets_a_document_without_labels(made):
 
 
 def sequence(plan, documents, world: int, first_step: int = 0):
-    """(step, sorted ids over all ranks, supervised tokens, digest) of every step, as the trainer sees it."""
+    """(step, sorted ids over all ranks, supervised tokens, digest) of every step, as the trainer
+    sees it.
+    """
     ranks = [batches.prefetched(plan, documents, rank, world, first_step) for rank in range(world)]
     for parts in zip(*ranks, strict=True):
         bins = [batch for _, micro in parts for batch in micro]

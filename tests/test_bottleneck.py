@@ -1,4 +1,6 @@
-"""C -> H_Z -> Y: what the answer learns of the CoT, it learns through the trace and through nothing else."""
+"""C -> H_Z -> Y: what the answer learns of the CoT, it learns through the trace and through nothing
+else.
+"""
 
 import pytest
 import torch
@@ -38,7 +40,8 @@ def gradient_at_cot(lm, packed, layout, backend):
         abscot_layout=layout,
     ).last_hidden_state
     answer_only = torch.where(packed.segment_id == SEGMENT_Y, packed.labels, loss.IGNORE)
-    # The answer's first token is predicted from the row before the answer, which may see the CoT: not from Y.
+    # The answer's first token is predicted from the row before the answer, which may see the CoT:
+    # not from Y.
     answer_only[0, 1:][packed.segment_id[0, :-1] != SEGMENT_Y] = loss.IGNORE
     loss.supervised_loss(hidden, lm.lm_head.weight, answer_only, packed.segment_id).total.backward()
     return embeddings.grad[packed.segment_id == SEGMENT_C]

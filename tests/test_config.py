@@ -1,4 +1,6 @@
-"""Recipes: what is refused, what overrides do, and that everything shipped loads and plans its rounds."""
+"""Recipes: what is refused, what overrides do, and that everything shipped loads and plans its
+rounds.
+"""
 
 import dataclasses
 import json

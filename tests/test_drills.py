@@ -1,4 +1,6 @@
-"""The fault drills on a private Slurm cluster, each a test. Half an hour: `bash tests/run.sh -m drill`."""
+"""The fault drills on a private Slurm cluster, each a test. Half an hour: `bash tests/run.sh -m
+drill`.
+"""
 
 import pytest
 import slurm_cluster

@@ -1,4 +1,6 @@
-"""The DeepSpeed side: schedule, groups and configuration; then real ranks: loss, LoRA, export, resume, NaN."""
+"""The DeepSpeed side: schedule, groups and configuration; then real ranks: loss, LoRA, export,
+resume, NaN.
+"""
 
 import json
 import math

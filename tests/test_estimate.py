@@ -1,4 +1,6 @@
-"""The preflight and the audit: sizes against real models and hand-made sums, and every kind of fault."""
+"""The preflight and the audit: sizes against real models and hand-made sums, and every kind of
+fault.
+"""
 
 import json
 import subprocess
@@ -95,7 +97,8 @@ def test_memory_of_zero_stages_by_hand():
     assert states(Sharding(2), trainable=10**6) == pytest.approx(2 * parameters + 16 / 8 * 10**6)
 
 
-# peak_bytes of rank 0 by tests/shape_drill.py: shape, DeepSpeed file, ranks, tokens of the dearest bin, LoRA, measured
+# peak_bytes of rank 0 by tests/shape_drill.py: shape, DeepSpeed file, ranks, tokens of the dearest
+# bin, LoRA, measured
 CPU_PEAKS = [
     ("512x6", "cpu.json", 2, 1300, False, 3.06 * GB),
     ("0.6B", "zero3_offload.json", 2, 760, False, 12.28 * GB),

@@ -1,4 +1,6 @@
-"""The cells of a cluster evaluation: all of them, each once, by number; mistakes are named with file and key."""
+"""The cells of a cluster evaluation: all of them, each once, by number; mistakes are named with
+file and key.
+"""
 
 import pytest
 

@@ -22,7 +22,9 @@ def vocab():
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What one engine generated, in a process of its own: vLLM and torch.distributed must not meet (vllm#1865)."""
+    """What one engine generated, in a process of its own: vLLM and torch.distributed must not meet
+    (vllm#1865).
+    """
     root = tmp_path_factory.mktemp("vllm")
     make_tiny_run(root)
     out = root / "found.json"
@@ -99,7 +101,9 @@ def test_an_answer_in_a_session_is_the_answer_to_the_whole_prompt(found):
 
 @pytest.mark.vllm
 def test_the_answer_stage_does_not_compute_the_prompt_again(found):
-    """Our count of computed prompt tokens is what vLLM's scheduler says, and stage two's is a few tokens a row."""
+    """Our count of computed prompt tokens is what vLLM's scheduler says, and stage two's is a few
+    tokens a row.
+    """
     for name in ("session", "edited", "alone"):
         run = found["stages"][name]
         stages = [stage for row in run["stages"] for stage in row]

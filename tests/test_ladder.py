@@ -1,4 +1,6 @@
-"""The ladder: its plan, what is equal between its rows, its tables; the channel against the one masked pass."""
+"""The ladder: its plan, what is equal between its rows, its tables; the channel against the one
+masked pass.
+"""
 
 import dataclasses
 import json
@@ -137,7 +139,9 @@ def tiny(tmp_path_factory):
 
 
 def test_a_hidden_cot_is_hidden_as_in_the_one_pass_of_training(tiny):
-    """Greedy decoding in the KV cache, rows of unequal length in one batch, against whole passes with the dense mask."""
+    """Greedy decoding in the KV cache, rows of unequal length in one batch, against whole passes
+    with the dense mask.
+    """
     recipe, run, _ = tiny
     engine = TransformersEngine(run.base, dataclasses.replace(recipe.inference, max_num_seqs=4))
     generator = torch.Generator().manual_seed(0)

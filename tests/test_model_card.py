@@ -83,7 +83,9 @@ def snippet(published: Path, title: str) -> str:
 
 
 def run_snippet(source: str, directory: Path, **environ: str) -> tuple[list[str], str]:
-    """Runs it as its reader would, from the repository; returns the trace and the answer that it printed."""
+    """Runs it as its reader would, from the repository; returns the trace and the answer that it
+    printed.
+    """
     script = directory / "snippet.py"
     script.write_text(source)
     ended = subprocess.run(

@@ -1,4 +1,6 @@
-"""The plan: every row once an epoch, the same batches on every world size, bins that fit, balance and mix."""
+"""The plan: every row once an epoch, the same batches on every world size, bins that fit, balance
+and mix.
+"""
 
 import numpy as np
 import pytest
@@ -126,7 +128,9 @@ def test_the_plan_is_pure_and_epochs_rounds_phases_and_seeds_differ():
 
 
 def test_the_plan_of_an_input_never_changes():
-    """A changed plan would break the resume of every run under way: raise PLAN_VERSION, then this hash."""
+    """A changed plan would break the resume of every run under way: raise PLAN_VERSION, then this
+    hash.
+    """
     lengths = 1 + np.arange(500) * 37 % CAPACITY
     options = dict(seed=0, epochs=2, capacity_tokens=CAPACITY, pair_cost=0.01, phase="A")
     plans = [

@@ -85,7 +85,9 @@ def test_samples_add_pass_at_k(tmp_path):
 
 
 def test_partial_credit_and_open_judgement(tmp_path):
-    """F1 scores are averaged, without pass@k; answers that wait for a judge have tokens but no accuracy."""
+    """F1 scores are averaged, without pass@k; answers that wait for a judge have tokens but no
+    accuracy.
+    """
     run = make_run(tmp_path, rounds=1)
     add_results(run, "abstract", "final", "world", 1, problems=30, samples=2, correct=0.25)
     add_results(run, "abstract", "final", "gsm8k", 1, correct=None)

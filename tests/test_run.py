@@ -1,4 +1,6 @@
-"""The main job end to end, at a small size: every stage on the real engines, then what a user does with the result."""
+"""The main job end to end, at a small size: every stage on the real engines, then what a user does
+with the result.
+"""
 
 import json
 import os
@@ -163,7 +165,9 @@ def test_train_alone_names_the_missing_input_and_its_command(tmp_path):
 
 
 def test_a_killed_run_goes_on_from_the_last_finished_stage(small_run, tmp_path):
-    """SIGKILL in the middle of a training stage: no process survives, and the rerun ends with the same weights."""
+    """SIGKILL in the middle of a training stage: no process survives, and the rerun ends with the
+    same weights.
+    """
     run, overrides = _half_done_copy(small_run, tmp_path)
     command = [sys.executable, str(ROOT / "launch" / "round.py"), "--round", "2", *overrides]
     first = subprocess.Popen(

@@ -78,7 +78,8 @@ def test_text_cannot_spell_a_control_token(chat):
     assert (
         len(controls(np.array(chat.tokenizer.encode(EVIL)))) >= 6
     )  # what plain tokenising would have done
-    marks = "\ue0000\ue001 \ue0001\ue001"  # the marks that stand for text while the template is rendered
+    # The marks that stand for text while the template is rendered.
+    marks = "\ue0000\ue001 \ue0001\ue001"
     assert controls(prompt(marks)) == controls(
         prompt("harmless")
     ) and marks in chat.tokenizer.decode(prompt(marks))
@@ -485,7 +486,9 @@ def test_work_of_other_settings_or_input_is_not_continued(tmp_path, source, monk
 
 
 def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, source):
-    """A limit on the size of files is what a full disk is to the writer: OSError in the middle of a shard."""
+    """A limit on the size of files is what a full disk is to the writer: OSError in the middle of a
+    shard.
+    """
     recipe = recipe_of(tmp_path, source, shard_rows=600, long_rows="truncate_cot_left")
     read, write = os.pipe()
     if (pid := os.fork()) == 0:

@@ -1,4 +1,6 @@
-"""The jobs of slurm/ on a private cluster of two nodes; the submission of a large run as it would be printed."""
+"""The jobs of slurm/ on a private cluster of two nodes; the submission of a large run as it would
+be printed.
+"""
 
 import os
 import shutil
@@ -47,8 +49,9 @@ def test_a_round_that_fails_cancels_the_rounds_after_it(cluster, tmp_path):
 def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_model(
     cluster, small_run, tmp_path, monkeypatch
 ):
-    """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a vLLM engine on each node. `env`
-    stands for the site's container: it too starts a command as its own process."""
+    """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a vLLM engine
+    on each node. `env` stands for the site's container: it too starts a command as its own process.
+    """
     monkeypatch.setitem(cluster.environ, "ABSCOT_CONTAINER", "env INSIDE=image")
     overrides = overrides_of(tmp_path, "traces.shards=2")
     run = paths.claim(load_recipe(None, overrides[1::2]))

@@ -32,7 +32,9 @@ def test_all_wrong_and_all_right_are_not_certain():
 
 
 def test_problems_are_resampled_not_samples():
-    """Eight equal samples of a problem are one observation: the interval must not shrink by sqrt(8)."""
+    """Eight equal samples of a problem are one observation: the interval must not shrink by
+    sqrt(8).
+    """
     rows = [
         {
             "id": f"p{i}",

@@ -116,7 +116,9 @@ def in_process(job, shard, of) -> int:
 @pytest.mark.parametrize("of", [1, 2, 3])
 @pytest.mark.parametrize("phase", ["A", "B"])
 def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, of, phase):
-    """Phase A of round 1 draws random traces; phase B asks an engine, and is killed with requests in it too."""
+    """Phase A of round 1 draws random traces; phase B asks an engine, and is killed with requests
+    in it too.
+    """
     recipe, run, _ = tiny
     recipe = dataclasses.replace(
         recipe, inference=dataclasses.replace(recipe.inference, chunk_rows=1 if phase == "A" else 3)

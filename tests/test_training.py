@@ -1,4 +1,6 @@
-"""Training on real DeepSpeed ranks: what must not depend on ranks, kills or adapters, and what must stop it."""
+"""Training on real DeepSpeed ranks: what must not depend on ranks, kills or adapters, and what must
+stop it.
+"""
 
 import dataclasses
 import re
@@ -33,9 +35,10 @@ pytestmark = pytest.mark.engine
 
 
 def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tmp_path):
-    """fp32, uneven supervised tokens, bins that do not divide evenly. A phase that begins on one rank and goes on with
-    two, with four and with one under ZeRO-2, is the phase of two ranks: rows exactly, losses and gradients nearly. The
-    ranks accumulate 4, 2 or 1 micro-batches a step."""
+    """fp32, uneven supervised tokens, bins that do not divide evenly. A phase that begins on one
+    rank and goes on with two, with four and with one under ZeRO-2, is the phase of two ranks: rows
+    exactly, losses and gradients nearly. The ranks accumulate 4, 2 or 1 micro-batches a step.
+    """
     two_ranks, whole = trained(tmp_path / "two", dtype="fp32", epochs=2)
     recipe, run = make(tmp_path / "one", ranks=1, dtype="fp32", epochs=2, checkpoint_every_steps=1)
     for ranks in (1, 2, 4):
@@ -63,7 +66,9 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
 
 
 def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):
-    """SIGTERM saves and asks to be requeued; SIGKILL in a save, between steps and in the export costs nothing but time."""
+    """SIGTERM saves and asks to be requeued; SIGKILL in a save, between steps and in the export
+    costs nothing but time.
+    """
     reference = trained(tmp_path / "whole", epochs=4)
     result = chaos(tmp_path / "killed", ["asked", "save", "step", "export"], 0, reference)
     assert result == {
@@ -120,7 +125,9 @@ def test_lora_exports_a_merged_tied_model_and_an_adapter(tmp_path, embeddings):
 
 
 def test_a_nan_in_one_ranks_batch_ends_all_ranks_and_costs_no_checkpoint(tmp_path):
-    """The one token that stands in row 3 alone has a vector of NaN, in an untied table: no other row sees it."""
+    """The one token that stands in row 3 alone has a vector of NaN, in an untied table: no other
+    row sees it.
+    """
     recipe, run = make(
         tmp_path / "run",
         dtype="fp32",

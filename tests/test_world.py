@@ -1,4 +1,6 @@
-"""The embedded world: its rows are right, its tokenizer behaves as Qwen3's, its base is the seed's alone."""
+"""The embedded world: its rows are right, its tokenizer behaves as Qwen3's, its base is the seed's
+alone.
+"""
 
 import dataclasses
 import json
@@ -43,7 +45,9 @@ def tokenizer(written):
 
 
 def told(problem: str) -> tuple[int, tuple[int, ...]]:
-    """(start, changes) read from the words of a problem, by a reader that shares nothing with the writer."""
+    """(start, changes) read from the words of a problem, by a reader that shares nothing with the
+    writer.
+    """
     match = PROBLEM.fullmatch(problem)
     steps = re.findall(r"([a-z]+(?: away)?) (\d+)", match[4].replace(" and ", ", "))
     return int(match[2]), tuple(

@@ -1,4 +1,6 @@
-"""A run directory with a random tiny model and a tiny shard store: what trace and evaluation tests start from."""
+"""A run directory with a random tiny model and a tiny shard store: what trace and evaluation tests
+start from.
+"""
 
 import json
 import time
@@ -61,7 +63,9 @@ def tiny_recipe(root: Path, rows: int = 40) -> Recipe:
 
 
 def tiny_tokenizer():
-    """Byte-level, with the control tokens and the template of a hybrid thinking model, abstract tokens included."""
+    """Byte-level, with the control tokens and the template of a hybrid thinking model, abstract
+    tokens included.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -83,7 +87,9 @@ def tiny_tokenizer():
 def make_tiny_run(
     root: Path, rows: int = 40, question="question {}".format
 ) -> tuple[Recipe, Run, AbstractVocab]:
-    """base/ (random weights, doubling as every other model's source) and shards/ of a tiny run; question: row -> prompt."""
+    """base/ (random weights, doubling as every other model's source) and shards/ of a tiny run;
+    question: row -> prompt.
+    """
     recipe = tiny_recipe(root, rows)
     run, tokenizer = Run.of(recipe), tiny_tokenizer()
     run.root.mkdir(parents=True)
@@ -141,7 +147,9 @@ def random_flat(
 
 
 class KeyedEngine:
-    """Stands in for vLLM, which takes seconds to start: a trace depends on its prompt and seed, and comes after a while."""
+    """Stands in for vLLM, which takes seconds to start: a trace depends on its prompt and seed, and
+    comes after a while.
+    """
 
     window_tokens = 256
 

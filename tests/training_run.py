@@ -30,7 +30,9 @@ def make(
     data: dict | None = None,
     **train,
 ):
-    """(recipe, run) with phase A's random traces; five steps an epoch. data: make_tiny_run's keywords."""
+    """(recipe, run) with phase A's random traces; five steps an epoch. data: make_tiny_run's
+    keywords.
+    """
     root.mkdir(parents=True)
     recipe, run, _ = make_tiny_run(root, **(data or {}))
     if dtype == "bf16":
@@ -139,7 +141,9 @@ def ask_to_stop(run: Run) -> None:
 
 
 def reload_gap(run: Run) -> float:
-    """Largest difference between the live engine's recorded surprisals and those of the exported model, reloaded."""
+    """Largest difference between the live engine's recorded surprisals and those of the exported
+    model, reloaded.
+    """
     import torch
     import transformers
 

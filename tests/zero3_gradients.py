@@ -1,6 +1,8 @@
-"""Started by `deepspeed` from test_loss.py: gradients of two ZeRO-3 ranks against those of one plain process.
+"""Started by `deepspeed` from test_loss.py: gradients of two ZeRO-3 ranks against those of one
+plain process.
 
-Four bins, two a rank: uneven supervised tokens, and on rank 1 a first bin that has none. The head is tied.
+Four bins, two a rank: uneven supervised tokens, and on rank 1 a first bin that has none. The head
+is tied.
 """
 
 import deepspeed
@@ -71,7 +73,8 @@ def main() -> None:
         model=model, model_parameters=list(model.parameters()), config=settings
     )
     for packed in bins[rank::world]:
-        # The engine averages over ranks and over micro-steps; the step's loss is a sum over all of them.
+        # The engine averages over ranks and over micro-steps; the step's loss is a sum over all of
+        # them.
         engine.backward(total(engine, packed) * world * micro_steps / tokens)
         if engine.is_gradient_accumulation_boundary():
             gradients = {
