@@ -68,8 +68,8 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
     )
     if saved:
         dist.log(f"{tag}: goes on from {saved}, made on {state.world_size} ranks")
-    log = StepLog(run.train_log(tag), state.step, data.meta(recipe, round_))
-    curves = trackers.Trackers(recipe, run, tag, log.steps)
+    record = StepLog(run.train_log(tag), state.step, data.meta(recipe, round_))
+    curves = trackers.Trackers(recipe, run, tag, record.steps)
     stop, clock = StopRequest(), SaveClock(recipe.train, device)
 
     with dist.Progress(data.plan.num_steps, "steps", f"train {tag}", done=state.step) as progress:
@@ -83,12 +83,12 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
                 state.plan_hash,
                 dist.world_size(),
             )
-            log.add(entry)
+            record.add(entry)
             curves.log(entry)
             progress.update(1, summary(entry))
             is_last = state.step == data.plan.num_steps
             if asked or is_last or clock.is_due(state.step):
-                log.flush()
+                record.flush()
                 checkpoint.save(trainer, folder, state, recipe.train.keep_checkpoints)
                 clock.saved()
             if asked and not is_last:
@@ -115,7 +115,7 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
         run.adapter(tag) if recipe.lora else None,
         meta,
     )
-    log.flush()
+    record.flush()
     curves.close()
     torch.distributed.barrier()
     if dist.rank() == 0:
