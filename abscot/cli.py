@@ -6,9 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from abscot import runner
-from abscot.config import DEFAULT_RECIPE, Recipe, UserError, load_recipe
+from abscot.common.errors import NEEDS_A_PERSON, MissingInput, StageCrashed, UserError
+from abscot.common.process import die_with_parent
+from abscot.pipeline.stages import maker_of
+from abscot.recipe.load import DEFAULT_RECIPE, load_recipe
+from abscot.recipe.schema import Recipe
 
 
 def recipe_parser(description: str) -> argparse.ArgumentParser:
@@ -37,12 +41,14 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs a launch script's main: one line and exit 2 where the same command would fail again (a
     user's mistake, a loss that is not finite), exit 1 where it need not, exit 130 after Ctrl-C.
     """
-    runner.die_with_parent()
+    die_with_parent()
     try:
         code = main() or 0
+    except MissingInput as error:
+        _end(f"error: {error}; make it with: {_maker_of(error.path)}", NEEDS_A_PERSON)
     except (UserError, FloatingPointError) as error:
-        _end(f"error: {error}", runner.NEEDS_A_PERSON)
-    except runner.StageCrashed as error:
+        _end(f"error: {error}", NEEDS_A_PERSON)
+    except StageCrashed as error:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on from the last finished piece of work", 130)
@@ -50,6 +56,15 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(code)
+
+
+def _maker_of(path: Path) -> str:
+    """The command that makes `path` in the run of the recipe that this command was given."""
+    args, _ = recipe_parser("").parse_known_args()
+    try:
+        return maker_of(recipe_of(args), path)
+    except UserError:
+        return "python launch/round.py --round all"
 
 
 def _end(line: str, code: int) -> None:

@@ -7,15 +7,16 @@ exact.
 """
 
 import argparse
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli  # noqa: E402
-from abscot.audit import audit, render  # noqa: E402
-from abscot.config import UserError, load_recipe  # noqa: E402
-from abscot.paths import Run  # noqa: E402
+from abscot import cli
+from abscot.common.errors import UserError
+from abscot.packing.audit import audit, render
+from abscot.recipe.load import load_recipe
+from abscot.recipe.run import Run
 
 
 def main() -> int:

@@ -21,22 +21,22 @@ import argparse
 import importlib
 import inspect
 import json
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli  # noqa: E402
+from abscot import cli
 
 BENCHMARKS = {  # name -> module with `run() -> dict`, which prints its tables on the way
-    "channel": "abscot.bench_channel",
-    "attention": "abscot.bench_attention",
-    "step": "abscot.bench_step",
-    "gpu": "abscot.bench_gpu",
-    "plan": "abscot.bench_plan",
-    "loader": "abscot.bench_loader",
-    "traces": "abscot.bench_traces",
-    "mask": "abscot.bench_mask",
+    "channel": "abscot.bench.channel",
+    "attention": "abscot.bench.attention",
+    "step": "abscot.bench.step",
+    "gpu": "abscot.bench.gpu",
+    "plan": "abscot.bench.plan",
+    "loader": "abscot.bench.loader",
+    "traces": "abscot.bench.traces",
+    "mask": "abscot.bench.mask",
 }
 
 

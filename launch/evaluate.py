@@ -2,12 +2,12 @@
 benchmark.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli  # noqa: E402
+from abscot import cli
 
 
 def main() -> int:
@@ -45,12 +45,15 @@ def main() -> int:
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
 
-    from abscot import evaluate
-    from abscot.paths import Run, claim
+    from abscot.evaluation.evaluate import evaluate
+    from abscot.evaluation.jobs import jobs_of
+    from abscot.method.lineage import model_names
+    from abscot.pipeline.fan_out import evaluate_models, evaluate_then_trace
+    from abscot.recipe.run import Run, claim
 
     run, sample, models, benchmarks = Run.of(recipe), None, [args.model or "final"], args.benchmark
     if args.grid or args.cells or args.cell is not None:
-        from abscot.grid import Grid
+        from abscot.evaluation.grid import Grid
 
         grid = Grid.of(recipe, args.grid)
         if args.cells:
@@ -62,15 +65,15 @@ def main() -> int:
             model, benchmark, sample = grid.cell(args.cell)
             models, benchmarks = [model], [benchmark]
     elif args.model == "all":
-        models = evaluate.model_names(recipe)
-    jobs = {model: evaluate.jobs_of(recipe, run, model, args.mode, benchmarks) for model in models}
+        models = model_names(recipe)
+    jobs = {model: jobs_of(recipe, run, model, args.mode, benchmarks) for model in models}
     claim(recipe)
     if len(models) > 1:
-        return evaluate.evaluate_models(jobs, [sys.executable, *sys.argv])
+        return evaluate_models(jobs, [sys.executable, *sys.argv])
     if args.then_traces:
-        evaluate.evaluate_then_trace(jobs[models[0]])
+        evaluate_then_trace(jobs[models[0]])
     else:
-        evaluate.evaluate(jobs[models[0]], sample=sample)
+        evaluate(jobs[models[0]], sample=sample)
     return 0
 
 

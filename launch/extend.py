@@ -2,24 +2,26 @@
 table.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, paths  # noqa: E402
+from abscot import cli
+from abscot.common import files
+from abscot.recipe.run import claim
 
 
 def main() -> None:
     args = cli.recipe_parser(__doc__).parse_args()
     recipe = cli.recipe_of(args)
-    from abscot import model
+    from abscot.model.extend import extend_base
 
-    run = paths.claim(recipe)
-    if paths.is_done(run.base):
+    run = claim(recipe)
+    if files.is_done(run.base):
         print(f"{run.base}: done")
         return
-    model.extend_base(recipe, run)
+    extend_base(recipe, run)
 
 
 cli.run(main)

@@ -8,12 +8,12 @@ each round. Each baseline trains on as many answers as all rounds together (trai
 changes that). A run that was made by launch/round.py is taken up: what is done is not done again.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli  # noqa: E402
+from abscot import cli
 
 
 def main() -> None:
@@ -24,26 +24,30 @@ def main() -> None:
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
 
-    from abscot import ladder, report, run_data, runner
-    from abscot.paths import Run
+    from abscot.pipeline import runner
+    from abscot.pipeline.ladder import ladder_recipe, ladder_stages
+    from abscot.recipe.run import Run
+    from abscot.reporting import report, run_data
+    from abscot.reporting.ladder import channel_table, equalised, ladder_table
+    from abscot.reporting.published import PAPER
 
-    recipe, run = ladder.recipe_of(recipe), Run.of(recipe)
-    print(ladder.equalised(recipe), flush=True)
-    plan = ladder.stages(recipe)
+    recipe, run = ladder_recipe(recipe), Run.of(recipe)
+    print(equalised(recipe), flush=True)
+    plan = ladder_stages(recipe)
     if args.dry_run:
         runner.dry_run(recipe, plan)
         return
     runner.run_stages(recipe, plan)
     index = report.write(run)
     data = run_data.read(run)
-    tables = (ladder.table(data), ladder.channel_table(data))
+    tables = (ladder_table(data), channel_table(data))
     print(
         "\n\n".join(
             [
                 "",
                 *(table.text() for table in tables if table),
-                ladder.equalised(recipe),
-                report.PAPER,
+                equalised(recipe),
+                PAPER,
             ]
         )
     )

@@ -9,15 +9,16 @@ Lengths come from the run's shards; before there are any, from --lengths, or the
 """
 
 import json
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, rounds  # noqa: E402
-from abscot.config import UserError  # noqa: E402
-from abscot.preflight import preflight  # noqa: E402
-from abscot.preflight_report import render  # noqa: E402
+from abscot import cli
+from abscot.common import hardware
+from abscot.common.errors import UserError
+from abscot.pipeline.preflight import preflight
+from abscot.pipeline.preflight_text import render
 
 
 def main() -> None:
@@ -36,14 +37,14 @@ def main() -> None:
     )
     parser.add_argument(
         "--lengths",
-        type=pathlib.Path,
+        type=Path,
         metavar="FILE",
         help="token counts instead of the run's shards",
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
-    world = recipe.train.num_gpus or rounds.local_gpus() if args.world is None else args.world
+    world = recipe.train.num_gpus or hardware.local_gpus() if args.world is None else args.world
     if world < 1:
         raise UserError(f"--world {world}: expected 1 or more GPUs")
     if not 0 < args.mfu <= 1:

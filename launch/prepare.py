@@ -10,33 +10,36 @@ again.
 """
 
 import os
-import pathlib
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, paths  # noqa: E402
-from abscot.config import Recipe  # noqa: E402
-from abscot.ranks import Ranks  # noqa: E402
+from abscot import cli
+from abscot.common import files
+from abscot.data.mpi import Ranks
+from abscot.pipeline.launchers import mpi_launch
+from abscot.recipe.run import Run, claim
+from abscot.recipe.schema import Recipe
 
 
 def main() -> None:
     args = cli.recipe_parser(__doc__).parse_args()
-    ranks = Ranks()
+    ranks = Ranks(*mpi_launch())
     recipe = cli.recipe_of(args)
     os.environ.setdefault("RAYON_NUM_THREADS", str(ranks.cores()))  # of the tokenizer
-    run = ranks.first(lambda: paths.claim(recipe))
-    if ranks.first(lambda: paths.is_done(run.shards)):
+    run = ranks.first(lambda: claim(recipe))
+    if ranks.first(lambda: files.is_done(run.shards)):
         ranks.first(lambda: check(run))
         return
 
     from transformers import AutoTokenizer
 
-    from abscot.prepare import prepare
+    from abscot.data.prepare import prepare
 
-    ranks.first(lambda: paths.read_done(run.base))
+    ranks.first(lambda: files.read_done(run.base))
     tokenizer = AutoTokenizer.from_pretrained(run.base)
     store = prepare(
         recipe, run, tokenizer, ranks.first(lambda: evaluation_problems(recipe, run)), ranks
@@ -45,9 +48,9 @@ def main() -> None:
         print(summary(store))
 
 
-def evaluation_problems(recipe: Recipe, run: paths.Run) -> list[str]:
+def evaluation_problems(recipe: Recipe, run: Run) -> list[str]:
     """All problems of the recipe's benchmarks; the world keeps its own held-out problems apart."""
-    from abscot import benchmarks
+    from abscot.evaluation import benchmarks
 
     if not recipe.data.decontaminate:
         return []
@@ -56,8 +59,8 @@ def evaluation_problems(recipe: Recipe, run: paths.Run) -> list[str]:
     return [problem.problem for name in names for problem in benchmarks.load(name, whole, run)]
 
 
-def check(run: paths.Run) -> None:
-    from abscot.shards import ShardStore
+def check(run: Run) -> None:
+    from abscot.data.shards import ShardStore
 
     store = ShardStore(run.shards)
     store.verify()

@@ -5,14 +5,15 @@ python launch/publish.py runs/tiny-cpu --dry-run                what would be up
 python launch/publish.py runs/tiny-cpu --repo OWNER/NAME        uploads it; log in first: hf auth login
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, publish  # noqa: E402
-from abscot.config import UserError  # noqa: E402
-from abscot.paths import Run  # noqa: E402
+from abscot import cli
+from abscot.common.errors import UserError
+from abscot.recipe.run import Run
+from abscot.reporting import hub
 
 
 def main() -> None:
@@ -31,15 +32,15 @@ def main() -> None:
     args = parser.parse_args()
     if not args.repo and not args.dry_run:
         raise UserError("--repo: expected OWNER/NAME, or --dry-run to see what would be uploaded")
-    prepared = publish.prepare(
-        pathlib.Path(args.run) if args.run else Run.of(cli.recipe_of(args)).root, args.repo
+    prepared = hub.prepare(
+        Path(args.run) if args.run else Run.of(cli.recipe_of(args)).root, args.repo
     )
     print(prepared.table())
     if args.dry_run:
         command = f"python launch/publish.py {prepared.run.root} --repo {args.repo or 'OWNER/NAME'}"
         print(f"nothing was uploaded; to do so: {command}")
         return
-    print(publish.upload(prepared, args.repo, args.private))
+    print(hub.upload(prepared, args.repo, args.private))
 
 
 cli.run(main)

@@ -1,12 +1,13 @@
 """Writes the report of a run: tables, plots, examples, model card; a half-done run as far as it is."""
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, report  # noqa: E402
-from abscot.paths import Run  # noqa: E402
+from abscot import cli
+from abscot.recipe.run import Run
+from abscot.reporting import report
 
 
 def main() -> None:

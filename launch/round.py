@@ -8,12 +8,15 @@
 A stage that is done is skipped; a stage that was killed goes on or starts again.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, dist, rounds, runner  # noqa: E402
+from abscot import cli
+from abscot.pipeline import runner
+from abscot.pipeline.launchers import allocation
+from abscot.pipeline.stages import select
 
 
 def main() -> None:
@@ -32,21 +35,21 @@ def main() -> None:
     )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
-    plan = rounds.select(recipe, args.round)
+    plan = select(recipe, args.round)
     if args.without_evaluation:
-        plan = [stage for stage in plan if stage.script != "evaluate.py"]
+        plan = [stage for stage in plan if stage.kind != "evaluate"]
     if args.dry_run:
-        job, walltimes = dist.allocation(), {}
+        job, walltimes = allocation(), {}
         if job:
-            from abscot import preflight
+            from abscot.pipeline.preflight import stage_walltimes
 
-            walltimes = preflight.stage_walltimes(recipe, job.tasks)
+            walltimes = stage_walltimes(recipe, job.tasks)
         runner.dry_run(recipe, plan, walltimes)
         return
     runner.run_stages(recipe, plan)
     if args.round == "all":
-        from abscot import report
-        from abscot.paths import Run
+        from abscot.recipe.run import Run
+        from abscot.reporting import report
 
         run = Run.of(recipe)
         report.write(run)

@@ -5,12 +5,13 @@ python launch/status.py runs/tiny-cpu
 """
 
 import argparse
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, status  # noqa: E402
+from abscot import cli
+from abscot.pipeline import status
 
 
 def main() -> None:

@@ -2,14 +2,14 @@
 statistics.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli  # noqa: E402
-from abscot.config import UserError  # noqa: E402
-from abscot.phases import ITERATED, PHASES  # noqa: E402
+from abscot import cli
+from abscot.common.errors import UserError
+from abscot.method.phases import ITERATED, PHASES
 
 
 def main() -> int:
@@ -36,21 +36,23 @@ def main() -> int:
     if args.shard is not None and not 0 <= args.shard < of:
         raise UserError(f"--shard {args.shard}: expected 0 to {of - 1}, the shards being --of {of}")
 
-    from abscot import traces
-    from abscot.paths import Run, claim, is_done
+    from abscot.common.files import is_done
+    from abscot.generation.trace_jobs import generate, open_job
+    from abscot.pipeline.fan_out import generate_on_this_machine
+    from abscot.recipe.run import Run, claim
 
     run = Run.of(recipe)
     final = run.traces(PHASES[args.phase].tag(args.round))
     if is_done(final):
         print(f"{final}: already done")
         return 0
-    job = traces.open_job(recipe, run, args.round, args.phase)
+    job = open_job(recipe, run, args.round, args.phase)
     claim(recipe)
     if args.shard is None and of > 1 and job.model is not None:
-        return traces.generate_on_this_machine(
+        return generate_on_this_machine(
             [sys.executable, *sys.argv], of, recipe.inference.tensor_parallel
         )
-    published = traces.generate(job, args.shard or 0, of if args.shard is not None else 1)
+    published = generate(job, args.shard or 0, of if args.shard is not None else 1)
     print(f"{final}: {'done' if published else 'waits for the other shards'}")
     return 0
 

@@ -11,14 +11,15 @@ saves one and exits with code 75.
 """
 
 import argparse
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli  # noqa: E402
-from abscot.config import UserError  # noqa: E402
-from abscot.phases import PHASES  # noqa: E402
+from abscot import cli
+from abscot.common.errors import UserError
+from abscot.method.phases import PHASES
+from abscot.pipeline.launchers import take_ranks_from_slurm
 
 
 def main() -> None:
@@ -36,7 +37,8 @@ def main() -> None:
         raise UserError(
             f"--round {args.round}: expected 1 to {recipe.rounds} (rounds in the recipe)"
         )
-    from abscot.train import train
+    take_ranks_from_slurm()
+    from abscot.training.train_phase import train
 
     train(recipe, PHASES[args.phase], args.round)
 

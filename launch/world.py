@@ -1,12 +1,14 @@
 """Makes world/: the embedded problems, tokenizer and base model of recipes with a `world` section."""
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli, paths  # noqa: E402
-from abscot.config import UserError  # noqa: E402
+from abscot import cli
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.recipe.run import claim
 
 
 def main() -> None:
@@ -16,13 +18,13 @@ def main() -> None:
         raise UserError(
             "world: this recipe has no world section; it reads data.source and model.base"
         )
-    run = paths.claim(recipe)
-    if paths.is_done(run.world):
+    run = claim(recipe)
+    if files.is_done(run.world):
         print(f"{run.world}: done before")
         return
-    from abscot import world
+    from abscot.data.toy_world import write
 
-    world.write(run.world, recipe.world, recipe.seed, recipe.data.system_prompt)
+    write(run.world, recipe.world, recipe.seed, recipe.data.system_prompt)
 
 
 cli.run(main)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from abscot.config import ROOT, Recipe, load_recipe
-from abscot.paths import Run
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe
 
 SMALL = [
     "rounds=2",

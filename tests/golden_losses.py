@@ -14,8 +14,8 @@ from pathlib import Path
 import training_run
 from tiny_run import KeyedEngine
 
-from abscot.phases import PHASES
-from abscot.traces import generate, open_job
+from abscot.generation.trace_jobs import generate, open_job
+from abscot.method.phases import PHASES
 
 STORED = Path(__file__).with_suffix(".json")
 RELATIVE = 2e-4  # other CPUs add in other orders
@@ -25,7 +25,7 @@ def losses(root: Path) -> dict[str, list[float]]:
     """phase -> losses of its first ten steps, fp32, one ZeRO-3 rank; phase B starts from A, the
     baselines from the base.
     """
-    from abscot.train import train
+    from abscot.training.train_phase import train
 
     recipe, run = training_run.make(
         root, ranks=1, dtype="fp32", epochs=2, phase_epochs=dict.fromkeys(PHASES, 2)

@@ -20,12 +20,13 @@ from pathlib import Path
 
 from tiny_run import tiny_tokenizer
 
-from abscot import paths
-from abscot.config import ROOT, load_recipe
-from abscot.dist import Progress
-from abscot.paths import Run
-from abscot.shards import ShardStore
-from abscot.vocab import extend_tokenizer, rng
+from abscot.common import files
+from abscot.common.draws import rng
+from abscot.common.log import Progress
+from abscot.data.shards import ShardStore
+from abscot.method.vocab import extend_tokenizer
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run, claim
 
 FILES, SOURCES = 8, ("math", "code", "chat")
 WORDS = "we have three boxes of seven and two more\nso that makes twenty three\nthen one is lost\n".split(
@@ -119,9 +120,9 @@ def begin(root: Path, name: str, tokenizer) -> Run:
         "data.decontaminate": "false",
     }
     recipe = load_recipe(None, [f"{key}={value}" for key, value in keys.items()])
-    run = paths.claim(recipe)
-    if not paths.is_done(run.base):
-        with paths.publish(run.base) as base:
+    run = claim(recipe)
+    if not files.is_done(run.base):
+        with files.publish(run.base) as base:
             tokenizer.save_pretrained(base)
     return run
 
@@ -142,7 +143,7 @@ def kill_often(run: Run, kills: int, undisturbed_s: float, draw) -> int:
     kills that hit.
     """
     hit = 0
-    while hit < kills and not paths.is_done(run.shards):
+    while hit < kills and not files.is_done(run.shards):
         process = start(run, ranks=2)
         try:
             process.wait(timeout=undisturbed_s * draw.uniform(*KILL_AFTER) * min(1, 5 / kills))

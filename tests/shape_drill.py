@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 from training_run import TAG, ranks_of, saved_step, start, steps_of, wait_for
 
-from abscot import paths
-from abscot.config import ROOT, load_recipe
-from abscot.estimate import QWEN3, ModelShape
-from abscot.paths import Run
+from abscot.common import files
+from abscot.model.shape import QWEN3, ModelShape
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run, claim
 
 TOKENIZER = (
     "vocab.json",
@@ -117,7 +117,7 @@ def make(root: Path, args) -> tuple:
     if args.lora:
         keys["lora.r"] = 32
     recipe, seconds = load_recipe(None, [f"{key}={value}" for key, value in keys.items()]), {}
-    run = paths.claim(recipe)
+    run = claim(recipe)
     for stage, extra in (
         ("extend", ()),
         ("prepare", ()),
@@ -154,7 +154,7 @@ def reload_kl(run: Run) -> float:
     from transformers import AutoModelForCausalLM
 
     export = run.checkpoints(TAG) / "export"
-    probe = paths.read_done(export)["probe"]
+    probe = files.read_done(export)["probe"]
     lm = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     assert (
         lm.config.tie_word_embeddings

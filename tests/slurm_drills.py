@@ -23,9 +23,9 @@ from pathlib import Path
 import slurm_cluster
 from slurm_cluster import Cluster, until
 
-from abscot import paths
-from abscot.config import ROOT, load_recipe
-from abscot.paths import Run
+from abscot.common import files
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run, claim
 
 KEYS = [
     "world.rows=96",
@@ -58,7 +58,7 @@ class Drill:
     def __init__(self, cluster: Cluster, root: Path, prepared: Run, name: str, rounds: int):
         self.cluster, self.name = cluster, name
         self.overrides, self.rounds, self.prepared = overrides(root, name, rounds), rounds, prepared
-        self.run = paths.claim(load_recipe(None, self.overrides[1::2]))
+        self.run = claim(load_recipe(None, self.overrides[1::2]))
         for made in (prepared.world, prepared.base, prepared.shards):
             shutil.copytree(made, self.run.root / made.name)
         self.hits = 0
@@ -332,7 +332,7 @@ def alone(root: Path, rounds: int) -> Run:
 
 def weights(run: Run) -> dict[str, str]:
     """File -> checksum of the model that the round ended with."""
-    done = json.loads((run.root / "final" / paths.DONE).read_text())["files"]
+    done = json.loads((run.root / "final" / files.DONE).read_text())["files"]
     return {name: sum_ for name, sum_ in done.items() if name.endswith(".safetensors")}
 
 

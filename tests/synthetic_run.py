@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from abscot import collapse, config, paths
-from abscot.paths import Run
-from abscot.phases import ITERATED, PHASES
-from abscot.vocab import codebook_tokens, rng
+from abscot.common import files
+from abscot.common.draws import rng
+from abscot.generation import collapse
+from abscot.method.phases import ITERATED, PHASES
+from abscot.method.vocab import codebook_tokens
+from abscot.recipe.load import load_recipe
+from abscot.recipe.run import Run, claim
 
 BENCHMARKS = ("world", "gsm8k")
 
@@ -24,11 +27,11 @@ def make_run(root: Path, rounds: int = 3, name: str = "synthetic", **overrides) 
         "eval.benchmarks": json.dumps(list(BENCHMARKS)),
         **overrides,
     }
-    recipe = config.load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
-    run = paths.claim(recipe)
+    recipe = load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
+    run = claim(recipe)
     run.shards.mkdir()
     manifest = {"schema_version": 1, "rows": 4000, "counts": {"kept": 4000, "too short": 12}}
-    paths.write_json_atomic(run.shards / "manifest.json", manifest)
+    files.write_json_atomic(run.shards / "manifest.json", manifest)
     for round_ in range(rounds + 1):
         model = run.round_model(round_, rounds).name
         for benchmark in recipe.eval.benchmarks:
@@ -102,7 +105,7 @@ def add_results(
         "tokens_per_s": 800.0,
         "model_fingerprint": "0123456789abcdef",
     }
-    paths.write_json_atomic(Path(f"{stem}.meta.json"), meta)
+    files.write_json_atomic(Path(f"{stem}.meta.json"), meta)
 
 
 def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
@@ -131,7 +134,7 @@ def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
             }
         )
     meta = {"device": "cpu", "world_size": 2, "num_steps": steps, "torch": "2.13.0"}
-    paths.write_json_atomic(run.train_log(tag), {"meta": meta, "steps": entries})
+    files.write_json_atomic(run.train_log(tag), {"meta": meta, "steps": entries})
     if tag.startswith("pi"):
         add_traces(run, tag, recipe)
 
@@ -148,5 +151,5 @@ def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:
     offsets = np.concatenate([[0], lengths.cumsum()])
     stats = collapse.statistics(values, offsets, range(64), m_max, {}, 0)
     stats["warnings"] = collapse.warnings(stats, recipe.traces.m_min, m_max)
-    with paths.publish(run.traces(tag)) as directory:
-        paths.write_json_atomic(directory / "stats.json", stats)
+    with files.publish(run.traces(tag)) as directory:
+        files.write_json_atomic(directory / "stats.json", stats)

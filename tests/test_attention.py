@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from abscot import attention
-from abscot.bench_tools import synthetic_bin
-from abscot.config import UserError
+from abscot.bench.tools import synthetic_bin
+from abscot.common.errors import UserError
+from abscot.model import attention
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 # Largest deviation from fp64 of bf16 outputs and gradients for N(0, 1) inputs, relative to the

@@ -15,12 +15,18 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abscot import batches, packing, paths, shards
-from abscot.config import UserError, load_recipe
-from abscot.paths import Run
-from abscot.phases import PHASES, SEGMENT_C, SEGMENT_X, SEGMENT_Y, SEGMENT_Z
-from abscot.traces import RANDOM, SCHEMA, TraceSet
-from abscot.vocab import AbstractVocab
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.data.rows import Row
+from abscot.data.shards import ShardStore, ShardWriter, manifest_of
+from abscot.generation.trace_set import RANDOM, SCHEMA, TraceSet
+from abscot.method.phases import PHASES, SEGMENT_C, SEGMENT_X, SEGMENT_Y, SEGMENT_Z
+from abscot.method.vocab import AbstractVocab
+from abscot.packing.batches import Documents, prefetched
+from abscot.packing.phase_plan import plan_file, plan_of
+from abscot.packing.plan import rows_digest
+from abscot.recipe.load import load_recipe
+from abscot.recipe.run import Run
 
 VOCAB = AbstractVocab(codebook_ids=(50, 51, 52, 53), begin_id=60, end_id=61)
 SUFFIX, OPEN, CLOSE = [8, 9], [6], [7, 5]
@@ -36,7 +42,7 @@ SHAPE = {
 }
 
 
-def make_store(run: Run, rows: list[shards.Row]) -> shards.ShardStore:
+def make_store(run: Run, rows: list[Row]) -> ShardStore:
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")),
         chat_template="x",
@@ -48,17 +54,17 @@ def make_store(run: Run, rows: list[shards.Row]) -> shards.ShardStore:
         think_open=np.array(OPEN),
         think_close=np.array(CLOSE),
     )
-    with paths.publish(run.shards) as directory:
+    with files.publish(run.shards) as directory:
         entries = []
         for index, part in enumerate(np.array_split(np.arange(len(rows)), 2)):  # two shards
-            writer = shards.ShardWriter(directory / f"shard_{index:05}.arrow")
+            writer = ShardWriter(directory / f"shard_{index:05}.arrow")
             for row in part:
                 writer.add(rows[row])
             entries.append(writer.close())
-        paths.write_json_atomic(
-            directory / "manifest.json", shards.manifest_of(directory, entries, {}, chat)
+        files.write_json_atomic(
+            directory / "manifest.json", manifest_of(directory, entries, {}, chat)
         )
-    return shards.ShardStore(run.shards)
+    return ShardStore(run.shards)
 
 
 def make_traces(
@@ -74,18 +80,18 @@ def make_traces(
         "model_fingerprint": RANDOM,
         **(changes or {}),
     }
-    with paths.publish(directory, meta) as temp:
+    with files.publish(directory, meta) as temp:
         with pa.ipc.new_file(str(temp / "traces.arrow"), SCHEMA.remove(2)) as writer:
             writer.write_table(pa.table(columns, schema=SCHEMA).drop_columns("sample"))
         (temp / "stats.json").write_text("{}")
     return TraceSet.load(directory, store, 1, "A")
 
 
-def random_row(generator: np.random.Generator, index: int) -> shards.Row:
+def random_row(generator: np.random.Generator, index: int) -> Row:
     prompt, cot, answer = (
         generator.integers(10, 40, generator.integers(1, n)).astype(np.int32) for n in (6, 20, 5)
     )
-    return shards.Row(
+    return Row(
         f"row-{index}",
         np.append(prompt, np.int32(SUFFIX)),
         cot,
@@ -122,24 +128,24 @@ def made(tmp_path_factory):
     )
 
 
-def documents_of(made, phase: str, **train) -> batches.Documents:
+def documents_of(made, phase: str, **train) -> Documents:
     traces = made.traces if PHASES[phase].trace_source == "model" else None
     config = replace(made.recipe.train, **train)
-    return batches.Documents(made.store, traces, PHASES[phase], VOCAB, config, made.recipe.traces)
+    return Documents(made.store, traces, PHASES[phase], VOCAB, config, made.recipe.traces)
 
 
 def test_a_bin_of_phase_a_token_by_token(tmp_path):
     rows = [
-        shards.Row(
+        Row(
             "one", np.int32([11, 12]), np.int32([21, 22, 23]), np.int32([3]), np.int32([31, 4]), "s"
         ),
-        shards.Row("two", np.int32([13]), np.int32([24]), np.int32([1]), np.int32([4]), "s"),
+        Row("two", np.int32([13]), np.int32([24]), np.int32([1]), np.int32([4]), "s"),
     ]
     run = Run(tmp_path)
     store = make_store(run, rows)
     traces = make_traces(run, store, {0: [50, 53], 1: [51]})
     recipe = load_recipe()
-    documents = batches.Documents(store, traces, PHASES["A"], VOCAB, recipe.train, recipe.traces)
+    documents = Documents(store, traces, PHASES["A"], VOCAB, recipe.train, recipe.traces)
     batch = documents.batch(np.array([1, 0]))
     x, c, z, y = SEGMENT_X, SEGMENT_C, SEGMENT_Z, SEGMENT_Y
     assert batch.input_ids.tolist() == [
@@ -190,7 +196,7 @@ def test_lengths_foretell_what_batches_hold(made, phase, begin, end, rows):
 
 
 def test_pairs_are_those_of_the_mask(made):
-    from abscot.masks import dense_mask
+    from abscot.method.masks import dense_mask
 
     for phase in PHASES:
         documents = documents_of(made, phase)
@@ -210,7 +216,7 @@ def sequence(plan, documents, world: int, first_step: int = 0):
     """(step, sorted ids over all ranks, supervised tokens, digest) of every step, as the trainer
     sees it.
     """
-    ranks = [batches.prefetched(plan, documents, rank, world, first_step) for rank in range(world)]
+    ranks = [prefetched(plan, documents, rank, world, first_step) for rank in range(world)]
     for parts in zip(*ranks, strict=True):
         bins = [batch for _, micro in parts for batch in micro]
         assert len({len(micro) for _, micro in parts}) == 1
@@ -220,19 +226,19 @@ def sequence(plan, documents, world: int, first_step: int = 0):
             parts[0][0].index,
             ids,
             supervised,
-            packing.rows_digest(np.concatenate([batch.rows for batch in bins])),
+            rows_digest(np.concatenate([batch.rows for batch in bins])),
         )
 
 
 def test_the_same_steps_for_every_world_size_and_after_every_resume(made):
     documents = documents_of(made, "A")
-    plan = batches.plan_of(made.recipe, made.run, PHASES["A"], 1, documents)
+    plan = plan_of(made.recipe, made.run, PHASES["A"], 1, documents)
     alone = list(sequence(plan, documents, 1))
     assert [index for index, *_ in alone] == list(range(plan.num_steps))
     assert sorted(i for _, ids, *_ in alone for i in ids) == sorted(2 * made.store.ids())
     assert [supervised for _, _, supervised, _ in alone] == plan.supervised_tokens.tolist()
     assert [digest for *_, digest in alone] == [
-        packing.rows_digest(plan.step(k).rows) for k in range(plan.num_steps)
+        rows_digest(plan.step(k).rows) for k in range(plan.num_steps)
     ]
     for world in (2, 4, 8):
         assert list(sequence(plan, documents, world)) == alone
@@ -241,26 +247,22 @@ def test_the_same_steps_for_every_world_size_and_after_every_resume(made):
 
 
 def test_the_plan_file_is_read_by_the_next_run(made):
-    first = batches.plan_of(
-        made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot")
-    )
-    again = batches.plan_of(
-        made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot")
-    )
-    assert first.hash == again.hash and packing.plan_file(made.run, "sft_cot").is_file()
+    first = plan_of(made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot"))
+    again = plan_of(made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot"))
+    assert first.hash == again.hash and plan_file(made.run, "sft_cot").is_file()
 
 
 def test_a_failing_worker_fails_the_consumer_and_a_closed_stream_ends_it(made):
     documents = documents_of(made, "A")
-    plan = batches.plan_of(made.recipe, made.run, PHASES["A"], 1, documents)
-    stream = batches.prefetched(plan, documents, 0, 1, 0)
+    plan = plan_of(made.recipe, made.run, PHASES["A"], 1, documents)
+    stream = prefetched(plan, documents, 0, 1, 0)
     next(stream)
     stream.close()
     assert not [t for t in threading.enumerate() if t.name == "batches"]
     broken = documents_of(made, "A")
     broken.traces = SimpleNamespace(trace=lambda row: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(batches.prefetched(plan, broken, 0, 1, 0))
+        list(prefetched(plan, broken, 0, 1, 0))
 
 
 def test_traces_that_are_not_the_phases_are_refused(made, tmp_path):
@@ -268,10 +270,10 @@ def test_traces_that_are_not_the_phases_are_refused(made, tmp_path):
     store = make_store(run, [made.store.row(row) for row in range(4)])
 
     def plan(traces):
-        documents = batches.Documents(
+        documents = Documents(
             store, traces, PHASES["A"], VOCAB, made.recipe.train, made.recipe.traces
         )
-        return batches.plan_of(made.recipe, run, PHASES["A"], 1, documents)
+        return plan_of(made.recipe, run, PHASES["A"], 1, documents)
 
     with pytest.raises(UserError, match="1 rows of the phase have no trace"):
         plan(make_traces(run, store, {0: [50], 1: [50], 3: [50]}))

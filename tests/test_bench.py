@@ -9,11 +9,14 @@ import pytest
 import torch
 import transformers
 
-from abscot import bench_gpu, bench_tools, masks
-from abscot.bench_attention import MIXES, document
-from abscot.bench_channel import DOCUMENT, Pass, draw
-from abscot.bench_step import bins
-from abscot.config import ROOT
+from abscot.bench import tools
+from abscot.bench.attention import MIXES, document
+from abscot.bench.channel import DOCUMENT, Pass, draw
+from abscot.bench.gpu import BINS, Shape, phase_documents
+from abscot.bench.step import bins
+from abscot.common import hardware
+from abscot.method import masks
+from abscot.recipe.load import ROOT
 
 
 @pytest.mark.parametrize("tokens", [512, 2048, 8192, 16_384])
@@ -39,7 +42,7 @@ def test_two_passes_see_what_they_say():
 
 
 def test_useful_flops_count_the_real_model():
-    shape = bench_gpu.Shape(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, head_dim=16)
+    shape = Shape(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, head_dim=16)
     config = transformers.Qwen3Config(
         vocab_size=100,
         hidden_size=64,
@@ -59,30 +62,30 @@ def test_useful_flops_count_the_real_model():
 
 
 def test_phase_b_has_no_cot_and_fits():
-    for tokens in bench_gpu.BINS:
-        documents = bench_gpu.phase_documents("B", tokens)
+    for tokens in BINS:
+        documents = phase_documents("B", tokens)
         assert (
             all(c == 0 for _, c, _, _ in documents)
             and 0.9 * tokens < sum(map(sum, documents)) <= tokens
         )
-        packed = bench_tools.synthetic_bin(documents)
+        packed = tools.synthetic_bin(documents)
         assert (
             len(masks.Layout.of(packed.document_id, packed.segment_id, bottleneck=True).calls) == 1
         )
 
 
 def test_medians_are_of_each_run():
-    medians = bench_tools.interleaved_medians(
+    medians = tools.interleaved_medians(
         {"slow": lambda: time.sleep(0.05), "fast": lambda: None}, repeats=3
     )
     assert medians["slow"] >= 0.05 > medians["fast"]
 
 
 def test_peak_memory_sees_what_was_freed():
-    bench_tools.reset_peak_memory()
-    before = bench_tools.peak_memory_bytes()
+    tools.reset_peak_memory()
+    before = hardware.peak_memory_bytes()
     torch.ones(64 * 2**20, dtype=torch.uint8).fill_(2)
-    assert 60 * 2**20 < bench_tools.peak_memory_bytes() - before < 200 * 2**20
+    assert 60 * 2**20 < hardware.peak_memory_bytes() - before < 200 * 2**20
 
 
 def test_the_last_line_is_json():

@@ -3,10 +3,11 @@ import json
 import pytest
 from tiny_run import tiny_recipe
 
-from abscot import benchmarks
-from abscot.config import ROOT, UserError
-from abscot.paths import Run
-from abscot.scoring import SCORERS
+from abscot.common.errors import UserError
+from abscot.evaluation import benchmarks
+from abscot.evaluation.scoring import SCORERS
+from abscot.recipe.load import ROOT
+from abscot.recipe.run import Run
 
 EVAL = ROOT.parent / "shared" / "data" / "eval"
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 import transformers
 
-from abscot import attention, loss, masks
-from abscot.bench_tools import synthetic_bin
-from abscot.phases import SEGMENT_C, SEGMENT_Y, SEGMENT_Z
+from abscot.bench.tools import synthetic_bin
+from abscot.method import masks
+from abscot.method.phases import SEGMENT_C, SEGMENT_Y, SEGMENT_Z
+from abscot.method.sequence import IGNORE
+from abscot.model import attention
+from abscot.model.loss import supervised_loss
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +42,11 @@ def gradient_at_cot(lm, packed, layout, backend):
         use_cache=False,
         abscot_layout=layout,
     ).last_hidden_state
-    answer_only = torch.where(packed.segment_id == SEGMENT_Y, packed.labels, loss.IGNORE)
+    answer_only = torch.where(packed.segment_id == SEGMENT_Y, packed.labels, IGNORE)
     # The answer's first token is predicted from the row before the answer, which may see the CoT:
     # not from Y.
-    answer_only[0, 1:][packed.segment_id[0, :-1] != SEGMENT_Y] = loss.IGNORE
-    loss.supervised_loss(hidden, lm.lm_head.weight, answer_only, packed.segment_id).total.backward()
+    answer_only[0, 1:][packed.segment_id[0, :-1] != SEGMENT_Y] = IGNORE
+    supervised_loss(hidden, lm.lm_head.weight, answer_only, packed.segment_id).total.backward()
     return embeddings.grad[packed.segment_id == SEGMENT_C]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from tiny_run import random_flat
 
-from abscot import collapse
+from abscot.generation import collapse
 
 CODEBOOK = list(range(1000, 1064))
 M_MIN, M_MAX = 4, 32

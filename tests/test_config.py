@@ -9,8 +9,12 @@ import sys
 
 import pytest
 
-from abscot import config, paths, rounds
-from abscot.config import ROOT, UserError, load_recipe
+from abscot.common.errors import UserError
+from abscot.pipeline.stages import stages_of
+from abscot.recipe import schema
+from abscot.recipe.load import ROOT, dump, load_recipe
+from abscot.recipe.run import claim
+from abscot.recipe.schema import Recipe, TraceConfig
 
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 
@@ -18,7 +22,7 @@ RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_shipped_recipe_plans_its_rounds(path, tmp_path):
     recipe = load_recipe(path, [f"run_root={tmp_path}"])
-    names = [stage.name for stage in rounds.stages(recipe)]
+    names = [stage.name for stage in stages_of(recipe)]
     assert len(names) == len(set(names))
     for round_ in range(1, recipe.rounds + 1):
         order = [
@@ -30,7 +34,7 @@ def test_every_shipped_recipe_plans_its_rounds(path, tmp_path):
         places = [names.index(name) for name in order]
         assert places == sorted(places)
     made = set()
-    for stage in rounds.stages(recipe):
+    for stage in stages_of(recipe):
         assert set(stage.inputs) <= made, f"{stage.name} reads what no stage before it makes"
         made |= set(stage.outputs)
     final = tmp_path / recipe.name / "final"
@@ -50,7 +54,7 @@ def test_every_deepspeed_config_has_explicit_numbers(path):
 
 def test_dump_and_load_are_inverse(tmp_path):
     recipe = load_recipe(None, ["train.lr=2e-4", "lora={r: 8}"])
-    (tmp_path / "copy.yaml").write_text(config.dump(recipe))
+    (tmp_path / "copy.yaml").write_text(dump(recipe))
     assert load_recipe(tmp_path / "copy.yaml") == recipe
     assert recipe.train.lr == 2e-4 and recipe.lora.r == 8 and recipe.lora.alpha == 64
 
@@ -108,12 +112,12 @@ def test_a_user_mistake_is_one_line_with_exit_code_2(arguments, says, tmp_path):
 
 def test_a_run_directory_belongs_to_one_recipe(tmp_path):
     root = f"run_root={tmp_path}"
-    run = paths.claim(load_recipe(None, [root]))
+    run = claim(load_recipe(None, [root]))
     before = run.config.read_text()
     with pytest.raises(UserError, match=r"train.lr is .* there, 0.5 here"):
-        paths.claim(load_recipe(None, [root, "train.lr=0.5"]))
+        claim(load_recipe(None, [root, "train.lr=0.5"]))
     assert run.config.read_text() == before
-    paths.claim(load_recipe(None, [root, "eval.limit=7"]))  # how a model is asked may change
+    claim(load_recipe(None, [root, "eval.limit=7"]))  # how a model is asked may change
     assert "limit: 7" in run.config.read_text()
 
 
@@ -121,12 +125,12 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "tiny-cpu").mkdir()
     (tmp_path / "tiny-cpu" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="not a run"):
-        paths.claim(load_recipe(None, [f"run_root={tmp_path}"]))
+        claim(load_recipe(None, [f"run_root={tmp_path}"]))
 
 
 def test_import_is_light():
     """`import abscot` and what the launch scripts need for --help and --dry-run load no torch."""
-    code = "import sys, abscot.cli, abscot.rounds, abscot.phases; sys.exit('torch' in sys.modules)"
+    code = "import sys, abscot.cli, abscot.pipeline.runner, abscot.method.phases; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -136,17 +140,17 @@ def test_every_recipe_key_is_in_the_readme():
     def keys(cls, prefix=""):
         for f in dataclasses.fields(cls):
             section = getattr(
-                config,
+                schema,
                 {"world": "WorldConfig", "lora": "LoraConfig"}.get(
                     f.name, f.name.title() + "Config"
                 ),
                 None,
             )
-            section = {"traces": config.TraceConfig}.get(f.name, section)
+            section = {"traces": TraceConfig}.get(f.name, section)
             if section:
                 yield from keys(section, f"{f.name}.")
             else:
                 yield prefix + f.name
 
-    missing = [key for key in keys(config.Recipe) if f"`{key}`" not in readme]
+    missing = [key for key in keys(Recipe) if f"`{key}`" not in readme]
     assert not missing

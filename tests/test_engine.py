@@ -8,13 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from abscot import engine
-from abscot.config import TrainConfig, UserError, load_recipe
+from abscot.common.errors import UserError
+from abscot.recipe.load import load_recipe
+from abscot.recipe.schema import TrainConfig
+from abscot.training.engine import deepspeed_config
+from abscot.training.optimizer import lr_at, one_builder_per_host
 
 
 def schedule(n, **keys):
     config = TrainConfig(**keys)
-    return [engine.lr_at(k, n, 1.0, config) for k in range(n)]
+    return [lr_at(k, n, 1.0, config) for k in range(n)]
 
 
 def test_cosine_follows_the_formula_and_spends_no_step_at_zero():
@@ -44,11 +47,11 @@ def test_one_step_is_taken_at_the_peak():
 def test_a_deepspeed_file_that_clashes_is_refused(tmp_path, text, says):
     (tmp_path / "ds.json").write_text(text)
     with pytest.raises(UserError, match=says):
-        engine.deepspeed_config(load_recipe(None, [f"train.deepspeed={tmp_path / 'ds.json'}"]))
+        deepspeed_config(load_recipe(None, [f"train.deepspeed={tmp_path / 'ds.json'}"]))
 
 
 def test_the_recipe_owns_batch_clipping_and_precision(tmp_path):
-    config = engine.deepspeed_config(load_recipe(None, ["train.grad_clip=0.5", "model.dtype=fp32"]))
+    config = deepspeed_config(load_recipe(None, ["train.grad_clip=0.5", "model.dtype=fp32"]))
     assert config["gradient_clipping"] == 0.5 and config["bf16"]["enabled"] is False
     assert json.dumps(config).count("auto") == 0
 
@@ -58,19 +61,20 @@ def test_a_build_that_was_killed_does_not_block_the_next(tmp_path, monkeypatch):
     left_over = tmp_path / "cpu_adam" / "lock"
     left_over.parent.mkdir()
     left_over.touch()
-    with engine._one_builder_a_host():
+    with one_builder_per_host():
         assert not left_over.exists()
 
 
 def test_a_bin_that_does_not_fit_is_named_before_step_1(monkeypatch):
     import torch
 
-    from abscot import train
+    from abscot.training import trainer
+    from abscot.training.trainer import rehearse
 
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr(train, "forward_backward", out_of_memory)
+    monkeypatch.setattr(trainer, "forward_backward", out_of_memory)
     batch = SimpleNamespace(labels=torch.zeros(1, 32_768))
     data = SimpleNamespace(
         plan=SimpleNamespace(dearest_bin=lambda: [3]),
@@ -81,4 +85,4 @@ def test_a_bin_that_does_not_fit_is_named_before_step_1(monkeypatch):
         UserError,
         match=r"dearest bin of the plan \(32,768 tokens\) before step 1: lower train.capacity_tokens",
     ):
-        train.rehearse(SimpleNamespace(set_gradient_accumulation_boundary=lambda on: None), data)
+        rehearse(SimpleNamespace(set_gradient_accumulation_boundary=lambda on: None), data)

@@ -12,14 +12,23 @@ import torch
 import transformers
 from shape_drill import shape_of
 
-from abscot import estimate
-from abscot.audit import audit, render
-from abscot.config import ROOT, LoraConfig, UserError, dump, load_recipe
-from abscot.estimate import GB, GPUS, QWEN3, ModelShape, Sharding, memory_bytes
-from abscot.packing import Plan, make_plan, plan_file, rows_digest, rows_of_phase
-from abscot.paths import Run, publish, write_json_atomic
-from abscot.phases import PHASES
-from abscot.preflight import preflight
+from abscot.common import hardware
+from abscot.common.errors import UserError
+from abscot.common.files import publish, write_json_atomic
+from abscot.common.hardware import GPUS
+from abscot.method.lineage import rows_of_phase
+from abscot.method.phases import PHASES
+from abscot.model.shape import GB, QWEN3, ModelShape
+from abscot.packing.audit import audit, render
+from abscot.packing.make_plan import make_plan
+from abscot.packing.phase_plan import plan_file
+from abscot.packing.plan import Plan, rows_digest
+from abscot.pipeline import estimate
+from abscot.pipeline.estimate import Sharding, memory_bytes
+from abscot.pipeline.preflight import preflight
+from abscot.recipe.load import ROOT, dump, load_recipe
+from abscot.recipe.run import Run
+from abscot.recipe.schema import LoraConfig
 
 SMALL = dict(
     hidden_size=64,
@@ -377,7 +386,7 @@ def test_useful_flops_and_the_peak_they_are_held_against():
         "NVIDIA A100-SXM4-40GB",
         "NVIDIA GeForce RTX 4090",
     )
-    assert [gpu and gpu.name for gpu in map(estimate.gpu_named, names)] == [
+    assert [gpu and gpu.name for gpu in map(hardware.gpu_named, names)] == [
         "H200 141 GB",
         "H100 80 GB",
         "A100 40 GB",

@@ -13,11 +13,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abscot import sources
-from abscot.config import DataConfig, UserError
-from abscot.decontaminate import Decontaminator
-from abscot.examples import draw_key, read_example
-from abscot.sources import Rejected, Unit
+from abscot.common.errors import UserError
+from abscot.data import sources
+from abscot.data.decontaminate import Decontaminator
+from abscot.data.formats import draw_key, read_example
+from abscot.data.sources import Rejected, Unit
+from abscot.recipe.schema import DataConfig
 
 CONFIG = DataConfig(
     format="prompt_cot_answer", min_cot_chars=5, system_prompt="Think.", max_row_bytes=10_000

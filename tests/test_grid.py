@@ -4,8 +4,9 @@ file and key.
 
 import pytest
 
-from abscot.config import ROOT, UserError, load_recipe
-from abscot.grid import Cell, Grid
+from abscot.common.errors import UserError
+from abscot.evaluation.grid import Cell, Grid
+from abscot.recipe.load import ROOT, load_recipe
 
 
 @pytest.fixture

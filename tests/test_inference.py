@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 from tiny_run import make_tiny_run, tiny_tokenizer
 
-from abscot import dist, inference
-from abscot.config import ROOT, InferenceConfig, TraceConfig, UserError
-from abscot.inference import Completion, codebook_tokens_of, cut_middle
-from abscot.vocab import AbstractVocab
+from abscot.common import ranks
+from abscot.common.errors import UserError
+from abscot.generation.requests import Completion, codebook_tokens_of
+from abscot.generation.vllm_engine import VllmEngine
+from abscot.method.sequence import cut_middle
+from abscot.method.vocab import AbstractVocab
+from abscot.recipe.load import ROOT
+from abscot.recipe.schema import InferenceConfig, TraceConfig
 
 RULES = TraceConfig(m_min=2, m_max=12)
 
@@ -34,7 +38,7 @@ def found(tmp_path_factory):
         str(root),
         str(out),
     ]
-    environ = {**dist.without_ranks(dict(os.environ)), "PYTHONPATH": str(ROOT)}
+    environ = {**ranks.without_ranks(dict(os.environ)), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command,
         env=environ,
@@ -65,7 +69,7 @@ def test_a_trace_that_breaks_a_rule_is_no_data(vocab):
 
 def test_a_missing_model_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no model there"):
-        inference.VllmEngine(tmp_path / "absent", InferenceConfig())
+        VllmEngine(tmp_path / "absent", InferenceConfig())
 
 
 @pytest.mark.vllm

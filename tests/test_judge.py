@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from tiny_run import tiny_recipe
 
-from abscot import judge
-from abscot.config import UserError
+from abscot.common.errors import UserError
+from abscot.evaluation import judge
 
 ROWS = [
     {

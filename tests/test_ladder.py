@@ -13,11 +13,22 @@ from synthetic_run import add_phase, add_results, make_run
 from test_config import RECIPES
 from tiny_run import make_tiny_run, tiny_tokenizer
 
-from abscot import evaluate, ladder, masks, report, run_data
-from abscot.config import ROOT, UserError, load_recipe
-from abscot.inference import Hidden, Request, Sampling, TransformersEngine
-from abscot.phases import PHASES, epochs_of
-from abscot.vocab import AbstractVocab
+from abscot.common.errors import UserError
+from abscot.evaluation import benchmarks
+from abscot.evaluation.evaluate import evaluate
+from abscot.evaluation.jobs import jobs_of
+from abscot.generation.requests import Hidden, Request, Sampling
+from abscot.generation.transformers_engine import TransformersEngine
+from abscot.method import masks
+from abscot.method.lineage import BASELINE_MODES, BASELINES, epochs_of
+from abscot.method.phases import PHASES
+from abscot.method.vocab import AbstractVocab
+from abscot.pipeline.ladder import ladder_recipe, ladder_stages
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run
+from abscot.reporting import report, run_data
+from abscot.reporting.blocks import to_markdown
+from abscot.reporting.ladder import channel_table, equalised, ladder_rows, ladder_table
 
 
 def recipe_with(*overrides):
@@ -42,21 +53,19 @@ def recipe_with(*overrides):
 def test_a_baseline_reads_each_answer_as_often_as_all_rounds_together(overrides, asked, given):
     recipe = recipe_with(*overrides)
     assert epochs_of(recipe, PHASES["sft_no_cot"]) == given
-    assert f"{asked} times" in ladder.equalised(
-        recipe
-    ) and f"sft_no_cot {given}" in ladder.equalised(recipe)
+    assert f"{asked} times" in equalised(recipe) and f"sft_no_cot {given}" in equalised(recipe)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_stage_reads_what_a_stage_before_it_makes(path, tmp_path):
-    recipe = ladder.recipe_of(load_recipe(path, [f"run_root={tmp_path}"]))
-    plan, made = ladder.stages(recipe), set()
+    recipe = ladder_recipe(load_recipe(path, [f"run_root={tmp_path}"]))
+    plan, made = ladder_stages(recipe), set()
     assert len({stage.name for stage in plan}) == len(plan)
     for stage in plan:
         assert set(stage.inputs) <= made
         made |= set(stage.outputs)
     results = {path.name for path in made if path.suffix}
-    for row in ladder.rows(recipe, ladder.Run.of(recipe)):
+    for row in ladder_rows(recipe, Run.of(recipe)):
         for benchmark in recipe.eval.benchmarks:
             assert f"{row.mode}_{row.model}_{benchmark}.meta.json" in results
 
@@ -79,8 +88,8 @@ def climbed(tmp_path_factory):
     keys = {"eval.benchmarks": "[world]", "eval.base_modes": "[verbal, no_cot]"}
     run = make_run(tmp_path_factory.mktemp("ladder"), rounds=2, **keys)
     recipe = load_recipe(run.config)
-    for name in ladder.BASELINES:
-        add_results(run, evaluate.BASELINE_MODES[name][0], name, "world", 0)
+    for name in BASELINES:
+        add_results(run, BASELINE_MODES[name][0], name, "world", 0)
         add_phase(run, name, recipe, steps=480)
     for round_ in (1, 2):
         add_results(
@@ -90,7 +99,7 @@ def climbed(tmp_path_factory):
 
 
 def test_the_table_has_the_papers_rows_beside_the_papers_numbers(climbed):
-    table = ladder.table(run_data.read(climbed))
+    table = ladder_table(run_data.read(climbed))
     cells = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert list(cells)[-1] == "Abstract-CoT, round 2" and len(cells) == 7
     assert (
@@ -112,7 +121,7 @@ def test_the_table_has_the_papers_rows_beside_the_papers_numbers(climbed):
 
 def test_the_gap_is_paired_over_the_problems_that_both_were_asked(climbed):
     data = run_data.read(climbed)
-    (first, second) = ladder.channel_table(data).rows
+    (first, second) = channel_table(data).rows
     assert first[:4] == ("1", "world", "50", "100.0") and second[0] == "2"
     scores = data.of("abstract", "final", "world").scores
     asked = [scores[i] for i in sorted(scores)[:50]]
@@ -123,13 +132,13 @@ def test_the_gap_is_paired_over_the_problems_that_both_were_asked(climbed):
 
 
 def test_the_report_shows_ladder_and_channel_and_a_plain_run_neither(climbed, tmp_path):
-    text = report.to_markdown(report.blocks(run_data.read(climbed), {}))
+    text = to_markdown(report.blocks(run_data.read(climbed), {}))
     assert (
         "### The ladder" in text
         and "### The channel" in text
         and "| SFT (no CoT) | world |" in text
     )
-    plain = report.to_markdown(report.blocks(run_data.read(make_run(tmp_path, rounds=1)), {}))
+    plain = to_markdown(report.blocks(run_data.read(make_run(tmp_path, rounds=1)), {}))
     assert "The ladder" not in plain and "The channel" not in plain
 
 
@@ -185,9 +194,9 @@ def test_the_channel_is_a_result_file_of_phase_a_models(tiny):
         from tiny_run import make_model
 
         make_model(export, tiny_tokenizer(), seed=1)
-    (job,) = jobs = evaluate.jobs_of(recipe, run, "pi1_phaseA", None, None)
+    (job,) = jobs = jobs_of(recipe, run, "pi1_phaseA", None, None)
     assert job.name == "channel_pi1_phaseA_world"
-    evaluate.evaluate(jobs)
+    evaluate(jobs)
     rows = [json.loads(line) for line in job.result.read_text().splitlines()]
     assert [row["id"] for row in rows] == ["world/0", "world/1", "world/2"]
     for row in rows:
@@ -200,8 +209,12 @@ def test_the_channel_is_a_result_file_of_phase_a_models(tiny):
 
 def test_a_benchmark_without_cots_has_no_channel(tiny):
     recipe, run, vocab = tiny
-    assert not ladder.has_cots("aime24") and ladder.has_cots("world") and ladder.has_cots("math500")
+    assert (
+        not benchmarks.has_cots("aime24")
+        and benchmarks.has_cots("world")
+        and benchmarks.has_cots("math500")
+    )
     assert AbstractVocab.of(tiny_tokenizer()) == vocab
-    (job,) = jobs = evaluate.jobs_of(recipe, run, "base", ["channel"], None)
+    (job,) = jobs = jobs_of(recipe, run, "base", ["channel"], None)
     with pytest.raises(UserError, match="world/0: no gold CoT"):
-        evaluate.evaluate(jobs)
+        evaluate(jobs)

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from abscot import paths
-from abscot.config import UserError
-from abscot.lock import exclusive
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.pipeline.lease import exclusive
 
 LEASE_S = 1.2
 
@@ -19,7 +19,7 @@ LEASE_S = 1.2
 def foreign_lease(directory, renewed_s_ago: float = 0.0, job: str | None = None) -> None:
     """The lease of an owner on another host."""
     lease = directory / ".lease"
-    paths.write_json_atomic(lease, {"host": "elsewhere", "pid": 1, "job": job, "token": "t"})
+    files.write_json_atomic(lease, {"host": "elsewhere", "pid": 1, "job": job, "token": "t"})
     os.utime(lease, (time.time() - renewed_s_ago,) * 2)
 
 

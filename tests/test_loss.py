@@ -11,10 +11,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from abscot import loss
-from abscot.bench_tools import synthetic_bin
-from abscot.config import ROOT
-from abscot.phases import SEGMENT_Y, SEGMENT_Z
+from abscot.bench.tools import synthetic_bin
+from abscot.method.phases import SEGMENT_Y, SEGMENT_Z
+from abscot.method.sequence import IGNORE
+from abscot.model.loss import _fused_cross_entropy_, supervised_loss
+from abscot.recipe.load import ROOT
 
 HIDDEN, VOCAB = 24, 300
 DOCUMENTS = [(3, 5, 2, 4), (1, 0, 0, 1), (4, 0, 3, 2), (0, 2, 9, 30)]
@@ -35,7 +36,7 @@ def inputs(dtype=torch.float64, documents=DOCUMENTS, seed=0):
 def full_logits(hidden, weight, labels):
     """What Hugging Face computes, summed."""
     logits = hidden[0, :-1] @ weight.t()
-    return cross_entropy(logits, labels[0, 1:], ignore_index=loss.IGNORE, reduction="sum")
+    return cross_entropy(logits, labels[0, 1:], ignore_index=IGNORE, reduction="sum")
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 1024])
@@ -44,7 +45,7 @@ def full_logits(hidden, weight, labels):
 )
 def test_value_and_gradients(chunk_tokens, dtype, bound):
     packed, hidden, weight = inputs(dtype)
-    sums = loss.supervised_loss(hidden, weight, packed.labels, packed.segment_id, chunk_tokens)
+    sums = supervised_loss(hidden, weight, packed.labels, packed.segment_id, chunk_tokens)
     (sums.total / 7).backward()
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     exact = full_logits(exact_hidden, exact_weight, packed.labels)
@@ -56,19 +57,19 @@ def test_value_and_gradients(chunk_tokens, dtype, bound):
 
 def test_sums_by_segment():
     packed, hidden, weight = inputs()
-    sums = loss.supervised_loss(hidden, weight, packed.labels, packed.segment_id)
+    sums = supervised_loss(hidden, weight, packed.labels, packed.segment_id)
     for segment, got, count in ((SEGMENT_Z, sums.z, sums.n_z), (SEGMENT_Y, sums.y, sums.n_y)):
-        only = torch.where(packed.segment_id == segment, packed.labels, loss.IGNORE)
+        only = torch.where(packed.segment_id == segment, packed.labels, IGNORE)
         assert got.item() == pytest.approx(full_logits(hidden, weight, only).item())
-        assert count == (only != loss.IGNORE).sum()
+        assert count == (only != IGNORE).sum()
         assert not got.requires_grad
     assert (sums.z + sums.y).item() == pytest.approx(sums.total.item())
 
 
 def test_nothing_supervised_still_has_gradients():
     packed, hidden, weight = inputs()
-    unsupervised = torch.full_like(packed.labels, loss.IGNORE)
-    sums = loss.supervised_loss(hidden, weight, unsupervised, packed.segment_id)
+    unsupervised = torch.full_like(packed.labels, IGNORE)
+    sums = supervised_loss(hidden, weight, unsupervised, packed.segment_id)
     sums.total.backward()
     assert sums.total.item() == sums.n_z == sums.n_y == 0
     assert (hidden.grad == 0).all() and (weight.grad == 0).all()
@@ -79,24 +80,24 @@ def test_tied_frozen_and_evaluated():
     embedded = torch.nn.functional.embedding(
         packed.input_ids, weight
     )  # tied: the weight is used twice
-    loss.supervised_loss(embedded, weight, packed.labels, packed.segment_id, 5).total.backward()
+    supervised_loss(embedded, weight, packed.labels, packed.segment_id, 5).total.backward()
     exact_weight = weight.detach().requires_grad_()
     embedded = torch.nn.functional.embedding(packed.input_ids, exact_weight)
     full_logits(embedded, exact_weight, packed.labels).backward()
     assert torch.allclose(weight.grad, exact_weight.grad)
 
     frozen = weight.detach()
-    sums = loss.supervised_loss(hidden, frozen, packed.labels, packed.segment_id)
+    sums = supervised_loss(hidden, frozen, packed.labels, packed.segment_id)
     sums.total.backward()
     assert hidden.grad is not None and frozen.grad is None
     with torch.no_grad():
-        evaluated = loss.supervised_loss(hidden, weight, packed.labels, packed.segment_id)
+        evaluated = supervised_loss(hidden, weight, packed.labels, packed.segment_id)
     assert evaluated.total.item() == sums.total.item() and not evaluated.total.requires_grad
 
 
 def test_a_second_backward_is_refused_not_wrong():
     packed, hidden, weight = inputs()
-    total = loss.supervised_loss(hidden, weight, packed.labels, packed.segment_id).total
+    total = supervised_loss(hidden, weight, packed.labels, packed.segment_id).total
     total.backward(torch.tensor(2.0, dtype=total.dtype), retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace operation"):
         total.backward()
@@ -118,7 +119,7 @@ class LargestTensor(TorchDispatchMode):
 def test_logits_never_exceed_the_chunk():
     packed, hidden, weight = inputs(torch.float32, [(20, 50, 100, 400)] * 2)
     with LargestTensor() as largest:
-        loss.supervised_loss(hidden, weight, packed.labels, packed.segment_id, 32).total.backward()
+        supervised_loss(hidden, weight, packed.labels, packed.segment_id, 32).total.backward()
     assert largest.elements <= max(32 * VOCAB, hidden.numel())
 
 
@@ -141,14 +142,12 @@ class Tiny(torch.nn.Module):
 
     def forward(self, packed):
         hidden = self.table(packed.input_ids)
-        return loss.supervised_loss(
-            hidden, self.table.weight, packed.labels, packed.segment_id, 4
-        ).total
+        return supervised_loss(hidden, self.table.weight, packed.labels, packed.segment_id, 4).total
 
 
 def bins_and_tokens():
     bins = [synthetic_bin(part, VOCAB, seed) for seed, part in enumerate(PARTS)]
-    return bins, sum(int((b.labels[0, 1:] != loss.IGNORE).sum()) for b in bins)
+    return bins, sum(int((b.labels[0, 1:] != IGNORE).sum()) for b in bins)
 
 
 def test_accumulation_is_one_packed_bin():
@@ -197,7 +196,7 @@ def test_gpu_fused_kernel():
     exact = logits.double().requires_grad_()
     reference = cross_entropy(exact, targets, reduction="none")
     reference.sum().backward()
-    losses = loss._fused_cross_entropy_(logits, targets)
+    losses = _fused_cross_entropy_(logits, targets)
     assert losses.dtype == torch.float32
     assert (losses - reference).abs().max() < 1e-4
     assert (logits - exact.grad).abs().max() < 5e-3  # bf16 entries in [-1, 1]

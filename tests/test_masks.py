@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abscot import masks
-from abscot.bench_tools import synthetic_bin
+from abscot.bench.tools import synthetic_bin
+from abscot.method import masks
 
 lengths = st.tuples(*[st.integers(0, 9)] * 4).filter(any)
 packings = st.tuples(st.lists(lengths, min_size=1, max_size=6), st.integers(0, 7), st.booleans())

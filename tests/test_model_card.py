@@ -11,9 +11,10 @@ import pytest
 from synthetic_run import make_run
 from tiny_run import make_model, tiny_tokenizer
 
-from abscot import model_card, paths, report
-from abscot.config import ROOT
-from abscot.vocab import codebook_tokens
+from abscot.common import files
+from abscot.method.vocab import codebook_tokens
+from abscot.recipe.load import ROOT
+from abscot.reporting import model_card, run_data
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def published(tmp_path_factory) -> Path:
         **{"eval.benchmarks": "[gsm8k]", "inference.max_model_len_tokens": 400},
     )
     make_model(run.round_model(1, 1), tiny_tokenizer(), seed=0)
-    model_card.write(report.read(run))
+    model_card.write(run_data.read(run))
     return run.round_model(1, 1)
 
 
@@ -68,12 +69,12 @@ def test_the_card_names_a_base_that_the_hub_knows(tmp_path, base, base_model, li
 
     base = base.replace("LOCAL", str(tmp_path))
     run = make_run(tmp_path, rounds=1, **{"model.base": base, "eval.benchmarks": "[world]"})
-    card = ModelCard(model_card.card(report.read(run), "me/mine", 512))
+    card = ModelCard(model_card.card(run_data.read(run), "me/mine", 512))
     assert (card.data.base_model, card.data.license) == (base_model, license_)
 
 
 def test_the_card_leaves_the_seal_on_the_weights(published):
-    paths.verify(published)
+    files.verify(published)
     assert "README.md" not in json.loads((published / "DONE").read_text())["files"]
 
 

@@ -7,11 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abscot.bins import best_fit, deal, even_out, level_fit, num_strata, pack, round_bins, sums
-from abscot.config import UserError, load_recipe
-from abscot.estimate import dolci_like_lengths
-from abscot.packing import Plan, kept_plan, make_plan, rows_digest, rows_of_phase
-from abscot.phases import PHASES
+from abscot.common.errors import UserError
+from abscot.method.lineage import rows_of_phase
+from abscot.method.phases import PHASES
+from abscot.packing.bins import (
+    best_fit,
+    deal,
+    even_out,
+    level_fit,
+    num_strata,
+    pack,
+    round_bins,
+    sums,
+)
+from abscot.packing.make_plan import make_plan
+from abscot.packing.phase_plan import kept_plan
+from abscot.packing.plan import Plan, rows_digest
+from abscot.pipeline.estimate import dolci_like_lengths
+from abscot.recipe.load import load_recipe
 
 CAPACITY = 64
 

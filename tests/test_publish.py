@@ -10,9 +10,13 @@ import pytest
 from synthetic_run import make_run
 from tiny_run import make_model, tiny_tokenizer
 
-from abscot import paths, publish, report, rounds
-from abscot.config import ROOT, UserError, load_recipe
-from abscot.paths import Run
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.pipeline.stages import stages_of
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run
+from abscot.reporting import report
+from abscot.reporting.hub import prepare, upload
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +26,8 @@ def finished(tmp_path_factory) -> Run:
     make_model(run.base, tiny_tokenizer(), seed=0)
     for path in (run.root / "final", run.export("pi1_phaseA", 1, 1)):
         shutil.copytree(run.base, path)
-    paths.seal(run.shards)
-    with paths.publish(run.world):
+    files.seal(run.shards)
+    with files.publish(run.world):
         pass
     report.write(run)
     (run.results / ".half.partial").write_text("{}")
@@ -33,8 +37,8 @@ def finished(tmp_path_factory) -> Run:
 
 
 def test_the_published_layout_and_nothing_else(finished):
-    assert all(stage.done() for stage in rounds.stages(load_recipe(finished.config)))
-    prepared = publish.prepare(finished.root, "me/tiny")
+    assert all(stage.done() for stage in stages_of(load_recipe(finished.config)))
+    prepared = prepare(finished.root, "me/tiny")
     tops = list(dict.fromkeys(path.parts[0] for path in prepared.files))
     assert tops == ["config.yaml", "final", "teacher_traces", "train_logs", "results", "report"]
     names = {str(path) for path in prepared.files}
@@ -80,7 +84,7 @@ def test_an_unfinished_run_is_refused_by_its_missing_stage(finished, tmp_path):
     with pytest.raises(
         UserError, match=r"not finished \(traces_pi1_phaseB\); finish it with: .*--round all"
     ):
-        publish.prepare(copy, None)
+        prepare(copy, None)
 
 
 class Hub:
@@ -103,8 +107,8 @@ class Hub:
 
 
 def test_the_upload_hands_the_hub_exactly_the_listed_files(finished):
-    prepared, hub = publish.prepare(finished.root, "me/tiny"), Hub()
-    assert publish.upload(prepared, "me/tiny", True, hub) == "hub/me/tiny"
+    prepared, hub = prepare(finished.root, "me/tiny"), Hub()
+    assert upload(prepared, "me/tiny", True, hub) == "hub/me/tiny"
     (repo, private, exist_ok), folder, card = hub.calls
     assert (repo, private, exist_ok) == ("me/tiny", True, True)
     assert (
@@ -131,17 +135,17 @@ def test_what_the_client_takes_is_what_it_is_given():
 
 
 def test_refusals_and_damage_are_one_line(finished, tmp_path):
-    prepared = publish.prepare(finished.root, "me/tiny")
+    prepared = prepare(finished.root, "me/tiny")
     with pytest.raises(UserError, match="--repo me: expected OWNER/NAME"):
-        publish.upload(prepared, "me", False, Hub())
+        upload(prepared, "me", False, Hub())
     with pytest.raises(
         UserError, match="--repo me/tiny: 401 Unauthorized; the same command goes on"
     ):
-        publish.upload(prepared, "me/tiny", False, Hub(OSError("401 Unauthorized\nlong story")))
+        upload(prepared, "me/tiny", False, Hub(OSError("401 Unauthorized\nlong story")))
     copy = tmp_path / finished.root.name
     shutil.copytree(finished.root, copy)
     done = json.loads((copy / "final" / "DONE").read_text())
     done["files"]["model.safetensors"] = "0" * 64
     (copy / "final" / "DONE").write_text(json.dumps(done))
     with pytest.raises(UserError, match="checksum differs"):
-        publish.upload(publish.prepare(copy, None), "me/tiny", False, Hub())
+        upload(prepare(copy, None), "me/tiny", False, Hub())

@@ -10,15 +10,17 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_run import BENCHMARKS, add_results, add_traces, make_run
 
-from abscot import config, paths, report
-from abscot.config import ROOT, UserError
-from abscot.document import to_html, to_markdown
-from abscot.paths import Run
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run, claim
+from abscot.reporting import report, run_data
+from abscot.reporting.blocks import to_html, to_markdown
 
 
 def text_of(run: Run) -> str:
     """report.md without pictures: they take most of a report's time."""
-    return to_markdown(report.blocks(report.read(run), {}))
+    return to_markdown(report.blocks(run_data.read(run), {}))
 
 
 class Page(HTMLParser):
@@ -138,7 +140,7 @@ def test_the_second_stages_share_of_the_prefill_is_shown(tmp_path):
     run = make_run(tmp_path, rounds=1)
     path = run.results / "abstract_final_world.meta.json"
     meta = json.loads(path.read_text())
-    paths.write_json_atomic(
+    files.write_json_atomic(
         path, {**meta, "prompt_tokens_computed": [2000, 50], "environment": {"device": "a GPU"}}
     )
     text = text_of(run)
@@ -164,7 +166,7 @@ def test_half_a_run_shows_what_is_missing(tmp_path):
 
 
 def test_a_run_just_begun_is_a_report_too(tmp_path):
-    run = paths.claim(config.load_recipe(None, [f"run_root={tmp_path}", "name=new"]))
+    run = claim(load_recipe(None, [f"run_root={tmp_path}", "name=new"]))
     report.write(run)
     assert "The data are not prepared yet" in (run.report / "report.md").read_text()
     assert not list(run.report.glob("*.png"))
@@ -173,13 +175,13 @@ def test_a_run_just_begun_is_a_report_too(tmp_path):
 def test_a_phase_at_work_is_not_taken_for_a_finished_one(tmp_path):
     run = make_run(tmp_path, rounds=1)
     log = json.loads(run.train_log("pi1_phaseB").read_text())
-    paths.write_json_atomic(run.train_log("pi1_phaseB"), {**log, "steps": log["steps"][:40]})
+    files.write_json_atomic(run.train_log("pi1_phaseB"), {**log, "steps": log["steps"][:40]})
     assert "| pi1_phaseB | 40 of 120 |" in text_of(run)
 
 
 def test_collapsed_traces_are_named(tmp_path):
     run = make_run(tmp_path, rounds=1)
-    add_traces(run, "pi1_phaseB", config.load_recipe(run.config), constant=13)
+    add_traces(run, "pi1_phaseB", load_recipe(run.config), constant=13)
     text = text_of(run)
     assert "**Warning:** pi1_phaseB: constant length: 100% of the traces have 13 tokens" in text
 
@@ -200,7 +202,7 @@ def test_what_a_model_wrote_stays_text(tmp_path):
         prediction=evil,
         id="<b>|x`",
     )
-    page = Page(to_html("x", report.blocks(report.read(run), {}), run.report))
+    page = Page(to_html("x", report.blocks(run_data.read(run), {}), run.report))
     assert not {"script", "b"} & {tag for tag, _, _ in page.attributes}
     assert all(key != "onerror" for _, key, _ in page.attributes)
     assert evil in "".join(page.words)
@@ -235,7 +237,7 @@ def test_no_run_is_a_users_mistake(tmp_path):
 
 
 def test_the_script_prints_the_table_and_the_place(tmp_path):
-    run = paths.claim(config.load_recipe(None, [f"run_root={tmp_path}", "name=new"]))
+    run = claim(load_recipe(None, [f"run_root={tmp_path}", "name=new"]))
     for arguments in ([str(run.root)], ["--recipe", str(run.config)]):
         ended = launch_report(*arguments)
         assert ended.returncode == 0, ended.stderr

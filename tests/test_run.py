@@ -17,18 +17,19 @@ import torch
 from conftest import launch, overrides_of
 from safetensors import safe_open
 
-from abscot import model, paths, rounds
-from abscot.config import ROOT, load_recipe
-from abscot.paths import Run
-from abscot.shards import ShardStore
-from abscot.traces import TraceSet
-from abscot.vocab import AbstractVocab
+from abscot.common import files
+from abscot.data.shards import ShardStore
+from abscot.generation.trace_set import TraceSet
+from abscot.method.vocab import AbstractVocab, load_tokenizer
+from abscot.pipeline.stages import stages_of
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run
 
 pytestmark = [pytest.mark.engine, pytest.mark.vllm]
 
 
 def test_every_stage_is_done_and_the_table_is_printed(small_run):
-    assert all(stage.done() for stage in rounds.stages(small_run.recipe))
+    assert all(stage.done() for stage in stages_of(small_run.recipe))
     for words in ("verbal", "abstract", "index.html"):
         assert words in small_run.output
     assert (small_run.run.report / "report.md").stat().st_size > 1000
@@ -42,14 +43,14 @@ def test_a_second_start_finds_everything_done(small_run):
     began = time.monotonic()
     done = small_run.launch("round.py", "--round", "all")
     assert done.returncode == 0 and " .." not in done.stdout
-    assert done.stdout.count("done before") == len(rounds.stages(small_run.recipe))
+    assert done.stdout.count("done before") == len(stages_of(small_run.recipe))
     assert time.monotonic() - began < 60
 
 
 def test_traces_hold_only_the_codebook_and_their_lengths(small_run):
     recipe, run = small_run.recipe, small_run.run
     store = ShardStore(run.shards)
-    allowed = set(AbstractVocab.of(model.load_tokenizer(run.base)).codebook_ids)
+    allowed = set(AbstractVocab.of(load_tokenizer(run.base)).codebook_ids)
     for round_ in (1, 2):
         for phase in "AB":
             traces = TraceSet.load(run.traces(f"pi{round_}_phase{phase}"), store, round_, phase)
@@ -60,7 +61,7 @@ def test_traces_hold_only_the_codebook_and_their_lengths(small_run):
 
 
 def test_train_logs_count_every_supervised_token_and_follow_the_schedule(small_run):
-    from abscot.engine import lr_at
+    from abscot.training.optimizer import lr_at
 
     for tag in ("pi1_phaseA", "pi1_phaseB", "pi2_phaseA", "pi2_phaseB"):
         log = json.loads(small_run.run.train_log(tag).read_text())
@@ -105,13 +106,10 @@ def test_every_model_loads_tied_and_differs_from_the_one_before(small_run):
     heads = []
     for name in ("base", "round1", "final"):
         directory = small_run.run.root / name
-        paths.verify(directory)
+        files.verify(directory)
         lm = transformers.AutoModelForCausalLM.from_pretrained(directory)
         assert lm.config.tie_word_embeddings and lm.lm_head.weight is lm.model.embed_tokens.weight
-        assert (
-            lm.dtype == torch.bfloat16
-            and len(model.load_tokenizer(directory)) <= lm.config.vocab_size
-        )
+        assert lm.dtype == torch.bfloat16 and len(load_tokenizer(directory)) <= lm.config.vocab_size
         heads.append(lm.lm_head.weight.detach().clone())
     assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
     names = [set(_tensor_names(small_run.run.root / name)) for name in ("base", "final")]
@@ -135,7 +133,7 @@ def test_a_baseline_trains_from_the_base(small_run):
     assert done.returncode == 0, done.stdout
     log = json.loads(small_run.run.train_log(phase).read_text())
     assert (log["steps"][0]["loss_z"] == 0) and log["steps"][0]["loss"] > 0
-    paths.verify(small_run.run.checkpoints(phase) / "export")
+    files.verify(small_run.run.checkpoints(phase) / "export")
 
 
 def test_the_channel_of_a_round_is_measured_and_the_ladder_takes_the_run_up(small_run):
@@ -177,7 +175,7 @@ def test_a_killed_run_goes_on_from_the_last_finished_stage(small_run, tmp_path):
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     _wait_for(lambda: not _processes_of(run), 30)
-    assert not paths.is_done(run.root / "final")
+    assert not files.is_done(run.root / "final")
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     assert "train_pi2_phaseA: done before" in done.stdout
@@ -223,5 +221,5 @@ def _processes_of(run) -> list[int]:
 
 
 def _weights(directory) -> dict[str, str]:
-    sums = json.loads((directory / paths.DONE).read_text())["files"]
+    sums = json.loads((directory / files.DONE).read_text())["files"]
     return {name: value for name, value in sums.items() if name.endswith(".safetensors")}

@@ -4,20 +4,21 @@ import json
 
 import pytest
 
-from abscot import dist, rounds, runner
-from abscot.config import UserError
-from abscot.paths import Run
-from abscot.rounds import Stage
-from abscot.runner import StageCrashed, StopRequest
+from abscot.common.errors import REQUEUE, StageCrashed, UserError
+from abscot.pipeline import launchers, runner
+from abscot.pipeline.launchers import Launch
+from abscot.pipeline.runner import StopRequest
+from abscot.pipeline.stages import Stage
+from abscot.recipe.run import Run
 
 
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
     """Runs Python source as a stage; returns what the state file says afterwards."""
-    monkeypatch.setattr(rounds, "LAUNCH", tmp_path)
+    monkeypatch.setattr(launchers, "LAUNCH", tmp_path)
     run = Run(tmp_path / "run")
     run.root.mkdir()
-    stage = Stage("train_x", 1, (), (tmp_path / "out.json",), "script.py", ())
+    stage = Stage("train_x", 1, (), (tmp_path / "out.json",), Launch("script.py"))
 
     def go(source: str, hang_minutes: float = 1.0) -> dict:
         (tmp_path / "script.py").write_text(source)
@@ -57,8 +58,8 @@ def test_a_mistake_is_not_tried_again(run_script):
 
 def test_a_saved_and_stopped_stage_asks_to_be_queued_again(run_script):
     with pytest.raises(SystemExit) as ended:
-        run_script(f"import sys; sys.exit({dist.REQUEUE})")
-    assert ended.value.code == dist.REQUEUE and run_script.state()["state"] == "stopped"
+        run_script(f"import sys; sys.exit({REQUEUE})")
+    assert ended.value.code == REQUEUE and run_script.state()["state"] == "stopped"
 
 
 def test_a_hung_stage_is_ended_and_counts_as_crashed(run_script):

@@ -3,10 +3,17 @@ import time
 
 import pytest
 
-from abscot import scoring
-from abscot.config import ROOT
-from abscot.scoring import find_answer, last_boxed, normalise, score_all, token_f1, verify_all
-from abscot.vocab import rng
+from abscot.common.draws import rng
+from abscot.evaluation import scoring
+from abscot.evaluation.scoring import (
+    find_answer,
+    last_boxed,
+    normalise,
+    score_all,
+    token_f1,
+    verify_all,
+)
+from abscot.recipe.load import ROOT
 
 EVAL = ROOT.parent / "shared" / "data" / "eval"
 needs_data = pytest.mark.skipif(not EVAL.is_dir(), reason=f"no benchmark files in {EVAL}")

@@ -18,15 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import tiny_tokenizer
 
-from abscot import paths, prepare
-from abscot.chat import ChatTokenizer
-from abscot.config import ROOT, DataConfig, ModelConfig, Recipe, TraceConfig, TrainConfig, UserError
-from abscot.paths import Run
-from abscot.ranks import Ranks
-from abscot.rows import Row, fit, limit_tokens
-from abscot.shards import ShardStore
-from abscot.sources import Rejected
-from abscot.vocab import extend_tokenizer, rng
+from abscot.common import files
+from abscot.common.draws import rng
+from abscot.common.errors import UserError
+from abscot.data.chat import ChatTokenizer
+from abscot.data.mpi import Ranks
+from abscot.data.prepare import prepare
+from abscot.data.rows import Row, fit
+from abscot.data.shards import ShardStore
+from abscot.data.sources import Rejected
+from abscot.method.sequence import limit_tokens
+from abscot.method.vocab import extend_tokenizer
+from abscot.recipe.load import ROOT
+from abscot.recipe.run import Run, claim
+from abscot.recipe.schema import DataConfig, ModelConfig, Recipe, TraceConfig, TrainConfig
 
 QWEN = ROOT.parent / "shared" / "data" / "qwen3-tokenizer"
 TURNS = [
@@ -241,7 +246,7 @@ def recipe_of(root: Path, source: Path | str, name: str = "run", **data) -> Reci
 
 
 def make(recipe: Recipe, tokenizer=None, problems=()) -> ShardStore:
-    return prepare.prepare(recipe, Run.of(recipe), tokenizer or tiny_tokenizer(), problems, Ranks())
+    return prepare(recipe, Run.of(recipe), tokenizer or tiny_tokenizer(), problems, Ranks())
 
 
 @pytest.fixture
@@ -361,8 +366,8 @@ def launch(recipe: Recipe, ranks: int = 1) -> subprocess.CompletedProcess:
     """launch/prepare.py as a user starts it, under mpiexec or without."""
     run = Run.of(recipe)
     if not run.base.exists():
-        paths.claim(recipe)
-        with paths.publish(run.base) as base:
+        claim(recipe)
+        with files.publish(run.base) as base:
             tiny_tokenizer().save_pretrained(base)
     mpiexec = (
         [str(Path(sys.executable).parent / "mpiexec"), "--oversubscribe", "-n", str(ranks)]
@@ -440,7 +445,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_store(tmp_path, source):
         time.sleep(draw.uniform(0, 0.5))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        if paths.is_done(shards):
+        if files.is_done(shards):
             break
         now = {
             path.name: path.stat().st_ino
@@ -449,7 +454,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_store(tmp_path, source):
         assert kept.items() <= now.items()  # what was finished is not made again
         kept = now
     assert make(recipe).hash == whole.hash
-    assert not shards.with_name("shards.work").exists() or paths.is_done(shards)
+    assert not shards.with_name("shards.work").exists() or files.is_done(shards)
     ShardStore(shards).verify()
 
 
@@ -460,7 +465,7 @@ def stopped_before_publishing(recipe: Recipe, monkeypatch) -> Path:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare, "_publish", stop)
+        patch.setattr("abscot.data.prepare._publish", stop)
         make(recipe)
     return Run.of(recipe).shards.with_name("shards.work")
 
@@ -558,7 +563,7 @@ def test_a_store_refuses_what_it_was_not(tmp_path, source):
     (copies[2] / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 0}))
     with pytest.raises(UserError, match="shards of version 0, expected 1"):
         ShardStore(copies[2])
-    (copies[3] / paths.DONE).unlink()
+    (copies[3] / files.DONE).unlink()
     with pytest.raises(UserError, match="not finished"):
         ShardStore(copies[3])
     (copies[4] / shard).unlink()
@@ -568,7 +573,8 @@ def test_a_store_refuses_what_it_was_not(tmp_path, source):
 
 def test_without_a_launcher_mpi_is_not_imported(tmp_path):
     code = (
-        "import sys; from abscot import prepare, ranks; ranks.Ranks(); "
+        "import sys; from abscot.data import prepare, mpi; from abscot.pipeline.launchers import mpi_launch; "
+        "mpi.Ranks(*mpi_launch()); "
         "sys.exit(bool({'mpi4py', 'torch'} & {*sys.modules}))"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "SLURM_"))}

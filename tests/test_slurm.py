@@ -10,8 +10,9 @@ import pytest
 import slurm_cluster
 from conftest import overrides_of
 
-from abscot import paths
-from abscot.config import ROOT, load_recipe
+from abscot.common import files
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import claim
 
 ROUND = "slurm/round.sbatch"
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
@@ -54,7 +55,7 @@ def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_mode
     """
     monkeypatch.setitem(cluster.environ, "ABSCOT_CONTAINER", "env INSIDE=image")
     overrides = overrides_of(tmp_path, "traces.shards=2")
-    run = paths.claim(load_recipe(None, overrides[1::2]))
+    run = claim(load_recipe(None, overrides[1::2]))
     for made in ("world", "base", "shards"):
         shutil.copytree(small_run.run.root / made, run.root / made)
     job = cluster.sbatch("--array=1", *TWO_NODES, ROUND, *overrides)
@@ -63,7 +64,7 @@ def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_mode
     cluster.call("scancel", "--signal=USR1", "--batch", f"{job}_1")
     task = cluster.wait(job, 600)["1"]
     assert (task["JobState"], task["Restarts"]) == ("COMPLETED", "1"), cluster.job_log(task)
-    made, expected = (paths.fingerprint(r.root / "round1") for r in (run, small_run.run))
+    made, expected = (files.fingerprint(r.root / "round1") for r in (run, small_run.run))
     assert made == expected, cluster.job_log(task)
     logs = [log.read_text() for log in run.logs.glob("*.log")]
     assert len(logs) == 4 and all(" env INSIDE=image " in log.partition("\n")[0] for log in logs)

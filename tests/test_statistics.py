@@ -3,26 +3,32 @@
 import numpy as np
 import pytest
 
-from abscot import statistics
-from abscot.vocab import rng
+from abscot.common.draws import rng
+from abscot.evaluation.statistics import (
+    bootstrap_accuracy,
+    bootstrap_mean,
+    paired_difference,
+    pass_at_k,
+    summarise,
+)
 
 
 def test_the_interval_of_a_mean_is_the_textbooks():
     scores = [1.0] * 300 + [0.0] * 200
-    found, half = statistics.bootstrap_accuracy(scores), 1.96 * np.sqrt(0.6 * 0.4 / 500)
+    found, half = bootstrap_accuracy(scores), 1.96 * np.sqrt(0.6 * 0.4 / 500)
     assert found.value == pytest.approx(0.6)
     assert found.low == pytest.approx(0.6 - half, abs=0.004) and found.high == pytest.approx(
         0.6 + half, abs=0.004
     )
-    assert found == statistics.bootstrap_accuracy(
+    assert found == bootstrap_accuracy(
         scores[::-1]
     )  # neither the order of problems nor chance decides
 
 
 def test_all_wrong_and_all_right_are_not_certain():
     none, every = (
-        statistics.bootstrap_accuracy([0.0] * 100),
-        statistics.bootstrap_accuracy([1.0] * 100),
+        bootstrap_accuracy([0.0] * 100),
+        bootstrap_accuracy([1.0] * 100),
     )
     assert (none.low, none.high) == (
         0,
@@ -49,8 +55,8 @@ def test_problems_are_resampled_not_samples():
         for i in range(60)
         for s in range(8)
     ]
-    cell = statistics.summarise(rows, mode="abstract", model="final", benchmark="b", round=1)
-    alone = statistics.summarise(
+    cell = summarise(rows, mode="abstract", model="final", benchmark="b", round=1)
+    alone = summarise(
         [r for r in rows if r["sample"] == 0],
         mode="abstract",
         model="final",
@@ -65,17 +71,14 @@ def test_pairing_removes_the_difficulty_of_the_problems():
     hard = draw.random(400) < 0.5
     a = {f"p{i}": float(not h) for i, h in enumerate(hard)}
     b = {**a, **{f"p{i}": 1.0 for i in np.flatnonzero(hard)[:20]}, "only b": 1.0}
-    difference, shared = statistics.paired_difference(b, a)
+    difference, shared = paired_difference(b, a)
     assert shared == 400 and difference.value == pytest.approx(0.05)
     assert difference.low > 0.02  # unpaired, the interval would reach far below 0
-    assert (
-        statistics.bootstrap_mean(list(b.values())).low
-        < statistics.bootstrap_mean(list(a.values())).high
-    )
+    assert bootstrap_mean(list(b.values())).low < bootstrap_mean(list(a.values())).high
 
 
 def test_pass_at_k_is_the_unbiased_estimate():
-    assert statistics.pass_at_k(4, 0, 2) == 0 and statistics.pass_at_k(4, 3, 2) == 1
-    assert statistics.pass_at_k(4, 1, 2) == pytest.approx(0.5)
+    assert pass_at_k(4, 0, 2) == 0 and pass_at_k(4, 3, 2) == 1
+    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
     with pytest.raises(ValueError):
-        statistics.pass_at_k(4, 1, 5)
+        pass_at_k(4, 1, 5)

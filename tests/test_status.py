@@ -9,18 +9,21 @@ import sys
 
 import pytest
 
-from abscot import config, paths, rounds, status
-from abscot.config import ROOT, UserError
-from abscot.paths import Run
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.pipeline import status
+from abscot.pipeline.stages import Stage, stages_of
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run, claim
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return paths.claim(config.load_recipe(None, [f"run_root={tmp_path}", "name=r", "rounds=2"]))
+    return claim(load_recipe(None, [f"run_root={tmp_path}", "name=r", "rounds=2"]))
 
 
-def stages(run: Run) -> dict[str, rounds.Stage]:
-    return {stage.name: stage for stage in rounds.stages(config.load_recipe(run.config))}
+def stages(run: Run) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages_of(load_recipe(run.config))}
 
 
 def finish(run: Run, *names: str) -> None:
@@ -31,7 +34,7 @@ def finish(run: Run, *names: str) -> None:
                 output.write_text("{}")
             else:
                 output.mkdir(parents=True)
-                paths.seal(output)
+                files.seal(output)
         note(run, name, "done", started_s=75, ended=True)
 
 
@@ -49,7 +52,7 @@ def note(run: Run, name: str, state: str, started_s: float, ended: bool = False,
         "attempt": 1,
         **more,
     }
-    paths.write_json_atomic(run.logs / f"{name}.json", known)
+    files.write_json_atomic(run.logs / f"{name}.json", known)
 
 
 def dead_pid() -> int:
@@ -83,7 +86,7 @@ def test_a_run_at_work_shows_progress_and_losses(run):
 
 def test_a_finished_phase_shows_its_last_loss(run):
     finish(run, "train_pi1_phaseA")
-    paths.write_json_atomic(
+    files.write_json_atomic(
         run.train_log("pi1_phaseA"), {"meta": {}, "steps": [{"loss": 2.0}, {"loss": 0.4321}]}
     )
     assert "done 1:15 loss 0.432" in status.screen(run.root)

@@ -9,13 +9,19 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_run import KeyedEngine, make_model, make_tiny_run, tiny_tokenizer
 
-from abscot import paths, traces
-from abscot.config import ROOT, UserError, dump
-from abscot.trace_sources import Item, RandomTraces
-from abscot.traces import TraceSet, generate, open_job
+from abscot.common import files
+from abscot.common.errors import MissingInput, UserError
+from abscot.data.shards import ShardStore
+from abscot.generation.trace_jobs import generate, open_job
+from abscot.generation.trace_set import RANDOM, SCHEMA, TRACES, TraceSet
+from abscot.generation.trace_sources import Item, RandomTraces
+from abscot.pipeline.fan_out import generate_on_this_machine
+from abscot.pipeline.stages import maker_of
+from abscot.recipe.load import ROOT, dump
 
 ROWS = 160
 
@@ -39,7 +45,7 @@ def with_traces(recipe, **changes):
 
 
 def random_lengths(recipe, run, vocab, samples=300):
-    store = traces.ShardStore(run.shards)
+    store = ShardStore(run.shards)
     source = RandomTraces(store, vocab, recipe.traces, recipe.seed)
     made = source.traces(
         [
@@ -80,8 +86,8 @@ def test_a_published_set_is_complete_and_loads(tiny):
     assert loaded.rows.tolist() == list(range(ROWS))
     assert loaded.lengths().tolist() == [len(loaded.trace(i)) for i in range(ROWS)]
     assert set(loaded.flat()[0].tolist()) <= set(vocab.codebook_ids)
-    assert loaded.meta["model_fingerprint"] == traces.RANDOM and loaded.stats["traces"] == ROWS
-    paths.verify(job.final)
+    assert loaded.meta["model_fingerprint"] == RANDOM and loaded.stats["traces"] == ROWS
+    files.verify(job.final)
     assert not job.parts.exists()
 
 
@@ -127,7 +133,7 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
         shutil.copytree(run.base, export)
     job = open_job(recipe, run, 1, phase)
     generate(job, engine=KeyedEngine())
-    expected = (job.final / traces.TRACES).read_bytes()
+    expected = (job.final / TRACES).read_bytes()
     shutil.rmtree(run.root / "teacher_traces")
 
     moments, killed_at_work = random.Random(of), 0
@@ -149,7 +155,7 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
         generate(job, shard, of, KeyedEngine())
     if phase == "B":
         shutil.rmtree(run.export("pi1_phaseA", 1, recipe.rounds))
-    assert (job.final / traces.TRACES).read_bytes() == expected
+    assert (job.final / TRACES).read_bytes() == expected
 
 
 def test_the_command_publishes_and_then_says_so(tiny):
@@ -166,7 +172,7 @@ def test_the_command_publishes_and_then_says_so(tiny):
         "A",
     ]
     first = subprocess.run(command, capture_output=True, text=True)
-    assert first.returncode == 0 and paths.is_done(run.traces("pi1_phaseA")), first.stderr
+    assert first.returncode == 0 and files.is_done(run.traces("pi1_phaseA")), first.stderr
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "already done" in again.stdout
     wrong = subprocess.run([*command, "--shard", "2", "--of", "2"], capture_output=True, text=True)
@@ -175,7 +181,7 @@ def test_the_command_publishes_and_then_says_so(tiny):
 
 def test_shards_of_one_machine_run_together_and_a_failure_is_the_exit_code(tmp_path):
     script = "import os, pathlib, sys; pathlib.Path(sys.argv[1], sys.argv[3]).touch(); sys.exit(3 * (sys.argv[3] == '1'))"
-    assert traces.generate_on_this_machine([sys.executable, "-c", script, str(tmp_path)], 3, 1) == 3
+    assert generate_on_this_machine([sys.executable, "-c", script, str(tmp_path)], 3, 1) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
 
 
@@ -216,9 +222,7 @@ def corrupt(change):
         "trace": [[260, 261], [262], [263]],
     }
     change(table)
-    return traces.pa.table(
-        table, schema=traces.pa.schema([f for f in traces.SCHEMA if f.name != "sample"])
-    )
+    return pa.table(table, schema=pa.schema([f for f in SCHEMA if f.name != "sample"]))
 
 
 @pytest.mark.parametrize(
@@ -258,12 +262,17 @@ def test_a_set_of_another_round_phase_or_store_is_refused(tiny):
 def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
     recipe, run, _ = tiny
     shutil.rmtree(run.export("pi1_phaseA", 1, recipe.rounds), ignore_errors=True)
-    with pytest.raises(
-        UserError, match=r"checkpoints/pi1_phaseA/export: .* launch/round.py .*--round 1"
-    ):
-        open_job(recipe, run, 1, "B")
-    with pytest.raises(UserError, match=r"tiny/round1: .* launch/round.py .*--round 1"):
-        open_job(recipe, run, 2, "A")
+    for round_, phase, missing in ((1, "B", "checkpoints/pi1_phaseA/export"), (2, "A", "round1")):
+        with pytest.raises(MissingInput, match=f"{missing}: missing or unfinished") as refused:
+            open_job(recipe, run, round_, phase)
+        assert f"launch/round.py --recipe {run.config} --round 1" == maker_of(
+            recipe, refused.value.path
+        ).removeprefix("python ")
+    asked = [sys.executable, ROOT / "launch" / "traces.py", "--recipe", run.config]
+    done = subprocess.run([*asked, "--round=2", "--phase=A"], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    mend = f"make it with: python launch/round.py --recipe {run.config} --round 1"
+    assert done.stderr.strip().endswith(f"round1: missing or unfinished; {mend}")
 
 
 def test_the_fingerprint_follows_the_model(tiny):

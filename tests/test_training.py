@@ -27,9 +27,12 @@ from training_run import (
     wait_for,
 )
 
-from abscot import engine, paths
-from abscot.config import ROOT, LoraConfig
-from abscot.packing import Plan, plan_file
+from abscot.common import files
+from abscot.packing.phase_plan import plan_file
+from abscot.packing.plan import Plan
+from abscot.recipe.load import ROOT
+from abscot.recipe.schema import LoraConfig
+from abscot.training.optimizer import lr_at
 
 pytestmark = pytest.mark.engine
 
@@ -52,7 +55,7 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
     assert reload_gap(whole) < 1e-4 and reload_gap(run) < 1e-4
     first = Plan.load(plan_file(run, TAG))[0].step(0)
     assert [len(first.micro_steps(world)) for world in (1, 2, 4)] == [4, 2, 1]
-    rates = [engine.lr_at(k, 10, two_ranks.train.lr, two_ranks.train) for k in range(10)]
+    rates = [lr_at(k, 10, two_ranks.train.lr, two_ranks.train) for k in range(10)]
     assert (
         [step["lr"] for step in steps_of(run)] == rates == [step["lr"] for step in steps_of(whole)]
     )
@@ -154,16 +157,16 @@ def test_a_nan_in_one_ranks_batch_ends_all_ranks_and_costs_no_checkpoint(tmp_pat
         and len(rows.split(", ")) < recipe.train.global_batch_examples
     )
     assert saved_step(run) == int(step) == len(steps_of(run))
-    paths.verify(run.checkpoints(TAG) / f"step_{int(step):07}")
+    files.verify(run.checkpoints(TAG) / f"step_{int(step):07}")
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
-    from abscot import checkpoint
-    from abscot.checkpoint import TrainState
-    from abscot.config import UserError
+    from abscot.common.errors import UserError
+    from abscot.training import checkpoint
+    from abscot.training.checkpoint import TrainState
 
     for step in (3, 6):
-        with paths.publish(
+        with files.publish(
             tmp_path / f"step_{step:07}", dataclasses.asdict(TrainState(step, 0, 9, "plan", 2))
         ) as temp:
             (temp / "zero").write_bytes(b"state")

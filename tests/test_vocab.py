@@ -6,8 +6,11 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from abscot import vocab
-from abscot.config import ModelConfig, UserError
+from abscot.common.draws import keyed_seed, rng
+from abscot.common.errors import UserError
+from abscot.method.vocab import AbstractVocab, codebook_tokens, extend_tokenizer
+from abscot.model.extend import extend_embeddings
+from abscot.recipe.schema import ModelConfig
 
 
 def tokenizer_of(size):
@@ -32,7 +35,7 @@ def model_of(rows, tied):
 
 
 def test_the_64_names_of_the_paper():
-    names = vocab.codebook_tokens(64)
+    names = codebook_tokens(64)
     assert (names[0], names[25], names[26], names[63]) == (
         "<TOKEN_A>",
         "<TOKEN_Z>",
@@ -44,7 +47,7 @@ def test_the_64_names_of_the_paper():
 
 def test_an_unextended_tokenizer_is_refused_by_name():
     with pytest.raises(UserError, match="<TOKEN_A>"):
-        vocab.AbstractVocab.of(tokenizer_of(50))
+        AbstractVocab.of(tokenizer_of(50))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -53,8 +56,8 @@ def test_new_tokens_live_in_existing_rows_and_the_table_stays_tied(rows, after, 
     torch.manual_seed(0)
     tokenizer, model = tokenizer_of(50), model_of(rows, tied)
     old = model.get_input_embeddings().weight[:51].clone()
-    abstract = vocab.extend_tokenizer(tokenizer)
-    assert vocab.extend_embeddings(model, abstract, ModelConfig(), seed=0) == after
+    abstract = extend_tokenizer(tokenizer)
+    assert extend_embeddings(model, abstract, ModelConfig(), seed=0) == after
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert (head is table) == tied and model.config.vocab_size == after
     assert torch.equal(table[:51], old)
@@ -65,8 +68,8 @@ def test_new_tokens_live_in_existing_rows_and_the_table_stays_tied(rows, after, 
 
 
 def test_draws_depend_on_their_key_alone():
-    first = vocab.rng(0, 1, "A", "row-7").integers(0, 1 << 30, 4)
-    assert np.array_equal(first, vocab.rng(0, 1, "A", "row-7").integers(0, 1 << 30, 4))
-    assert not np.array_equal(first, vocab.rng(0, 1, "A", "row-8").integers(0, 1 << 30, 4))
-    assert vocab.rng("ab", "c").random() != vocab.rng("a", "bc").random()
-    assert 0 <= vocab.keyed_seed(0, 1) < 2**31
+    first = rng(0, 1, "A", "row-7").integers(0, 1 << 30, 4)
+    assert np.array_equal(first, rng(0, 1, "A", "row-7").integers(0, 1 << 30, 4))
+    assert not np.array_equal(first, rng(0, 1, "A", "row-8").integers(0, 1 << 30, 4))
+    assert rng("ab", "c").random() != rng("a", "bc").random()
+    assert 0 <= keyed_seed(0, 1) < 2**31

@@ -8,9 +8,22 @@ import re
 
 import pytest
 
-from abscot import paths, world
-from abscot.config import UserError, WorldConfig
-from abscot.vocab import AbstractVocab, extend_tokenizer
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.data import toy_world
+from abscot.data.toy_world import (
+    VERBS,
+    _reply_loss,
+    _texts,
+    base_documents,
+    make_model,
+    make_rows,
+    make_tokenizer,
+    train_base,
+    write,
+)
+from abscot.method.vocab import AbstractVocab, extend_tokenizer
+from abscot.recipe.schema import WorldConfig
 
 SMALL = WorldConfig(
     rows=200,
@@ -27,13 +40,13 @@ LINE = re.compile(r"\w+ has (\d+) \w+ and ([a-z ]+) (\d+), so (\d+)([+-])(\d+)=(
 
 @pytest.fixture(scope="module")
 def rows_and_heldout():
-    return world.make_rows(SMALL, 0)
+    return make_rows(SMALL, 0)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("world") / "world"
-    world.write(directory, SMALL, 0, None)
+    write(directory, SMALL, 0, None)
     return directory
 
 
@@ -50,9 +63,7 @@ def told(problem: str) -> tuple[int, tuple[int, ...]]:
     """
     match = PROBLEM.fullmatch(problem)
     steps = re.findall(r"([a-z]+(?: away)?) (\d+)", match[4].replace(" and ", ", "))
-    return int(match[2]), tuple(
-        int(n) if verb in world.VERBS[True] else -int(n) for verb, n in steps
-    )
+    return int(match[2]), tuple(int(n) if verb in VERBS[True] else -int(n) for verb, n in steps)
 
 
 def test_every_row_is_worked_correctly(rows_and_heldout):
@@ -91,14 +102,14 @@ def test_no_constant_answer_scores_more_than_its_turn(rows_and_heldout):
 
 
 def test_rows_are_the_seeds(rows_and_heldout):
-    assert world.make_rows(SMALL, 0) == rows_and_heldout
-    assert world.make_rows(SMALL, 1) != rows_and_heldout
+    assert make_rows(SMALL, 0) == rows_and_heldout
+    assert make_rows(SMALL, 1) != rows_and_heldout
 
 
 def test_a_world_too_small_for_its_rows_is_refused():
     config = dataclasses.replace(SMALL, rows=2000, changes=1, max_change=1, max_total=2)
     with pytest.raises(UserError, match="world.rows"):
-        world.make_rows(config, 0)
+        make_rows(config, 0)
 
 
 def test_tokenizer_splits_digits_and_keeps_every_byte(tokenizer):
@@ -128,7 +139,7 @@ def test_model_loads_tied_with_rows_to_spare(written, tokenizer):
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    paths.verify(written)
+    files.verify(written)
     model = AutoModelForCausalLM.from_pretrained(written / "model", dtype="auto")
     table = model.get_input_embeddings().weight
     assert type(model).__name__ == "Qwen3ForCausalLM" and table.dtype == torch.bfloat16
@@ -141,8 +152,8 @@ def test_model_loads_tied_with_rows_to_spare(written, tokenizer):
 
 
 def test_base_is_the_seeds_alone(written, tmp_path):
-    world.write(tmp_path / "again", SMALL, 0, None)
-    world.write(tmp_path / "other", SMALL, 1, None)
+    write(tmp_path / "again", SMALL, 0, None)
+    write(tmp_path / "other", SMALL, 1, None)
     weights, again, other = (
         (directory / "model" / "model.safetensors").read_bytes()
         for directory in (written, tmp_path / "again", tmp_path / "other")
@@ -157,27 +168,25 @@ def test_base_learns_replies_in_both_modes():
     import torch
 
     config = dataclasses.replace(SMALL, rows=64, base_steps=40)
-    rows, _ = world.make_rows(config, 0)
-    tokenizer = world.make_tokenizer(world._texts(rows, None))
-    documents = world.documents(rows, tokenizer, None)
-    model = world.make_model(config, len(tokenizer), 0)
+    rows, _ = make_rows(config, 0)
+    tokenizer = make_tokenizer(_texts(rows, None))
+    documents = base_documents(rows, tokenizer, None)
+    model = make_model(config, len(tokenizer), 0)
 
     def losses() -> list[float]:
         with torch.no_grad():
-            sums = [
-                world._reply_loss(model, documents[thinking][:32]) for thinking in (True, False)
-            ]
+            sums = [_reply_loss(model, documents[thinking][:32]) for thinking in (True, False)]
         return [float(total) / count for total, count in sums]
 
     before = losses()
-    world.train_base(model, documents, config, 0)
+    train_base(model, documents, config, 0)
     after = losses()
     assert after[0] < before[0] * 0.6 and after[1] < before[1] * 0.6
 
 
 def test_documents_end_the_turn_and_show_the_cot_only_when_thinking(rows_and_heldout, tokenizer):
     rows = rows_and_heldout[0][:3]
-    documents = world.documents(rows, tokenizer, "Be brief.")
+    documents = base_documents(rows, tokenizer, "Be brief.")
     for thinking, made in documents.items():
         for row, (ids, prompt_tokens) in zip(rows, made, strict=True):
             prompt, reply = (
@@ -197,13 +206,13 @@ def test_an_interrupted_world_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(world, "train_base", stop)
+    monkeypatch.setattr(toy_world, "train_base", stop)
     with pytest.raises(KeyboardInterrupt):
-        world.write(tmp_path / "world", SMALL, 0, None)
+        write(tmp_path / "world", SMALL, 0, None)
     assert not (tmp_path / "world").exists()
     monkeypatch.undo()
-    world.write(tmp_path / "world", SMALL, 0, None)
-    assert paths.is_done(tmp_path / "world")
+    write(tmp_path / "world", SMALL, 0, None)
+    assert files.is_done(tmp_path / "world")
     assert len((tmp_path / "world" / "rows.jsonl").read_text().splitlines()) == SMALL.rows
     assert (
         json.loads((tmp_path / "world" / "heldout.jsonl").read_text().splitlines()[0])["id"]

@@ -8,20 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from abscot import paths, shards
-from abscot.chat import ChatTokenizer
-from abscot.config import (
+from abscot.common import files
+from abscot.common.draws import rng
+from abscot.data.chat import ChatTokenizer
+from abscot.data.rows import Row
+from abscot.data.shards import ShardWriter, manifest_of
+from abscot.generation.requests import Completion
+from abscot.method.vocab import AbstractVocab, extend_tokenizer
+from abscot.recipe.load import dump
+from abscot.recipe.run import Run
+from abscot.recipe.schema import (
     DataConfig,
     EvalConfig,
     InferenceConfig,
     ModelConfig,
     Recipe,
     TraceConfig,
-    dump,
 )
-from abscot.inference import Completion
-from abscot.paths import Run
-from abscot.vocab import AbstractVocab, extend_tokenizer, rng
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 TEMPLATE = (
@@ -95,7 +98,7 @@ def make_tiny_run(
     run.root.mkdir(parents=True)
     run.config.write_text(dump(recipe))
     make_model(run.base, tokenizer, seed=0)
-    with paths.publish(run.shards) as directory:
+    with files.publish(run.shards) as directory:
         write_shards(directory, ChatTokenizer(tokenizer), rows, question)
     return recipe, run, AbstractVocab.of(tokenizer)
 
@@ -117,7 +120,7 @@ def make_model(directory: Path, tokenizer, seed: int) -> None:
         tie_word_embeddings=True,
         initializer_range=0.2,
     )
-    with paths.publish(directory) as temp:
+    with files.publish(directory) as temp:
         Qwen3ForCausalLM(config).save_pretrained(temp)
         tokenizer.save_pretrained(temp)
 
@@ -125,7 +128,7 @@ def make_model(directory: Path, tokenizer, seed: int) -> None:
 def write_shards(
     directory: Path, chat: ChatTokenizer, rows: int, question="question {}".format
 ) -> None:
-    writer = shards.ShardWriter(directory / "shard_00000.arrow")
+    writer = ShardWriter(directory / "shard_00000.arrow")
     for i in range(rows):
         draw = rng("tiny", i)
         cot = "\n".join(
@@ -133,8 +136,8 @@ def write_shards(
         )
         prompt = chat.prompts([[{"role": "user", "content": question(i)}]])[0]
         (tokens, steps), answer = chat.cots([cot])[0], chat.answers([f"\\boxed{{{i}}}"])[0]
-        writer.add(shards.Row(f"row/{i}", prompt, tokens, steps, answer, "tiny"))
-    manifest = shards.manifest_of(directory, [writer.close()], {}, chat)
+        writer.add(Row(f"row/{i}", prompt, tokens, steps, answer, "tiny"))
+    manifest = manifest_of(directory, [writer.close()], {}, chat)
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from tiny_run import make_tiny_run
 
-from abscot import paths
-from abscot.config import LoraConfig, dump
-from abscot.paths import Run
-from abscot.phases import PHASES
-from abscot.rounds import train_stage
+from abscot.common import files
+from abscot.method.phases import PHASES
+from abscot.pipeline.stages import train_stage
+from abscot.recipe.load import dump
+from abscot.recipe.run import Run
+from abscot.recipe.schema import LoraConfig
 
 TAG = "pi1_phaseA"
 
@@ -40,7 +41,7 @@ def make(
         save_file(
             {k: v.bfloat16() for k, v in load_file(store).items()}, store, metadata={"format": "pt"}
         )
-        paths.seal(run.base)
+        files.seal(run.base)
     settings = {
         "deepspeed": "ds_configs/cpu.json",
         "num_gpus": ranks,
@@ -148,7 +149,7 @@ def reload_gap(run: Run) -> float:
     import transformers
 
     export = run.checkpoints(TAG) / "export"
-    probe = paths.read_done(export)["probe"]
+    probe = files.read_done(export)["probe"]
     lm = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     tokens = torch.tensor(probe["tokens"])
     with torch.no_grad():

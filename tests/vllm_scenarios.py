@@ -13,11 +13,21 @@ from pathlib import Path
 
 import tiny_run
 
-from abscot import benchmarks, evaluate, inference, modes, paths, traces
-from abscot.inference import Request, Sampling, trace_request
-from abscot.modes import Asker
-from abscot.paths import Run
-from abscot.vocab import AbstractVocab, keyed_seed
+from abscot.common import files
+from abscot.common.draws import keyed_seed
+from abscot.evaluation import benchmarks
+from abscot.evaluation.evaluate import _generate, evaluate
+from abscot.evaluation.jobs import jobs_of
+from abscot.evaluation.modes import MODES, Asker
+from abscot.generation.requests import Request, Sampling, codebook_tokens_of, trace_request
+from abscot.generation.trace_jobs import generate, open_job
+from abscot.generation.trace_set import STATS, TraceSet
+from abscot.generation.transformers_engine import TransformersEngine
+from abscot.generation.vllm_engine import VllmEngine
+from abscot.method.lineage import model_directory
+from abscot.method.vocab import AbstractVocab
+from abscot.model.handover import check_handover
+from abscot.recipe.run import Run
 
 PROMPTS = 48
 
@@ -27,7 +37,7 @@ def main(root: Path, out: Path) -> None:
     run = Run.of(recipe)
     for copy in (run.export("pi1_phaseA", 1, recipe.rounds), run.round_model(1, recipe.rounds)):
         shutil.copytree(run.base, copy)
-    engine = inference.VllmEngine(run.base, recipe.inference)
+    engine = VllmEngine(run.base, recipe.inference)
     computed = count_scheduled_tokens(engine)
     found = {"base": str(run.base), "window_tokens": engine.window_tokens}
     found["stages"] = two_stages(engine, recipe, run, computed)
@@ -54,9 +64,9 @@ def handover(engine, run) -> list[str | None]:
         logits[:-1], torch.tensor(tokens[1:]), reduction="none"
     )[-16:]
     for wrong in (0.0, 0.3):
-        paths.seal(run.base, {"probe": {"tokens": tokens, "surprisals": (right + wrong).tolist()}})
+        files.seal(run.base, {"probe": {"tokens": tokens, "surprisals": (right + wrong).tolist()}})
         try:
-            inference.check_handover(engine, run.base)
+            check_handover(engine, run.base)
             said.append(None)
         except RuntimeError as error:
             said.append(str(error))
@@ -93,7 +103,7 @@ def two_stages(engine, recipe, run, computed) -> dict:
             return Request(
                 [
                     *prompts[i],
-                    *edit(inference.codebook_tokens_of(completion, vocab, recipe.traces)),
+                    *edit(codebook_tokens_of(completion, vocab, recipe.traces)),
                     vocab.end_id,
                 ],
                 free,
@@ -133,7 +143,7 @@ def greedy(engine, run, recipe) -> dict:
     vocab = AbstractVocab.of(tiny_run.tiny_tokenizer())
     rules = dataclasses.replace(recipe.traces, temperature=0.0)
     requests = [trace_request([*range(5 + i), vocab.begin_id], vocab, rules, 0) for i in range(12)]
-    other = inference.TransformersEngine(run.base, recipe.inference)
+    other = TransformersEngine(run.base, recipe.inference)
     sampled = [trace_request([5, vocab.begin_id], vocab, recipe.traces, i) for i in range(40)]
     return {
         "vllm": {i: c[0].tokens for i, c in engine.stream(requests)},
@@ -148,9 +158,9 @@ def trace_sets(engine, recipe, run) -> dict:
     """
     sets = {}
     for of in (1, 2, 3):
-        job = traces.open_job(recipe, run, 1, "B")
-        published = [traces.generate(job, shard, of, engine) for shard in reversed(range(of))]
-        loaded = traces.TraceSet.load(job.final, job.store, 1, "B")
+        job = open_job(recipe, run, 1, "B")
+        published = [generate(job, shard, of, engine) for shard in reversed(range(of))]
+        loaded = TraceSet.load(job.final, job.store, 1, "B")
         sets[of] = {
             "published": published,
             "traces": [loaded.trace(i).tolist() for i in range(len(loaded))],
@@ -158,33 +168,33 @@ def trace_sets(engine, recipe, run) -> dict:
         }
         shutil.rmtree(job.final)
     engine.window_tokens, window = 64, engine.window_tokens
-    job = traces.open_job(recipe, run, 2, "A")
-    traces.generate(job, engine=engine)
-    sets["narrow"] = json.loads((job.final / traces.STATS).read_text())
+    job = open_job(recipe, run, 2, "A")
+    generate(job, engine=engine)
+    sets["narrow"] = json.loads((job.final / STATS).read_text())
     engine.window_tokens = window
     return sets
 
 
 def answers(engine, recipe, run) -> dict:
     """All modes; one job is interrupted: its partial file is cut in the middle of a line."""
-    every = [name for name, mode in modes.MODES.items() if not mode.cot]
-    jobs = evaluate.jobs_of(recipe, run, "round1", every, None)
-    evaluate.evaluate(jobs, engine)
+    every = [name for name, mode in MODES.items() if not mode.cot]
+    jobs = jobs_of(recipe, run, "round1", every, None)
+    evaluate(jobs, engine)
     rows = {
         job.mode: [json.loads(line) for line in job.result.read_text().splitlines()] for job in jobs
     }
     metas = {job.mode: json.loads(job.meta.read_text()) for job in jobs}
 
     job = jobs[every.index("abstract")]
-    asker = Asker(evaluate.model_directory(run, "round1", recipe.rounds), recipe, every, engine)
+    asker = Asker(model_directory(run, "round1", recipe.rounds), recipe, every, engine)
     problems = benchmarks.load("world", recipe, run)
     questions = job.questions(problems)
-    evaluate._generate(job, questions, list(range(len(questions))), {}, asker)
+    _generate(job, questions, list(range(len(questions))), {}, asker)
     partial = job.partial(0)
     kept = partial.read_bytes().splitlines(keepends=True)
     partial.write_bytes(b"".join(kept[:2]) + kept[2][:20])
     job.meta.unlink()
-    evaluate.evaluate([job], engine)
+    evaluate([job], engine)
     resumed = [json.loads(line) for line in job.result.read_text().splitlines()]
     return {
         "rows": rows,

@@ -10,9 +10,10 @@ import torch
 import transformers
 from deepspeed.utils import safe_get_full_grad
 
-from abscot import attention, loss
-from abscot.bench_tools import synthetic_bin
-from abscot.model import SupervisedLM
+from abscot.bench.tools import synthetic_bin
+from abscot.method.sequence import IGNORE
+from abscot.model import attention
+from abscot.model.lm import SupervisedLM
 
 VOCAB = 1000
 PARTS = [
@@ -54,7 +55,7 @@ def main() -> None:
     deepspeed.init_distributed("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     bins = [synthetic_bin(part, VOCAB, seed) for seed, part in enumerate(PARTS)]
-    tokens = sum(int((b.labels[0, 1:] != loss.IGNORE).sum()) for b in bins)
+    tokens = sum(int((b.labels[0, 1:] != IGNORE).sum()) for b in bins)
 
     alone = tiny()
     for packed in bins:

@@ -1,0 +1,1 @@
+"""What every room may use: it knows no recipe and no method."""

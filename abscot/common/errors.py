@@ -1,0 +1,35 @@
+"""What ends a command early, and with which exit code."""
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that names the file, line or key, what was expected and
+    what mends it.
+    """
+
+
+class MissingInput(UserError):
+    """An input that some stage makes; the command line adds which command that is."""
+
+    def __init__(self, path: Path, what: str = "missing or unfinished"):
+        super().__init__(path, what)  # both, so that it can be pickled: MPI ranks pass it on
+        self.path, self.what = path, what
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+# Exit code of what was asked to stop and goes on when the same command is given again
+# (EX_TEMPFAIL).
+REQUEUE = 75
+
+
+# Exit code of a stage that would fail again: a mistake in the input, a loss that is not finite.
+NEEDS_A_PERSON = 2
+
+
+class StageCrashed(Exception):
+    """A stage ended in a way that need not happen again: a node, a rank or a driver that died, no
+    memory, a hang.
+    """

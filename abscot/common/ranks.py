@@ -1,0 +1,37 @@
+"""The ranks as the launcher set them; no engine is imported here."""
+
+import os
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+CORES_PER_RANK = "ABSCOT_CORES_PER_RANK"
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Ranks on this machine; each launcher has its own name for it."""
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return world_size()
+
+
+def cores_per_rank() -> int:
+    """CPU cores of this rank: what its launcher gave it, or its share of the machine's."""
+    given = os.environ.get(CORES_PER_RANK, "")
+    return int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // local_world_size())
+
+
+def without_ranks(environ: dict[str, str]) -> dict[str, str]:
+    """The environment for a process that must not join this one's process group."""
+    return {key: value for key, value in environ.items() if key not in RANK_VARIABLES}

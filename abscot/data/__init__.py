@@ -1,0 +1,1 @@
+"""Raw rows -> shards of token ids."""

@@ -1,0 +1,241 @@
+"""The evaluation modes: problems -> requests, completions -> what a result row says about an
+answer.
+
+    mode                 tokens behind X                                     what it measures
+    verbal               free decoding, thinking template                    the verbal-CoT baseline
+    no_cot               free decoding                                       what an answer is worth without thinking
+    abstract             <beginabstract> z <endabstract> \\n, then free       the method: z sampled from V_abs
+    abstract_permuted    the same z, shuffled                                does the order of z matter? (paper table 6)
+    abstract_truncated_k the first k tokens of the same z                    how much of z is needed? (paper table 5)
+    pause                m_max pause tokens in place of z                    is it only the extra positions?
+    channel              gold CoT, z sampled in its sight, then free,        what phase A's answers really get:
+                         the CoT hidden from the answer                      C -> H_Z -> Y
+
+`channel` is phase A's situation on problems that it was not trained on: z as phase A's model itself
+samples it at traces.temperature, the answer decoded greedily behind the bottleneck. vLLM has no
+such mask: transformers does it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abscot.common.draws import keyed_seed, rng
+from abscot.common.errors import UserError
+from abscot.data.chat import ChatTokenizer
+from abscot.evaluation.benchmarks import Problem
+from abscot.generation.requests import (
+    Completion,
+    Hidden,
+    Request,
+    Sampling,
+    codebook_tokens_of,
+    trace_request,
+)
+from abscot.method.sequence import cut_middle
+from abscot.method.vocab import AbstractVocab
+from abscot.recipe.schema import Recipe
+
+TRUNCATIONS = (32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """thinking: the template's switch. trace: where Z comes from; edit: what is done to it before
+    the answer.
+    """
+
+    thinking: bool = False
+    trace: str | None = None  # model | pause | None
+    edit: Callable[[list[int], np.random.Generator], list[int]] = lambda trace, draw: trace
+    cot: bool = False  # the gold CoT stands before the trace, and the answer cannot see it
+
+
+def _permute(trace: list[int], draw: np.random.Generator) -> list[int]:
+    return [trace[i] for i in draw.permutation(len(trace))]
+
+
+def _truncate(k: int) -> Callable[[list[int], np.random.Generator], list[int]]:
+    return lambda trace, draw: trace[:k]
+
+
+MODES = {
+    "verbal": Mode(thinking=True),
+    "no_cot": Mode(),
+    "abstract": Mode(trace="model"),
+    "abstract_permuted": Mode(trace="model", edit=_permute),
+    **{f"abstract_truncated_{k}": Mode(trace="model", edit=_truncate(k)) for k in TRUNCATIONS},
+    "pause": Mode(trace="pause"),
+    "channel": Mode(trace="model", cot=True),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One answer to get: a problem, the mode it is asked in, and which of the k samples it is."""
+
+    problem: Problem
+    mode: str
+    sample: int
+
+
+class Asker:
+    """Asks one model's engine. Raises UserError where the engine's window cannot hold what a mode
+    generates.
+    """
+
+    def __init__(self, model: Path, recipe: Recipe, modes: list[str], engine):
+        from transformers import AutoTokenizer
+
+        self.recipe, self.engine = recipe, engine
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            model, trust_remote_code=recipe.model.trust_remote_code
+        )
+        self.chat = ChatTokenizer(self.tokenizer)
+        self.vocab = AbstractVocab.of(self.tokenizer, recipe.codebook_size)
+        self.bridge = [
+            self.vocab.end_id,
+            *self.chat.encode(["\n"])[0].tolist(),
+        ]  # between z and the answer
+        # A base model's end of text may differ from its template's end of turn: both end an answer.
+        self.stop_ids = tuple({self.chat.turn_end_id, self.tokenizer.eos_token_id} - {None})
+        for mode in modes:
+            if self.room(mode) < 1:
+                raise UserError(
+                    f"eval.modes: {mode} leaves no room for a prompt in the window of "
+                    f"{engine.window_tokens} tokens"
+                    " (inference.max_model_len_tokens, or the model's own); lower "
+                    "eval.max_reasoning_tokens or"
+                    " eval.max_answer_tokens"
+                )
+
+    def room(self, mode: str) -> int:
+        """Tokens that X may have; a longer prompt loses its middle."""
+        config, m_max = self.recipe.eval, self.recipe.traces.m_max
+        behind = config.max_answer_tokens
+        if MODES[mode].thinking:
+            behind += config.max_reasoning_tokens
+        if MODES[mode].trace:
+            behind += 1 + m_max + len(self.bridge)
+        return self.engine.window_tokens - behind
+
+    def prompt(self, question: Question) -> list[int]:
+        """X as in training; with thinking on, without the suffix that turns it off."""
+        system = self.recipe.data.system_prompt
+        turns = [{"role": "system", "content": system}] if system else []
+        x = self.chat.prompts([[*turns, {"role": "user", "content": question.problem.problem}]])[0]
+        if MODES[question.mode].thinking:
+            x = x[: len(x) - len(self.chat.no_think_suffix)]
+        return x.tolist()
+
+    def request(self, question: Question) -> Request:
+        """The first stage; with a trace of the model, the second one behind it."""
+        mode, config = MODES[question.mode], self.recipe.eval
+        if mode.cot:
+            return self._behind_the_bottleneck(question)
+        x = cut_middle(self.prompt(question), self.room(question.mode))
+        seed = keyed_seed(self.recipe.seed, "eval", question.problem.id, question.sample)
+        most = config.max_answer_tokens + (config.max_reasoning_tokens if mode.thinking else 0)
+        free = Sampling(most, 0, config.temperature, config.top_p, None, self.stop_ids, seed)
+        if mode.trace is None:
+            return Request(x, free)
+        begun = [*x, self.vocab.begin_id]
+        if mode.trace == "pause":
+            return Request([*begun, *self.trace(question, []), *self.bridge], free)
+        rules = dataclasses.replace(
+            self.recipe.traces, temperature=config.temperature, top_p=config.top_p
+        )
+
+        def answer_stage(completion: Completion) -> Request:
+            return Request([*begun, *self.trace(question, [completion]), *self.bridge], free)
+
+        return dataclasses.replace(trace_request(begun, self.vocab, rules, seed), then=answer_stage)
+
+    def _behind_the_bottleneck(self, question: Question) -> Request:
+        """X C <begin> z in sight of all; then, C hidden: newline and a greedy answer. A long CoT
+        loses its middle.
+        """
+        x, c = self.prompt(question), self.cot(question)
+        c = cut_middle(c, max(0, self.room(question.mode) - len(x)))
+        begun = [*x, *c, self.vocab.begin_id]
+        seed = keyed_seed(self.recipe.seed, question.mode, question.problem.id, question.sample)
+        free = Sampling(self.recipe.eval.max_answer_tokens, stop_ids=self.stop_ids)
+
+        def answer_stage(completion: Completion) -> Request:
+            seen = [*begun, *self.trace(question, [completion]), self.vocab.end_id]
+            return Request(
+                [*seen, *self.bridge[1:]], free, hidden=Hidden(len(x), len(x) + len(c), len(seen))
+            )
+
+        return dataclasses.replace(
+            trace_request(begun, self.vocab, self.recipe.traces, seed), then=answer_stage
+        )
+
+    def cot(self, question: Question) -> list[int]:
+        """C as in training. Raises UserError for a benchmark that has no gold CoTs."""
+        if question.problem.cot is None:
+            mend = "ask another benchmark, or add the CoTs to its file"
+            raise UserError(
+                f"{question.problem.id}: no gold CoT, which mode {question.mode} needs; {mend}"
+            )
+        return self.chat.cots([question.problem.cot])[0][0].tolist()
+
+    def trace(self, question: Question, completions: list[Completion]) -> list[int]:
+        """The codebook tokens that the answer sees."""
+        mode, config = MODES[question.mode], self.recipe.traces
+        if mode.trace is None:
+            return []
+        if mode.trace == "pause":
+            return [self.vocab.codebook_ids[0]] * config.m_max
+        sampled = codebook_tokens_of(completions[0], self.vocab, config)
+        return mode.edit(
+            sampled, rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
+        )
+
+    def answer(self, question: Question, completions: list[Completion]) -> dict:
+        """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline)
+        too.
+
+        reasoning: Z with its delimiters, or everything up to `</think>`; response: the rest.
+        """
+        mode, response = MODES[question.mode], completions[-1].tokens
+        trace, reasoning = self.trace(question, completions), []
+        n_reasoning, n_newline = (len(trace) + 2, len(self.bridge) - 1) if mode.trace else (0, 0)
+        if mode.thinking:
+            reasoning, response = self._split_thought(response)
+            n_reasoning = len(reasoning)
+        n_response = len(response) + n_newline
+        return {
+            "trace_ids": trace,
+            "trace_tokens": self.tokenizer.convert_ids_to_tokens(trace),
+            "reasoning": self._text(reasoning),
+            "response": self._text(response),
+            "finish_reason": completions[-1].finish_reason,
+            "n_abstract_tokens": len(trace),
+            "n_reasoning_tokens": n_reasoning,
+            "n_response_tokens": n_response,
+            "n_total_tokens": n_reasoning + n_response,
+            "n_abstract_in_response": sum(token in self.vocab.allowed_ids for token in response),
+            "prompt_cut": self._input_tokens(question) > self.room(question.mode),
+        }
+
+    def _input_tokens(self, question: Question) -> int:
+        cot = self.cot(question) if MODES[question.mode].cot else []
+        return len(self.prompt(question)) + len(cot)
+
+    def _split_thought(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+        """(up to and including `</think>`, the rest). A thought that never closes has no response."""
+        open_id, close_id = self.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+        if close_id in tokens:
+            end = tokens.index(close_id) + 1
+            return tokens[:end], tokens[end:]
+        return (tokens, []) if tokens[:1] == [open_id] else ([], tokens)
+
+    def _text(self, tokens: list[int]) -> str:
+        """The text, special tokens visible, without the end of turn."""
+        if tokens and tokens[-1] in self.stop_ids:
+            tokens = tokens[:-1]
+        return self.tokenizer.decode(tokens, skip_special_tokens=False).strip()

@@ -1,0 +1,1 @@
+"""Traces from a model: the one door to vLLM."""

@@ -1,0 +1,109 @@
+"""Where traces come from: random draws for phase A of round 1, a model for everything else."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from abscot.common.draws import keyed_seed, rng
+from abscot.data.shards import ShardStore
+from abscot.generation.requests import codebook_tokens_of, trace_request
+from abscot.method.phases import PHASES
+from abscot.method.sequence import cut_middle
+from abscot.method.vocab import AbstractVocab
+from abscot.recipe.schema import TraceConfig
+
+
+@dataclass(frozen=True)
+class Item:
+    """One trace to make. sample 0 is the training trace; higher ones exist for the probed prompts
+    only.
+    """
+
+    row: int
+    id: str
+    sample: int
+
+
+class Source(Protocol):
+    cut_prompts: int  # prompts that did not fit the window and lost the middle of their CoT
+
+    def traces(self, items: list[Item]) -> list[list[int]]: ...
+
+
+class RandomTraces:
+    """Round 1, phase A: traces that no model made (paper section 3.2)."""
+
+    cut_prompts = 0
+
+    def __init__(self, store: ShardStore, vocab: AbstractVocab, config: TraceConfig, seed: int):
+        self.store, self.config, self.seed = store, config, seed
+        self.codebook = np.array(vocab.codebook_ids, np.int32)
+
+    def traces(self, items: list[Item]) -> list[list[int]]:
+        return [self._trace(item) for item in items]
+
+    def _trace(self, item: Item) -> np.ndarray:
+        draw = rng(self.seed, 1, "A", item.id, item.sample)
+        length = self._length(draw, item.row)
+        return self.codebook[draw.integers(0, len(self.codebook), length)]
+
+    def _length(self, draw: np.random.Generator, row: int) -> int:
+        """`steps`: rand(1, |l| / 2) tokens a CoT step l of |l| tokens, in all at most m_max and at
+        least m_min.
+        """
+        m_min, m_max = self.config.m_min, self.config.m_max
+        if self.config.random == "uniform":
+            return int(draw.integers(m_min, m_max + 1))
+        halves = np.maximum(
+            1, self.store.row(row).cot_steps[:m_max] // 2
+        )  # a step gives at least one token
+        return int(np.clip(draw.integers(1, halves + 1).sum(), m_min, m_max))
+
+
+class ModelTraces:
+    """Traces z ~ pi_abs(. | x, c) for phase A, z ~ pi_abs(. | x) for phase B."""
+
+    def __init__(
+        self,
+        store: ShardStore,
+        vocab: AbstractVocab,
+        config: TraceConfig,
+        seed: int,
+        round_: int,
+        phase: str,
+        engine,
+    ):
+        self.store, self.vocab, self.config, self.engine = store, vocab, config, engine
+        self.key = (seed, round_, phase)
+        self.sees_cot = PHASES[phase].sees_cot
+        self.cut_prompts = 0
+
+    def traces(self, items: list[Item]) -> list[list[int]]:
+        requests = [
+            trace_request(
+                self.prompt(item.row),
+                self.vocab,
+                self.config,
+                keyed_seed(*self.key, item.id, item.sample),
+            )
+            for item in items
+        ]
+        self.engine.forget()
+        traces = [[] for _ in items]
+        for index, (completion,) in self.engine.stream(requests):
+            traces[index] = codebook_tokens_of(completion, self.vocab, self.config)
+        return traces
+
+    def prompt(self, row: int) -> list[int]:
+        """X, C (phase A) and `<beginabstract>`; a CoT that does not fit the window loses its
+        middle, and is counted.
+        """
+        tokens = self.store.row(row)
+        x, c = tokens.prompt.tolist(), tokens.cot.tolist() if self.sees_cot else []
+        room = self.engine.window_tokens - self.config.m_max - 1
+        if len(x) + len(c) > room:
+            self.cut_prompts += 1
+            x = cut_middle(x, room)
+            c = cut_middle(c, room - len(x))
+        return [*x, *c, self.vocab.begin_id]

@@ -1,0 +1,158 @@
+"""The requests by transformers' generate: for tests, debugging and masks that vLLM has not."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from abscot.common.hardware import inference_dtype
+from abscot.generation.requests import Completion, Request, Running, Sampling
+from abscot.model.shape import max_position
+from abscot.recipe.schema import InferenceConfig
+
+
+class TransformersEngine:
+    """The same requests by `transformers` generate: for tests and debugging, where vLLM is not to
+    be had.
+
+    The allowed sets and minimum lengths are the same. Seeds hold for a batch, not for a row:
+    sampled traces repeat only with the same requests in the same order, and are not vLLM's.
+    """
+
+    def __init__(self, model: Path, config: InferenceConfig):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.window_tokens = min(config.max_model_len_tokens, max_position(model))
+        self.batch_size = config.max_num_seqs
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, inference_dtype(config.dtype))
+        self.lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self.device).eval()
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
+        """Like VllmEngine.stream; a batch holds neighbouring requests with the same sampling rules."""
+        running = [Running(index, request) for index, request in enumerate(requests)]
+        while running:
+            first = running[0].request.sampling
+            hides = running[0].request.hidden is not None
+            rules = [
+                r
+                for r in running
+                if dataclasses.replace(r.request.sampling, seed=first.seed) == first
+            ]
+            batch = [r for r in rules if (r.request.hidden is not None) is hides][: self.batch_size]
+            generate = self._generate_hidden if hides else self._generate
+            for one, completion in zip(batch, generate([r.request for r in batch]), strict=True):
+                one.stages.append(completion)
+                if one.request.then is None:
+                    running.remove(one)
+                    yield one.index, one.stages
+                else:
+                    one.request = one.request.then(completion)
+
+    def _generate(self, requests: list[Request]) -> list[Completion]:
+        """One left-padded batch of requests that differ in prompt and seed only."""
+        import torch
+        from transformers import LogitsProcessorList
+
+        sampling = requests[0].sampling
+        ids, mask = self._left_padded([r.prompt for r in requests])
+        longest = ids.shape[1]
+        torch.manual_seed(sampling.seed)
+        chosen = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
+        out = self.lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=list(sampling.stop_ids) or None,
+            pad_token_id=0,
+            logits_processor=LogitsProcessorList([_allow(sampling, longest)]),
+            **(chosen if sampling.temperature > 0 else {"do_sample": False}),
+        )
+        return [
+            _until_stop(row, len(r.prompt), sampling)
+            for row, r in zip(out[:, longest:].tolist(), requests, strict=True)
+        ]
+
+    def _generate_hidden(self, requests: list[Request]) -> list[Completion]:
+        """Greedy, in one KV cache: what stands before `behind` is computed in full sight, then the
+        hidden keys are masked for good. Positions run on, as in the one pass of training.
+        """
+        import torch
+
+        sampling = requests[0].sampling
+        assert sampling.temperature == 0, "behind the bottleneck decoding is greedy"
+        ids, mask = self._left_padded([r.prompt[: r.hidden.behind] for r in requests])
+        new = torch.tensor(
+            [list(r.prompt[r.hidden.behind :]) for r in requests], device=self.device
+        )
+        with torch.inference_mode():
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            cache = self.lm.model(
+                ids, attention_mask=mask, position_ids=positions, use_cache=True
+            ).past_key_values
+            for row, hidden in enumerate(r.hidden for r in requests):
+                padding = ids.shape[1] - hidden.behind
+                mask[row, padding + hidden.start : padding + hidden.stop] = 0
+            at, made, ended = (
+                positions[:, -1:] + 1,
+                [],
+                torch.zeros_like(mask[:, 0], dtype=torch.bool),
+            )
+            while len(made) < sampling.max_tokens and not ended.all():
+                mask = torch.cat([mask, torch.ones_like(new)], 1)
+                positions = at + torch.arange(new.shape[1], device=self.device)
+                logits = self.lm(
+                    new, attention_mask=mask, position_ids=positions, past_key_values=cache
+                ).logits
+                at, new = at + new.shape[1], logits[:, -1:].argmax(-1)
+                made.append(new)
+                ended |= torch.isin(new[:, 0], torch.tensor(sampling.stop_ids, device=self.device))
+        tokens = torch.cat(made, 1).tolist()
+        return [
+            _until_stop(row, len(r.prompt), sampling)
+            for row, r in zip(tokens, requests, strict=True)
+        ]
+
+    def _left_padded(self, prompts: list[Sequence[int]]):
+        """(ids, mask): int64 [prompts, longest prompt]; the mask is 0 where padding."""
+        import torch
+
+        longest = max(map(len, prompts))
+        ids = torch.zeros((len(prompts), longest), dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+            mask[row, longest - len(prompt) :] = 1
+        return ids, mask
+
+    def forget(self) -> None:
+        """Nothing is kept between batches."""
+
+
+def _allow(sampling: Sampling, prompt_tokens: int) -> Callable:
+    """A logits processor: allowed_ids only, and no stop before min_tokens."""
+    import torch
+
+    def process(input_ids, scores):
+        if sampling.allowed_ids:
+            kept = torch.full_like(scores, -torch.inf)
+            kept[:, list(sampling.allowed_ids)] = scores[:, list(sampling.allowed_ids)]
+            scores = kept
+        if input_ids.shape[1] - prompt_tokens < sampling.min_tokens:
+            scores[:, list(sampling.stop_ids)] = -torch.inf
+        return scores
+
+    return process
+
+
+def _until_stop(tokens: list[int], prompt_tokens: int, sampling: Sampling) -> Completion:
+    """Cuts a row of a batch behind its own stop token; what follows is padding."""
+    end = next((i for i, token in enumerate(tokens) if token in sampling.stop_ids), None)
+    if end is None:
+        return Completion(tokens, "length", prompt_tokens, 0)
+    return Completion(tokens[: end + 1], "stop", prompt_tokens, 0)

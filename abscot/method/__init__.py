@@ -1,0 +1,1 @@
+"""The paper as code; the only room that may name a phase."""

@@ -1,0 +1,1 @@
+"""The model: the one home for transformers and peft."""

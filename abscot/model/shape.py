@@ -1,0 +1,117 @@
+"""The numbers of a decoder's config.json that size and speed depend on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from abscot.common.errors import UserError
+from abscot.recipe.schema import LoraConfig
+
+GB = 1e9
+BF16_BYTES, FP32_BYTES = 2, 4  # bytes
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a decoder's config.json that size and speed depend on."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> "ModelShape":
+        """Raises UserError where there is no config.json of a known kind."""
+        path = Path(directory) / "config.json"
+        try:
+            config = json.loads(path.read_text())
+            hidden, heads = config["hidden_size"], config["num_attention_heads"]
+            return cls(
+                hidden,
+                config["intermediate_size"],
+                config["num_hidden_layers"],
+                heads,
+                config.get("num_key_value_heads", heads),
+                config.get("head_dim") or hidden // heads,
+                config["vocab_size"],
+                config.get("tie_word_embeddings", False),
+            )
+        except (OSError, json.JSONDecodeError, KeyError) as error:
+            raise UserError(
+                f"{path}: not the config of a decoder model ({error!r}); give model.base a model "
+                "directory"
+            ) from None
+
+    @property
+    def linear_parameters_a_layer(self) -> int:
+        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def parameters(self) -> int:
+        norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
+        tables = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.layers * self.linear_parameters_a_layer + norms + tables
+
+    @property
+    def pair_cost(self) -> float:
+        """FLOPs of one attended (query, key) pair over one token's linear layers, head left out."""
+        return 2 * self.heads * self.head_dim / self.linear_parameters_a_layer
+
+    def forward_flops(self, tokens: float, pairs: float) -> float:
+        """2 a weight and token, 4 a head dimension and pair (scores, and their product with the
+        values).
+        """
+        return 2 * self.layers * self.linear_parameters_a_layer * (tokens + pairs * self.pair_cost)
+
+    def training_flops(
+        self, tokens: float, pairs: float, supervised: float, frozen: bool = False
+    ) -> float:
+        """Forward and backward (twice the forward). As in MFU, recomputation is not counted.
+
+        Frozen weights (LoRA) need no gradient of their own; what the adapters need is left out.
+        """
+        head = 2 * self.hidden * self.vocab * supervised
+        weight_gradients = self.forward_flops(tokens, 0) + head
+        return 3 * (self.forward_flops(tokens, pairs) + head) - (weight_gradients if frozen else 0)
+
+    @property
+    def kv_bytes_a_token(self) -> int:
+        return self.layers * 2 * self.kv_heads * self.head_dim * BF16_BYTES
+
+    def lora_parameters(self, lora: LoraConfig, new_rows: int) -> int:
+        """Trainable parameters: r (in + out) a target layer, and the new rows or the whole tables."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        ends = {
+            "q_proj": self.hidden + query,
+            "k_proj": self.hidden + key,
+            "v_proj": self.hidden + key,
+            "o_proj": query + self.hidden,
+            "gate_proj": self.hidden + self.intermediate,
+            "up_proj": self.hidden + self.intermediate,
+            "down_proj": self.intermediate + self.hidden,
+        }
+        rows = new_rows if lora.embeddings == "new_rows" else self.vocab
+        adapters = lora.r * sum(ends.get(name, 0) for name in lora.target_modules) * self.layers
+        return adapters + rows * self.hidden * (1 if self.tied else 2)
+
+
+QWEN3 = {  # config.json of Qwen/Qwen3-*, for planning before anything is downloaded
+    "0.6B": ModelShape(1024, 3072, 28, 16, 8, 128, 151_936, True),
+    "1.7B": ModelShape(2048, 6144, 28, 16, 8, 128, 151_936, True),
+    "4B": ModelShape(2560, 9728, 36, 32, 8, 128, 151_936, True),
+    "8B": ModelShape(4096, 12_288, 36, 32, 8, 128, 151_936, False),
+    "14B": ModelShape(5120, 17_408, 40, 40, 8, 128, 151_936, False),
+    "32B": ModelShape(5120, 25_600, 64, 64, 8, 128, 151_936, False),
+}
+
+
+def max_position(model: Path) -> int:
+    import json
+
+    return json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]

@@ -1,0 +1,1 @@
+"""Shards and traces -> the plan and its batches."""

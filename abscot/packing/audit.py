@@ -1,0 +1,129 @@
+"""Proof from the plans and the train logs that every (epoch, row) was trained on exactly once a
+phase.
+
+A phase's plan (plans/TAG.npz) says which rows each step has. Its log says, for each optimizer step
+that is part of the model, which rows the ranks fed: `rows_digest`, made by every rank from its
+batches and summed over ranks. Steps that a killed run did after its last checkpoint are not in the
+log: their weights were thrown away as well.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from abscot.common.errors import UserError
+from abscot.common.files import is_done
+from abscot.method.lineage import epochs_of, rows_of_phase
+from abscot.method.phases import ITERATED, PHASES, Phase
+from abscot.packing.phase_plan import plan_file
+from abscot.packing.plan import Plan, rows_digest
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found out about one phase; no faults means proven."""
+
+    tag: str
+    epochs: int
+    rows: int  # of the phase
+    steps: int
+    trained: int  # (epoch, row) pairs in the log
+    faults: tuple[str, ...]
+
+
+def audit(recipe: Recipe, run: Run) -> list[Finding]:
+    """One finding a phase: those of all rounds, and each baseline that has a log.
+
+    Raises UserError for a directory that holds no shards, and for a log that is not JSON.
+    """
+    if not is_done(run.shards):
+        raise UserError(
+            f"{run.shards}: no shards, so nothing to audit; expected the directory of a run, e.g. "
+            "runs/NAME"
+        )
+    num_rows = json.loads((run.shards / "manifest.json").read_text())["rows"]
+    phases = [(PHASES[name], round_) for round_ in range(1, recipe.rounds + 1) for name in ITERATED]
+    phases += [
+        (phase, 1)
+        for phase in PHASES.values()
+        if not phase.iterated and run.train_log(phase.tag(1)).is_file()
+    ]
+    return [_audit_phase(recipe, run, phase, round_, num_rows) for phase, round_ in phases]
+
+
+def _audit_phase(recipe: Recipe, run: Run, phase: Phase, round_: int, num_rows: int) -> Finding:
+    tag = phase.tag(round_)
+    rows = rows_of_phase(recipe, phase, round_, num_rows)
+    epochs = epochs_of(recipe, phase)
+    log_path, plan_path = run.train_log(tag), plan_file(run, tag)
+    for path in (log_path, plan_path):
+        if not path.is_file():
+            return Finding(tag, epochs, len(rows), 0, 0, (f"not trained: no {path}",))
+    try:
+        log = json.loads(log_path.read_text())
+        steps = log["steps"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{log_path}: not a train log ({error!r})") from None
+    plan, _ = Plan.load(plan_path)
+    faults = [*_plan_faults(plan, log["meta"], rows, epochs), *_step_faults(plan, steps)]
+    trained = sum(entry.get("examples", 0) for entry in steps)
+    return Finding(tag, epochs, len(rows), plan.num_steps, trained, tuple(faults))
+
+
+def _plan_faults(plan: Plan, meta: dict, rows: np.ndarray, epochs: int):
+    """Is this the plan that was trained, and does it hold every row once an epoch?"""
+    if meta.get("plan_hash") != plan.hash:
+        yield f"trained by plan {meta.get('plan_hash')}, the one kept is {plan.hash}"
+    if int(plan.epochs[-1]) + 1 != epochs:
+        yield f"the plan has {int(plan.epochs[-1]) + 1} epochs, the recipe {epochs}"
+    row_epochs = np.repeat(plan.epochs, np.diff(plan.bin_starts[plan.step_starts]))
+    for epoch in range(int(plan.epochs[-1]) + 1):
+        planned, counts = np.unique(plan.rows[row_epochs == epoch], return_counts=True)
+        missing, foreign = np.setdiff1d(rows, planned), np.setdiff1d(planned, rows)
+        if len(missing) or len(foreign) or counts.max() > 1:
+            yield (
+                f"epoch {epoch} of the plan: {len(missing)} rows missing, {len(foreign)} foreign,"
+                f" {int((counts > 1).sum())} more than once"
+            )
+
+
+def _step_faults(plan: Plan, steps: list[dict]):
+    """Is every step in the log exactly once, in order, with exactly the plan's rows?"""
+    numbers = [entry.get("step") for entry in steps]
+    if numbers != list(range(plan.num_steps)):
+        missing = sorted(set(range(plan.num_steps)) - set(numbers))
+        twice = len(numbers) - len(set(numbers))
+        where = f" (first: {missing[0]})" if missing else ""
+        yield f"{len(missing)} of {plan.num_steps} steps missing{where}, {twice} logged twice, or out of order"
+    for entry in steps:
+        if entry.get("step") not in range(plan.num_steps):
+            continue
+        planned = plan.step(entry["step"])
+        if (entry.get("examples"), entry.get("rows_digest")) != (
+            planned.examples,
+            rows_digest(planned.rows),
+        ):
+            yield (
+                f"step {entry['step']}: the ranks fed {entry.get('examples')} rows that are not "
+                "the plan's"
+                f" {planned.examples}"
+            )
+
+
+def render(findings: list[Finding]) -> str:
+    lines = []
+    for f in findings:
+        verdict = (
+            "every row exactly once an epoch"
+            if not f.faults
+            else f"MISMATCH ({len(f.faults)}): " + "; ".join(f.faults[:3])
+        )
+        lines.append(
+            f"{f.tag}: {f.rows:,} rows x {f.epochs} epochs, {f.trained:,} trained in {f.steps:,} "
+            "steps:"
+            f" {verdict}"
+        )
+    return "\n".join(lines)

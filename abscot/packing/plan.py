@@ -1,0 +1,182 @@
+"""Lengths -> the plan of a phase: which rows stand in which packed bin of which optimizer step.
+
+The plan is a pure function of lengths, seed and budget; no rank count enters it, so global batch k
+is the same set of rows on 1 and on 256 ranks, and resuming is an integer. An epoch is made in four
+moves (bins.py):
+
+    shuffle     rows, keyed by (seed, round, phase, epoch), cut into windows of many steps
+    pack        token budget: into as few bins as possible (best fit). Example budget: into as many bins a
+                step as needed, rounded up to what common world sizes divide, all equally full
+    deal        bins sorted by cost (linear + attention) form strata; a step takes one run of neighbours from
+                each, so ranks that work side by side get equal cost, while the step sees cheap and dear bins;
+                which run goes to which step is chosen so that all steps have nearly the same tokens and mean
+                row length
+    even out    example budget: a few of the shortest rows change steps, so that each has exactly its number
+
+A worked example, capacity 10, two bins a step, rows of 7, 3, 6, 4, 5, 5, 8, 2 tokens: the bins are
+[7 3], [6 4], [5 5] and [8 2], of which [8 2] and [7 3] are the dearer half; steps: {[8 2], [5 5]},
+{[7 3], [6 4]}.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abscot.packing.bins import level_fit
+
+COST_SCALE = 1024  # costs are integers, so that their sums are the same on every machine
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the rows of the store weigh in one phase, by row number."""
+
+    tokens: np.ndarray  # int64
+    costs: np.ndarray  # int64, linear + attention, in 1/COST_SCALE of the linear cost of a token
+    capacity: int  # tokens a bin
+
+    def work(self, rows: np.ndarray, pair_cost: float) -> tuple[float, float]:
+        """(tokens, attention pairs) of `rows`, with the pair cost that the costs were made with."""
+        tokens = int(self.tokens[rows].sum())
+        return tokens, (int(self.costs[rows].sum()) / COST_SCALE - tokens) / pair_cost
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step: `bins` are arrays of row numbers, dearest first."""
+
+    index: int
+    epoch: int
+    bins: list[np.ndarray]
+    supervised_tokens: int
+    examples: int
+    sizes: Sizes
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.concatenate(self.bins)
+
+    def micro_steps(self, world: int) -> list[list[np.ndarray | None]]:
+        """[micro][rank] -> the rows of one bin, or None where a rank has no work.
+
+        Where the bins do not fill the last micro-step, the rows of the step are levelled into as
+        many bins as do (if they fit): the rows of the step stay, and no rank waits more than it
+        must.
+        """
+        bins = self.bins
+        slots = -(-len(bins) // world) * world
+        if slots > len(bins):
+            bin_of = level_fit(self.sizes.tokens[self.rows], slots, self.sizes.capacity)
+            if bin_of is not None:
+                bins = [self.rows[bin_of == index] for index in range(min(slots, self.examples))]
+                bins.sort(key=lambda rows: -int(self.sizes.costs[rows].sum()))
+        padded = bins + [None] * (slots - len(bins))
+        return [padded[start : start + world] for start in range(0, slots, world)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of one phase, flat: rows in order, where each bin starts, where each step's bins
+    start.
+    """
+
+    rows: np.ndarray  # int32 [epochs x rows]
+    bin_starts: np.ndarray  # int64 [bins + 1], into rows
+    step_starts: np.ndarray  # int64 [steps + 1], into bins
+    epochs: np.ndarray  # int32 [steps]
+    supervised_tokens: np.ndarray  # int64 [steps]
+    sizes: Sizes
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def num_bins(self) -> int:
+        return len(self.bin_starts) - 1
+
+    @property
+    def hash(self) -> str:
+        """Names the sequence of (step, bins, rows): equal hashes mean the same training."""
+        digest = hashlib.sha256()
+        for array in (
+            self.rows,
+            self.bin_starts,
+            self.step_starts,
+            self.epochs,
+            self.supervised_tokens,
+        ):
+            digest.update(np.ascontiguousarray(array, dtype="<i8"))
+        return digest.hexdigest()[:16]
+
+    def save(self, path: Path, key: str) -> None:
+        """`path` (.npz) holds the old plan or all of this one, whatever is killed; key: what made
+        it.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        arrays = {**vars(self), **vars(self.sizes), "key": key}
+        del arrays["sizes"]
+        with open(temp, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temp, path)
+
+    @classmethod
+    def load(cls, path: Path) -> tuple["Plan", str]:
+        """The plan at `path`, and its key."""
+        with np.load(path) as file:
+            arrays = dict(file)
+        sizes = Sizes(arrays.pop("tokens"), arrays.pop("costs"), int(arrays.pop("capacity")))
+        key = str(arrays.pop("key"))
+        return cls(**arrays, sizes=sizes), key
+
+    def step(self, index: int) -> StepPlan:
+        """Raises IndexError past the end."""
+        if not 0 <= index < self.num_steps:
+            raise IndexError(f"step {index} of a plan of {self.num_steps} steps")
+        first, last = self.step_starts[index], self.step_starts[index + 1]
+        edges = self.bin_starts[first : last + 1]
+        bins = [self.rows[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        examples, supervised = int(edges[-1] - edges[0]), int(self.supervised_tokens[index])
+        return StepPlan(index, int(self.epochs[index]), bins, supervised, examples, self.sizes)
+
+    def bin_costs(self) -> np.ndarray:
+        """int64 [bins], in 1/COST_SCALE of the linear cost of a token."""
+        return np.add.reduceat(self.sizes.costs[self.rows], self.bin_starts[:-1])
+
+    def dearest_bin(self) -> np.ndarray:
+        """The rows of the bin that costs most."""
+        dearest = int(self.bin_costs().argmax())
+        return self.rows[self.bin_starts[dearest] : self.bin_starts[dearest + 1]]
+
+    def utilisation(self, world: int) -> float:
+        """Work done / work the ranks could have done: mean over maximum cost of all micro-steps."""
+        bin_costs = self.bin_costs()
+        done, possible = int(bin_costs.sum()), 0
+        for index, (first, last) in enumerate(
+            zip(self.step_starts, self.step_starts[1:], strict=False)
+        ):
+            if (last - first) % world == 0:
+                possible += world * int(bin_costs[first:last].reshape(-1, world).max(1).sum())
+            else:
+                for bins in self.step(index).micro_steps(world):
+                    possible += world * max(
+                        int(self.sizes.costs[b].sum()) for b in bins if b is not None
+                    )
+        return done / possible
+
+
+def rows_digest(rows: np.ndarray) -> int:
+    """A sum over rows of a 64-bit mix (splitmix64), as a signed 64-bit integer.
+
+    Order does not matter, and the wrapping sum of the ranks' digests is the digest of all their
+    rows: the trainer reduces it over ranks, and the audit compares it with the plan.
+    """
+    mixed = (np.asarray(rows).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return int(mixed.sum(dtype=np.uint64).astype(np.int64))

@@ -1,0 +1,76 @@
+"""One command as several processes on this machine, each with its own engine."""
+
+import os
+import subprocess
+
+from abscot.common.errors import UserError
+from abscot.common.files import is_done
+from abscot.common.hardware import local_gpus
+from abscot.common.log import log
+from abscot.common.ranks import without_ranks
+from abscot.evaluation.evaluate import evaluate
+from abscot.evaluation.jobs import Job
+from abscot.generation.trace_jobs import generate, open_job
+from abscot.generation.vllm_engine import VllmEngine
+from abscot.method.lineage import model_directory, round_of
+
+
+def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
+    """Evaluates each model that has work left in a process of its own: an engine keeps its memory
+    until that ends.
+
+    command: what evaluates one model when `--model NAME` is put behind it. Returns the exit code of
+    the first failure.
+    """
+    for model, of_model in jobs.items():
+        if all(job.done() for job in of_model):
+            log(f"{model}: already done")
+        elif code := subprocess.call(
+            [*command, "--model", model], env=without_ranks(dict(os.environ))
+        ):
+            return code
+    return 0
+
+
+def evaluate_then_trace(jobs: list[Job]) -> None:
+    """The jobs of a round's model, then the traces of the next round's phase A, which the same
+    model makes: one engine.
+    """
+    recipe, run, model = jobs[0].recipe, jobs[0].run, jobs[0].model
+    round_ = round_of(model, recipe.rounds)
+    if (
+        round_ not in range(1, recipe.rounds)
+        or model != run.round_model(round_, recipe.rounds).name
+    ):
+        raise UserError(
+            f"--then-traces: no round follows {model}; expected --model round1 to "
+            f"round{recipe.rounds - 1}"
+        )
+    next_traces = open_job(recipe, run, round_ + 1, "A")
+    if all(job.done() for job in jobs) and is_done(next_traces.final):
+        log(f"{next_traces.final}: already done")
+        return
+    engine = VllmEngine(model_directory(run, model, recipe.rounds), recipe.inference)
+    evaluate(jobs, engine)
+    generate(next_traces, engine=engine)
+
+
+def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int:
+    """Runs `command --shard i --of n` for all n shards at the same time, each with its own GPUs
+    where there are any.
+
+    Returns 0, or the exit code of a shard that failed after all have ended: what the others made is
+    kept.
+    """
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(local_gpus())))).split(
+        ","
+    )
+    shards = []
+    for shard in range(of):
+        mine = [gpus[(shard * gpus_each + i) % len(gpus)] for i in range(gpus_each)]
+        environ = {**without_ranks(dict(os.environ)), "CUDA_VISIBLE_DEVICES": ",".join(mine)}
+        shards.append(
+            subprocess.Popen([*command, "--shard", str(shard), "--of", str(of)], env=environ)
+        )
+    codes = [process.wait() for process in shards]
+    return next((code for code in codes if code), 0)

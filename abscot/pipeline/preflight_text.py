@@ -1,0 +1,104 @@
+"""The preflight as text for a terminal."""
+
+from abscot.common.hardware import GPUS
+from abscot.common.log import format_s
+from abscot.common.table import Table
+from abscot.model.shape import GB
+from abscot.pipeline.preflight import PERCENTILES
+
+
+def render(report: dict) -> str:
+    """The report as text for a terminal."""
+    data = report["data"]
+    out = [
+        f"{report['recipe']}: {report['base']}, {report['parameters']:,} parameters,"
+        f" {report['trainable']:,} trained, {report['world']} GPUs",
+        f"\nRows ({data['origin']}): {data['read']:,} read, {data['kept']:,} kept,"
+        f" {data['truncated']:,} of them with a cut CoT",
+    ]
+    if data["rejected"]:
+        lost = data["lost_tokens"]
+        rows = [
+            (reason, f"{n:,}", f"{lost[reason]:,}" if reason in lost else "not tokenised")
+            for reason, n in sorted(data["rejected"].items())
+        ]
+        out.append(Table(("lost because", "rows", "tokens"), tuple(rows)).text())
+    columns = (*(f"p{p}" for p in PERCENTILES), "sum")
+    rows = [
+        (name, *(f"{values[c]:,}" for c in columns)) for name, values in data["lengths"].items()
+    ]
+    out += ["", Table(("tokens", *columns), tuple(rows)).text(), ""]
+    out += [_phase_table(report), "", _memory_table(report), "", _hours_table(report), ""]
+    cpu = report["cpu_rank_bytes"]
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in cpu.items() if name != "total")
+    alone = "the optimizer's step and the loading come alone"
+    out.append(
+        f"A rank on a CPU instead: {cpu['total'] / GB:.1f} GB at its peak ({parts}; {alone})\n"
+    )
+    disk = ", ".join(f"{name} {size / GB:,.1f} GB" for name, size in report["disk"].items())
+    out.append(f"Disk: {disk}")
+    return "\n".join(out + [f"\nADVICE: {line}" for line in report["advice"]])
+
+
+def _phase_table(report: dict) -> str:
+    heads = (
+        "phase (each round)",
+        "rows",
+        "epochs",
+        "steps",
+        "tokens an epoch",
+        "bins",
+        "bins a step",
+        "fill",
+        "utilisation",
+        "FLOPs",
+    )
+    rows = [
+        (
+            p["phase"],
+            f"{p['rows']:,}",
+            str(p["epochs"]),
+            f"{p['steps']:,}",
+            f"{p['tokens']:,}",
+            f"{p['bins']:,}",
+            f"{p['bins_a_step']:.0f}",
+            f"{p['fill']:.3f}",
+            f"{p['utilisation']:.3f}",
+            f"{p['flops']:.2e}",
+        )
+        for p in report["phases"]
+    ]
+    return Table(heads, tuple(rows)).text()
+
+
+def _memory_table(report: dict) -> str:
+    parts = [name for name in report["memory"][0]["bytes"] if name != "host"]
+    heads = ("GB a GPU", *parts, "host", *(f"{gpu.memory_gb:.0f} GB" for gpu in GPUS))
+    rows = [
+        (
+            m["setting"],
+            *(f"{m['bytes'][name] / GB:.1f}" for name in (*parts, "host")),
+            *("fits" if f else "no" for f in m["fits"].values()),
+        )
+        for m in report["memory"]
+    ]
+    return Table(heads, tuple(rows)).text()
+
+
+def _hours_table(report: dict) -> str:
+    heads = (
+        f"all rounds, MFU {report['mfu']:.2f}",
+        "training GPU-h",
+        "trace GPU-h",
+        f"wall on {report['world']}",
+    )
+    rows = [
+        (
+            h["gpu"],
+            f"{h['training_gpu_hours']:,.1f}",
+            f"{h['trace_gpu_hours']:,.1f}",
+            format_s(3600 * h["wall_hours"]),
+        )
+        for h in report["hours"]
+    ]
+    return Table(heads, tuple(rows)).text()

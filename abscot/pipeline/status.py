@@ -1,0 +1,167 @@
+"""Where a run stands, on one screen, from its files: rounds x stages, what runs, what failed and
+why.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+from abscot.common.errors import UserError
+from abscot.common.log import SHOWN, format_s
+from abscot.common.table import Table
+from abscot.pipeline.stages import Stage, stages_of
+from abscot.recipe.load import load_recipe
+from abscot.recipe.run import Run
+
+TAIL_BYTES = 65_536
+SHOWN_STATES = ("running", "stopped", "crashed", "failed")
+SILENT_S = 600  # a running stage whose log is older than this may hang
+
+
+@dataclasses.dataclass(frozen=True)
+class StageStatus:
+    """state: done | running | stopped (its process is gone) | crashed | failed | ready | waiting."""
+
+    stage: Stage
+    state: str
+    seconds: float | None = None  # how long it took, so far
+    detail: str = ""  # of a running stage its last words, of a failed one its error
+
+
+def screen(root: Path | str) -> str:
+    """The status of the run at `root` as text. Raises UserError for a directory that is no run."""
+    run = Run(Path(root).resolve())
+    if not run.config.is_file():
+        raise UserError(
+            f"{root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
+        )
+    # The run may have been moved since it was made: its stages are looked for where it is now.
+    recipe = dataclasses.replace(
+        load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name
+    )
+    statuses = [stage_status(run, stage) for stage in stages_of(recipe)]
+    done = sum(s.state == "done" for s in statuses)
+    before, after = ([s for s in statuses if bool(s.stage.round) is late] for late in (False, True))
+    parts = [
+        f"{root}: {done} of {len(statuses)} stages done",
+        _grid(before).text(),
+        _grid(after).text(),
+    ]
+    details = [_detail(run, s) for s in statuses if s.state in SHOWN_STATES]
+    ready = next((s for s in statuses if s.state == "ready"), None)
+    if ready and not any(s.state == "running" for s in statuses):
+        details.append(
+            f"next     {ready.stage.name}: python launch/round.py --recipe {run.config} --round all"
+        )
+    if details:
+        parts.append("\n".join(details))
+    return "\n\n".join(parts)
+
+
+def stage_status(run: Run, stage: Stage) -> StageStatus:
+    """What the outputs of a stage and its logs/NAME.json say; outputs that are there have the last
+    word.
+    """
+    path = run.logs / f"{stage.name}.json"
+    known = json.loads(path.read_text()) if path.is_file() else None
+    seconds = _seconds(known) if known else None
+    if stage.done():
+        return StageStatus(stage, "done", seconds, _train_summary(run, stage))
+    if known is None or known["state"] == "done":  # done once, and its outputs removed since
+        return StageStatus(stage, "waiting" if stage.missing_inputs() else "ready")
+    if known["state"] in ("failed", "crashed"):
+        return StageStatus(stage, known["state"], seconds, known["error"])
+    here = known["host"] == socket.gethostname() and known["pid"] is not None
+    gone = known["state"] == "stopped" or here and not _alive(known["pid"])
+    return StageStatus(
+        stage, "stopped" if gone else "running", None if gone else seconds, _last_words(run, stage)
+    )
+
+
+def _seconds(known: dict) -> float:
+    start = datetime.datetime.fromisoformat(known["started"])
+    end = (
+        datetime.datetime.fromisoformat(known["ended"])
+        if known["ended"]
+        else datetime.datetime.now(datetime.UTC)
+    )
+    return (end - start).total_seconds()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, so it is there
+        return True
+    return True
+
+
+def _last_words(run: Run, stage: Stage) -> str:
+    """The last progress line of a stage's log: done and total, rate, time left, loss."""
+    path = run.logs / f"{stage.name}.log"
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as log:
+        log.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = log.read().decode(errors="replace").splitlines()
+    return next(
+        (line.removeprefix(SHOWN) for line in reversed(lines) if line.startswith(SHOWN)), ""
+    )
+
+
+def _train_summary(run: Run, stage: Stage) -> str:
+    """The last loss of a trained phase."""
+    path = run.train_log(stage.name.removeprefix("train_"))
+    if stage.kind != "train" or not path.is_file():
+        return ""
+    steps = json.loads(path.read_text())["steps"]
+    return f"loss {steps[-1]['loss']:.3f}" if steps else ""
+
+
+def _grid(statuses: list[StageStatus]) -> Table:
+    """A row a round, a column a kind of stage."""
+    cells = {(s.stage.round, _kind(s.stage)): _cell(s) for s in statuses}
+    kinds, numbers = (list(dict.fromkeys(key[i] for key in cells)) for i in (1, 0))
+    rows = tuple((str(n), *(cells.get((n, kind), "") for kind in kinds)) for n in numbers)
+    return Table(("round", *kinds), rows, 1 + len(kinds))
+
+
+def _kind(stage: Stage) -> str:
+    """`train_pi2_phaseA` -> `train A`, `evaluate_round2` -> `evaluate`."""
+    return re.sub(r"^evaluate_.*", "evaluate", re.sub(r"_pi\d+_phase", " ", stage.name))
+
+
+def _cell(status: StageStatus) -> str:
+    time_taken = (
+        format_s(status.seconds)
+        if status.state in ("done", "running") and status.seconds is not None
+        else ""
+    )
+    loss = status.detail if status.state == "done" else ""
+    return " ".join(filter(None, (status.state, time_taken, loss)))
+
+
+def _detail(run: Run, status: StageStatus) -> str:
+    """A line on a stage that runs, or ended without being done."""
+    known = json.loads((run.logs / f"{status.stage.name}.json").read_text())
+    log = run.logs / f"{status.stage.name}.log"
+    who = [f"attempt {known['attempt']}", f"pid {known['pid']} on {known['host']}"]
+    who += [f"job {known['job_id']}, {known['restarts']} restarts"] if known["job_id"] else []
+    notes = [status.detail or "no word yet"]
+    if status.state == "running":
+        silent_s = time.time() - log.stat().st_mtime if log.is_file() else 0
+        notes += [f"silent for {format_s(silent_s)}: hung?"] if silent_s > SILENT_S else []
+    if status.state == "stopped":
+        notes.append("its process is gone; the same command goes on from here")
+    if status.state == "crashed":
+        notes.append(f"{known['crashes']} in a row; the same command goes on from here")
+    if status.state != "running":
+        notes.append(f"log: {log}")
+    return f"{status.state:<8} {status.stage.name}: {'; '.join(notes)}  ({', '.join(who)})"

@@ -1,0 +1,125 @@
+"""The run directory: every file's name, and its claim by one recipe."""
+
+import os
+from pathlib import Path
+
+from abscot.common.errors import UserError
+from abscot.common.files import write_text_atomic
+from abscot.common.ranks import rank
+from abscot.recipe.load import ROOT, check_files, dump
+from abscot.recipe.schema import Recipe
+
+
+class Run:
+    """Names of everything under runs/NAME."""
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.plan = self.root / "plan.json"
+        self.world = self.root / "world"
+        self.shards = self.root / "shards"
+        self.base = self.root / "base"
+        self.results = self.root / "results"
+        self.report = self.root / "report"
+        self.logs = self.root / "logs"
+        self.tensorboard = self.root / "tensorboard"
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Run":
+        root = Path(recipe.run_root)
+        return cls((root if root.is_absolute() else ROOT / root) / recipe.name)
+
+    def traces(self, tag: str) -> Path:
+        return self.root / "teacher_traces" / tag
+
+    def train_log(self, tag: str) -> Path:
+        return self.root / "train_logs" / f"{tag}.json"
+
+    def checkpoints(self, tag: str) -> Path:
+        return self.root / "checkpoints" / tag
+
+    def adapter(self, tag: str) -> Path:
+        return self.root / "adapters" / tag
+
+    def round_model(self, round_: int, rounds: int) -> Path:
+        """The model a round ends with: round1/, round2/, .., and final/ for the last. Round 0 is
+        base/.
+        """
+        if round_ == 0:
+            return self.base
+        return self.root / ("final" if round_ == rounds else f"round{round_}")
+
+    def export(self, tag: str, round_: int, rounds: int) -> Path:
+        """Where a phase's full model goes: phase B's is the round's, every other one stays in
+        checkpoints/.
+        """
+        is_last_phase = tag == f"pi{round_}_phaseB"
+        return (
+            self.round_model(round_, rounds) if is_last_phase else self.checkpoints(tag) / "export"
+        )
+
+
+def claim(recipe: Recipe) -> Run:
+    """The recipe's run directory, created or continued.
+
+    Raises UserError when the directory holds a run of another recipe: mixing two would corrupt
+    both. What does not shape a model (NOT_SHAPING: how it is served and asked, on how many ranks it
+    is trained, when it is saved) may change between two commands; config.yaml keeps the last.
+    """
+    check_files(recipe)
+    run = Run.of(recipe)
+    text = dump(recipe)
+    if run.config.is_file():
+        old = run.config.read_text()
+        difference = _first_difference(_shaping(old), _shaping(text))
+        if difference:
+            raise UserError(
+                f"{run.config}: this run was made with another recipe ({difference});"
+                f" give this one its own --set name=OTHER, or delete {run.root}"
+            )
+        if old != text and rank() == 0:
+            write_text_atomic(run.config, text)
+        return run
+    if run.root.exists() and any(run.root.iterdir()):
+        raise UserError(
+            f"{run.root}: not empty and not a run of abscot (no config.yaml); use --set name=OTHER"
+        )
+    run.root.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(run.config, text)
+    return run
+
+
+NOT_SHAPING = {
+    "inference",
+    "eval",
+    "hang_minutes",
+    "trackers",
+    "train.num_gpus",
+    "train.deepspeed",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
+}
+
+
+def _shaping(text: str) -> dict[str, object]:
+    """The recipe's keys that shape what is trained, flat: `train.lr` -> value."""
+    import yaml
+
+    flat = {}
+    for section, value in yaml.safe_load(text).items():
+        keys = (
+            {f"{section}.{key}": v for key, v in value.items()}
+            if isinstance(value, dict)
+            else {section: value}
+        )
+        flat |= {key: v for key, v in keys.items() if not {section, key} & NOT_SHAPING}
+    return flat
+
+
+def _first_difference(old: dict, new: dict) -> str | None:
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key):
+            return f"{key} is {old.get(key)!r} there, {new.get(key)!r} here"
+    return None

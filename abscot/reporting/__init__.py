@@ -1,0 +1,1 @@
+"""A run's files -> tables, pictures, model card."""

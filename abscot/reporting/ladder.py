@@ -1,0 +1,166 @@
+"""The ladder: the paper's rows on one base and one data set, trained on equally many answers, in
+one table.
+
+What is equal: each baseline trains on the answers (Y) of the same rows as often as all rounds
+together (rounds x (epochs of A + epochs of B); with `staging: partition` a phase has its part of
+the rows), rounded to whole epochs, so that the supervised Y tokens agree. Not equal, and shown:
+Abstract-CoT and SFT (CoT) are supervised on Z or C as well, and the rounds restart the learning
+rate schedule with each phase where a baseline has one schedule over all its steps.
+"""
+
+from dataclasses import dataclass
+
+from abscot.common.table import Table
+from abscot.evaluation.statistics import Interval, paired_difference
+from abscot.method.lineage import BASELINES, answers_a_row, epochs_of
+from abscot.method.phases import ITERATED, PHASES
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe
+from abscot.reporting.published import PAPER_VERBAL, PAPER_WARM_UP
+from abscot.reporting.run_data import RunData
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table. trained: the phases that its model went through after the base, in
+    order.
+    """
+
+    label: str
+    mode: str
+    model: str
+    trained: tuple[str, ...] = ()
+    paper: tuple[str, str] = (NONE, NONE)
+
+
+def ladder_rows(recipe: Recipe, run: Run) -> list[Row]:
+    made = [
+        Row("verbal CoT, base", "verbal", "base", paper=PAPER_VERBAL),
+        Row("no CoT, base", "no_cot", "base"),
+        Row("SFT (no CoT)", "no_cot", "sft_no_cot", ("sft_no_cot",)),
+        Row("SFT (CoT)", "verbal", "sft_cot", ("sft_cot",)),
+        Row("pause tokens", "pause", "pause", ("pause",)),
+    ]
+    trained: tuple[str, ...] = ()
+    for round_ in range(1, recipe.rounds + 1):
+        trained += tuple(PHASES[name].tag(round_) for name in ITERATED)
+        paper = PAPER_WARM_UP if round_ == recipe.rounds else (NONE, NONE)
+        model = run.round_model(round_, recipe.rounds).name
+        made.append(Row(f"Abstract-CoT, round {round_}", "abstract", model, trained, paper))
+    return made
+
+
+def equalised(recipe: Recipe) -> str:
+    """What the rows share, in one line, with what rounding to whole epochs has changed."""
+    asked, lines = answers_a_row(recipe), []
+    for name in BASELINES:
+        given = epochs_of(recipe, PHASES[name])
+        why = " (train.phase_epochs)" if name in recipe.train.phase_epochs else ""
+        lines.append(f"{name} {given}{why}")
+    each = "each answer" if recipe.staging == "reuse" else "each answer, in its part of the data,"
+    times = f"{asked:g} times by {recipe.rounds} round{'s' * (recipe.rounds > 1)}"
+    return f"Equal: how often {each} is trained on: {times}; epochs of {', '.join(lines)}."
+
+
+def ladder_table(data: RunData) -> Table:
+    """One line a row and benchmark. `answers` and `supervised` are what the train logs say was
+    spent after the base.
+    """
+    columns = (
+        "row",
+        "benchmark",
+        "n",
+        "accuracy %",
+        "95% interval",
+        "against SFT (no CoT)",
+        "reasoning",
+        "total",
+        "answers",
+        "supervised",
+        "paper %",
+        "paper tokens",
+    )
+    cells = []
+    for benchmark in data.recipe.eval.benchmarks:
+        reference = data.of("no_cot", "sft_no_cot", benchmark)
+        for row in ladder_rows(data.recipe, data.run):
+            found = data.of(row.mode, row.model, benchmark)
+            spent = _spent(data, row)
+            if found is None or found.accuracy is None:
+                cells.append((row.label, benchmark, "missing", *[NONE] * 5, *spent, *row.paper))
+                continue
+            difference = NONE
+            if (
+                reference
+                and reference is not found
+                and reference.scores.keys() & found.scores.keys()
+            ):
+                difference = _points(paired_difference(found.scores, reference.scores)[0])
+            tokens = (f"{found.reasoning_tokens:.1f}", f"{found.total_tokens.value:.1f}")
+            right = (str(found.problems), *_percent(found.accuracy), difference)
+            cells.append((row.label, benchmark, *right, *tokens, *spent, *row.paper))
+    return Table(
+        columns, tuple(cells), 2, frozenset(i for i, c in enumerate(cells) if c[2] == "missing")
+    )
+
+
+def _spent(data: RunData, row: Row) -> tuple[str, str]:
+    """(answers trained on, supervised tokens) of all the phases behind a row."""
+    logs = [data.logs[tag]["steps"] for tag in row.trained if tag in data.logs]
+    if not row.trained or len(logs) < len(row.trained):
+        return NONE, NONE
+    steps = [step for log in logs for step in log]
+    return tuple(
+        f"{sum(step.get(key, 0) for step in steps):,}" for key in ("examples", "supervised_tokens")
+    )
+
+
+def channel_table(data: RunData) -> Table | None:
+    """Per round: the answer with the CoT behind the mask, the answer without any CoT, and the gap
+    between the two.
+    """
+    cells = []
+    for channel in (s for s in data.scored if s.mode == "channel"):
+        without = data.of(
+            "abstract",
+            data.run.round_model(channel.round, data.recipe.rounds).name,
+            channel.benchmark,
+        )
+        gap = NONE, NONE, NONE
+        if without and without.scores.keys() & channel.scores.keys():
+            shared = channel.scores.keys() & without.scores.keys()
+            mean = sum(without.scores[i] for i in shared) / len(shared)
+            gap = (
+                f"{100 * mean:.1f}",
+                *_points(paired_difference(channel.scores, without.scores)[0]).split(" ", 1),
+            )
+        with_cot = _percent(channel.accuracy)
+        cells.append(
+            (str(channel.round), channel.benchmark, str(channel.problems), *with_cot, *gap)
+        )
+    columns = (
+        "round",
+        "benchmark",
+        "n",
+        "channel %",
+        "95% interval",
+        "without CoT %",
+        "gap, points",
+        "its interval",
+    )
+    return Table(columns, tuple(cells), 2) if cells else None
+
+
+def is_run(data: RunData) -> bool:
+    """Whether a baseline was evaluated: only then is there a ladder to show."""
+    return any(s.model in BASELINES for s in data.summaries)
+
+
+def _percent(interval: Interval) -> tuple[str, str]:
+    return f"{100 * interval.value:.1f}", f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.value:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"

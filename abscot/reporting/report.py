@@ -1,0 +1,177 @@
+"""A run's files -> its report: tables, plots, trace statistics, examples, recipe, environment."""
+
+from pathlib import Path
+
+from abscot.common import files
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe
+from abscot.reporting import model_card
+from abscot.reporting.blocks import (
+    Block,
+    Code,
+    Figure,
+    Heading,
+    Paragraph,
+    Warnings,
+    to_html,
+    to_markdown,
+)
+from abscot.reporting.ladder import channel_table, equalised, is_run, ladder_table
+from abscot.reporting.published import PAPER
+from abscot.reporting.run_data import RunData, read
+from abscot.reporting.tables import (
+    data_blocks,
+    difference_blocks,
+    environment_blocks,
+    example_blocks,
+    percent_interval,
+    phase_table,
+    results_table,
+    trace_blocks,
+)
+
+RESULTS_NOTE = (
+    "Accuracy with its 95% interval: bootstrap over problems. Tokens are means, counted from ids: "
+    "reasoning, "
+    "response, total; per correct: all generated tokens over right answers; cut: answers at their "
+    "limit."
+)
+
+
+def write(run: Run) -> Path:
+    """Writes report/ of a run, and the card of final/ where there is one; returns the path of
+    index.html.
+
+    A half-done run is reported as far as it is. Raises UserError as `run_data.read` does.
+    """
+    from abscot.reporting import plots
+
+    data = read(run)
+    with files.publish(run.report) as directory:
+        page = blocks(data, plots.draw(data, directory))
+        (directory / "report.md").write_text(to_markdown(page), encoding="utf-8")
+        (directory / "index.html").write_text(
+            to_html(data.recipe.name, page, directory), encoding="utf-8"
+        )
+    model_card.write(data)
+    return run.report / "index.html"
+
+
+def table(run: Run) -> str:
+    """The results table of a run, for a terminal."""
+    return results_table(read(run)).text()
+
+
+def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
+    """The report in reading order. `figures`: file name -> caption, of those that could be drawn."""
+
+    def figure(file: str) -> list[Block]:
+        return [Figure(file, figures[file])] if file in figures else []
+
+    recipe = data.recipe
+    return [
+        Heading(f"Abstract chain of thought: {recipe.name}", 1),
+        Paragraph(_subtitle(recipe)),
+        *[Paragraph(line) for line in _headline(data)],
+        *_unfinished(data),
+        Heading("Results"),
+        results_table(data),
+        Paragraph(RESULTS_NOTE, note=True),
+        Paragraph(PAPER, note=True),
+        *figure("accuracy_tokens.png"),
+        *figure("rounds.png"),
+        *_ladder(data),
+        *difference_blocks(data),
+        Heading("Training"),
+        *figure("training.png"),
+        phase_table(data),
+        Heading("Traces"),
+        *_collapse(data),
+        *figure("trace_lengths.png"),
+        *figure("token_frequency.png"),
+        *trace_blocks(data),
+        Heading("Examples"),
+        *example_blocks(data),
+        Heading("Recipe and environment"),
+        *data_blocks(data),
+        *environment_blocks(data),
+        Code("config.yaml", data.run.config.read_text().rstrip(), folded=True),
+    ]
+
+
+def _subtitle(recipe: Recipe) -> str:
+    rounds = f"{recipe.rounds} round{'s' * (recipe.rounds > 1)} of warm-up"
+    tuning = f"LoRA rank {recipe.lora.r}" if recipe.lora else "all parameters trained"
+    return f"{rounds}; base model {recipe.model.base}; {tuning}; seed {recipe.seed}."
+
+
+def _headline(data: RunData) -> list[str]:
+    """The last model against the verbal baseline, a sentence a benchmark."""
+    final = data.run.round_model(data.recipe.rounds, data.recipe.rounds).name
+    lines = []
+    for benchmark in data.recipe.eval.benchmarks:
+        abstract, verbal = (
+            data.of("abstract", final, benchmark),
+            data.of("verbal", "base", benchmark),
+        )
+        if not (abstract and verbal and abstract.accuracy and verbal.accuracy):
+            continue
+        ratio = verbal.total_tokens.value / max(abstract.total_tokens.value, 1)
+        lines.append(
+            f"{benchmark}: after round {data.recipe.rounds}, {percent_interval(abstract.accuracy)}% right "
+            "with "
+            f"{abstract.total_tokens.value:.1f} tokens an answer; "
+            f"verbal CoT of the base {percent_interval(verbal.accuracy)}% "
+            f"with {verbal.total_tokens.value:.1f} ({ratio:.1f}x as many)."
+        )
+    return lines
+
+
+def _unfinished(data: RunData) -> list[Block]:
+    parts = {
+        "training phases": [tag for tag in data.tags if tag not in data.logs],
+        "trace sets": [tag for tag in data.tags if tag not in data.traces],
+        "evaluations": [
+            f"{mode} of {model} on {benchmark}" for mode, model, benchmark, _ in data.missing
+        ],
+    }
+    lines = tuple(
+        f"Not there yet: {what}: {', '.join(names)}" for what, names in parts.items() if names
+    )
+    return [Warnings(lines)] if lines else []
+
+
+def _ladder(data: RunData) -> list[Block]:
+    """The paper's rows where the baselines were trained, and the channel where it was measured."""
+    blocks: list[Block] = []
+    if is_run(data):
+        note = (
+            f"{equalised(data.recipe)} Answers and supervised tokens: what the train logs "
+            "count behind the base. "
+            "The difference to SFT (no CoT) is paired, in points; the paper's numbers are of "
+            "MATH-500 with Qwen3-4B."
+        )
+        blocks += [Heading("The ladder", 3), ladder_table(data), Paragraph(note, note=True)]
+    channel = channel_table(data)
+    if channel:
+        note = (
+            "Channel: phase A's model is given the gold CoT, samples a trace in its sight and "
+            "answers with the CoT hidden, "
+            "so that what the answer knows of it came through the trace. Without CoT: the round's "
+            "model. Gap: paired."
+        )
+        blocks += [Heading("The channel", 3), channel, Paragraph(note, note=True)]
+    return blocks
+
+
+def _collapse(data: RunData) -> list[Block]:
+    found = tuple(f"{tag}: {w}" for tag, traces in data.traces.items() for w in traces["warnings"])
+    if found:
+        return [Warnings(found)]
+    return [
+        Paragraph(
+            "No sign of collapse in any finished trace set."
+            if data.traces
+            else "No finished trace set yet."
+        )
+    ]

@@ -1,0 +1,140 @@
+"""What the files of a run say: recipe, results, train logs, trace statistics, data."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from abscot.common import files
+from abscot.common.errors import UserError
+from abscot.evaluation.statistics import Summary, summarise
+from abscot.method.phases import ITERATED, PHASES
+from abscot.recipe.load import load_recipe
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe
+
+MODES = (
+    "verbal",
+    "no_cot",
+    "pause",
+    "abstract",
+    "abstract_permuted",
+    "abstract_truncated",
+    "channel",
+)  # in tables
+
+
+@dataclass
+class RunData:
+    """What the files of a run say. What is not there yet is absent here and `missing` names it."""
+
+    run: Run
+    recipe: Recipe
+    summaries: list[Summary] = field(default_factory=list)
+    metas: dict[tuple, dict] = field(default_factory=dict)  # (mode, model, benchmark) -> meta.json
+    rows: dict[tuple, list[dict]] = field(default_factory=dict)  # the same keys -> result rows
+    missing: list[tuple[str, str, str, int]] = field(
+        default_factory=list
+    )  # mode, model, benchmark, round
+    logs: dict[str, dict] = field(
+        default_factory=dict
+    )  # phase tag -> train log, in the order of training
+    traces: dict[str, dict] = field(
+        default_factory=dict
+    )  # phase tag -> stats.json of its finished trace set
+    manifest: dict | None = None
+
+    @property
+    def scored(self) -> list[Summary]:
+        return [s for s in self.summaries if s.accuracy]
+
+    @property
+    def tags(self) -> list[str]:
+        """Every phase that the recipe trains, in order."""
+        return [
+            PHASES[phase].tag(r) for r in range(1, self.recipe.rounds + 1) for phase in ITERATED
+        ]
+
+    def of(self, mode: str, model: str, benchmark: str) -> Summary | None:
+        return next(
+            (
+                s
+                for s in self.summaries
+                if (s.mode, s.model, s.benchmark) == (mode, model, benchmark)
+            ),
+            None,
+        )
+
+
+def read(run: Run) -> RunData:
+    """Raises UserError for a directory that is no run, and for a damaged file, with its line."""
+    if not run.config.is_file():
+        raise UserError(
+            f"{run.root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
+        )
+    data = RunData(run, load_recipe(run.config))
+    manifest = run.shards / "manifest.json"
+    data.manifest = _json(manifest) if manifest.is_file() else None
+    for path in sorted(run.results.glob("*.meta.json")):
+        _read_results(data, path)
+    data.missing = _missing_cells(data)
+    data.summaries.sort(key=lambda s: order(data.recipe, s.mode, s.model, s.benchmark, s.round))
+    known = data.tags + [name for name, phase in PHASES.items() if not phase.iterated]
+    data.logs = {tag: _json(run.train_log(tag)) for tag in known if run.train_log(tag).is_file()}
+    data.traces = {
+        tag: _json(run.traces(tag) / "stats.json")
+        for tag in data.tags
+        if files.is_done(run.traces(tag))
+    }
+    return data
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); delete it and run its stage again"
+        ) from None
+
+
+def _read_results(data: RunData, meta_path: Path) -> None:
+    """One cell. The meta file is written last, so a cell that has one is whole."""
+    meta, path = _json(meta_path), Path(str(meta_path).removesuffix(".meta.json") + ".jsonl")
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing beside its .meta.json; delete that and run launch/evaluate.py again"
+        )
+    rows = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                mend = "delete the file and run launch/evaluate.py again"
+                raise UserError(f"{path}:{number}: broken line; {mend}") from None
+    key = meta["mode"], meta["model"], meta["benchmark"]
+    data.metas[key], data.rows[key] = meta, rows
+    if rows:
+        data.summaries.append(
+            summarise(rows, mode=key[0], model=key[1], benchmark=key[2], round=meta["round"] or 0)
+        )
+
+
+def _missing_cells(data: RunData) -> list[tuple[str, str, str, int]]:
+    recipe, run = data.recipe, data.run
+    models = [(run.round_model(r, recipe.rounds).name, r) for r in range(recipe.rounds + 1)]
+    return [
+        (mode, model, benchmark, round_)
+        for benchmark in recipe.eval.benchmarks
+        for model, round_ in models
+        for mode in (recipe.eval.modes if round_ else recipe.eval.base_modes)
+        if not data.of(mode, model, benchmark)
+    ]
+
+
+def order(recipe: Recipe, mode: str, model: str, benchmark: str, round_: int) -> tuple:
+    """Sort key of a cell: benchmarks as in the recipe, then rounds, then modes."""
+    names = recipe.eval.benchmarks
+    place = names.index(benchmark) if benchmark in names else len(names)
+    family = next((i for i in reversed(range(len(MODES))) if mode.startswith(MODES[i])), len(MODES))
+    return place, benchmark, round_, model, family, mode

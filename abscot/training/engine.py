@@ -1,0 +1,127 @@
+"""The DeepSpeed engine: ranks, configuration, optimizer groups and the learning rate, which nobody
+else sets.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from abscot.common import files, ranks
+from abscot.common.errors import UserError
+from abscot.common.log import log
+from abscot.common.process import free_port
+from abscot.model.lm import load_for_training, parameter_counts, restore_rotary
+from abscot.recipe.load import ROOT
+from abscot.recipe.schema import Recipe
+from abscot.training.optimizer import make_optimizer, parameter_groups
+
+
+def init_ranks() -> torch.device:
+    """Joins the process group with the launcher's ranks (deepspeed, torchrun or srun), or as the
+    only rank.
+    """
+    if (
+        "RANK" not in os.environ
+    ):  # plain python; with any of the five missing DeepSpeed would ask mpi4py
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(ranks.cores_per_rank())
+        _without_shared_memory_operator()
+    deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    device = torch.device("cuda", ranks.local_rank()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _without_shared_memory_operator() -> None:
+    """It serves inference alone, and a rank that is killed leaves its 69 MB in /dev/shm, which is
+    memory, for good.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def deepspeed_config(recipe: Recipe) -> dict:
+    """The recipe's DeepSpeed file with what the recipe decides filled in. Raises UserError for what
+    would clash.
+    """
+    path = Path(recipe.train.deepspeed)
+    path = path if path.is_absolute() else ROOT / path
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"train.deepspeed: {path}:{error.lineno}: not JSON ({error.msg})") from None
+    owned = {
+        "optimizer",
+        "scheduler",
+        "gradient_clipping",
+        "gradient_accumulation_steps",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+    } & set(config)
+    if owned:
+        raise UserError(
+            f"train.deepspeed: {path}: remove {', '.join(sorted(owned))}; the recipe's train "
+            "section owns it"
+        )
+    config["bf16"] = {**config.get("bf16", {}), "enabled": recipe.model.dtype == "bf16"}
+    # A micro-batch is one packed bin; the number of them in a step is the plan's, not DeepSpeed's.
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.train.grad_clip,
+    }
+    return config
+
+
+def build_engine(recipe: Recipe, start: Path, directory: Path, device: torch.device):
+    """The engine for the model at `start`; the resolved DeepSpeed config goes into `directory`."""
+    config = deepspeed_config(recipe)
+    with _sharded_loading(config, recipe):
+        module = load_for_training(start, recipe, device)
+    restore_rotary(module)
+    offload = config["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
+    optimizer = make_optimizer(parameter_groups(module, recipe), recipe.train, offload, device)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    if ranks.rank() == 0:
+        files.write_json_atomic(directory / "deepspeed.json", config)
+    trainable, total = parameter_counts(engine.module)
+    log(
+        f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f}%), "
+        f"ZeRO-{engine.zero_optimization_stage()}, {ranks.world_size()} ranks on "
+        f"{get_accelerator().device_name()}, "
+        f"{recipe.model.dtype}, attention {module.backend}"
+    )
+    return engine
+
+
+@contextlib.contextmanager
+def _sharded_loading(config: dict, recipe: Recipe):
+    """Under ZeRO-3 every rank keeps only its part of each tensor while loading: no rank ever holds
+    the model.
+
+    Not with LoRA: peft's token rows are made from whole weights.
+    """
+    if config["zero_optimization"]["stage"] != 3 or recipe.lora:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    alive = HfDeepSpeedConfig(config)  # transformers holds a weak reference to it
+    try:
+        yield alive
+    finally:
+        unset_hf_deepspeed_config()
