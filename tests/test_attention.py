@@ -8,10 +8,12 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_masks import HIDDEN
 from torch.nn.functional import scaled_dot_product_attention
 
 from abscot.bench.tools import synthetic_bin
 from abscot.common.errors import UserError
+from abscot.method.phases import BOTTLENECK, NOTHING_HIDDEN
 from abscot.model import attention
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
@@ -55,7 +57,7 @@ FUNCTIONS = attention.BACKENDS | {
 def run(
     name,
     packed,
-    bottleneck,
+    hidden,
     dtype,
     device="cpu",
     heads=(HEADS, KV_HEADS, HEAD_DIM),
@@ -70,7 +72,7 @@ def run(
     *qkv, upstream = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     for x in qkv:
         x.requires_grad_()
-    prepared = attention.prepare(packed.to(device), attention.PREFIX + name, bottleneck)
+    prepared = attention.prepare(packed.to(device), attention.PREFIX + name, hidden)
     out = functions[name](*(x.transpose(1, 2) for x in qkv), prepared)
     out.backward(upstream)
     return [out.detach(), *(x.grad for x in qkv)]
@@ -83,23 +85,23 @@ def assert_close(got, expected, bound):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(lengths, min_size=1, max_size=6), st.integers(0, 9), st.booleans())
-def test_segments_and_varlen_are_dense(documents, padding, bottleneck):
+@given(st.lists(lengths, min_size=1, max_size=6), st.integers(0, 9), st.sampled_from(HIDDEN))
+def test_segments_and_varlen_are_dense(documents, padding, hidden):
     packed = synthetic_bin(documents, pad_to_tokens=sum(map(sum, documents)) + padding)
-    expected = run("dense", packed, bottleneck, torch.float32)
+    expected = run("dense", packed, hidden, torch.float32)
     for name in ("segments", "varlen"):
-        assert_close(run(name, packed, bottleneck, torch.float32), expected, 1e-5)
+        assert_close(run(name, packed, hidden, torch.float32), expected, 1e-5)
 
 
 @pytest.mark.parametrize("documents", EDGES)
 @pytest.mark.parametrize("pad_to_tokens", [0, 384])
 def test_edges(documents, pad_to_tokens):
     packed = synthetic_bin(documents, pad_to_tokens=pad_to_tokens)
-    for bottleneck in (True, False):
-        expected = run("dense", packed, bottleneck, torch.float64)
+    for hidden in (BOTTLENECK, NOTHING_HIDDEN):
+        expected = run("dense", packed, hidden, torch.float64)
         for name in ("segments", "varlen"):
-            assert_close(run(name, packed, bottleneck, torch.float32), expected, 1e-5)
-            assert_close(run(name, packed, bottleneck, torch.bfloat16), expected, BF16_BOUND)
+            assert_close(run(name, packed, hidden, torch.float32), expected, 1e-5)
+            assert_close(run(name, packed, hidden, torch.bfloat16), expected, BF16_BOUND)
 
 
 @pytest.mark.parametrize("documents", EDGES)
@@ -108,10 +110,10 @@ def test_flex_forward(documents):
     """The CPU has no backward of FlexAttention; its forward proves the mask that the GPU gets."""
     packed = synthetic_bin(documents, pad_to_tokens=384)
     q, k, v = (torch.randn(1, h, 384, HEAD_DIM) for h in (HEADS, KV_HEADS, KV_HEADS))
-    for bottleneck in (True, False):
+    for hidden in (BOTTLENECK, NOTHING_HIDDEN):
         outputs = [
             attention.BACKENDS[name](
-                q, k, v, attention.prepare(packed, attention.PREFIX + name, bottleneck)
+                q, k, v, attention.prepare(packed, attention.PREFIX + name, hidden)
             )
             for name in ("dense", "flex")
         ]
@@ -134,10 +136,10 @@ def model(**changes):
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape | changes)).train()
 
 
-def hidden_and_gradient(lm, packed, bottleneck=True):
+def hidden_and_gradient(lm, packed, hidden=BOTTLENECK):
     """Final hidden states, and the gradient of every weight of their fixed random projection."""
     lm.zero_grad()
-    layout = attention.prepare(packed, lm.config._attn_implementation, bottleneck)
+    layout = attention.prepare(packed, lm.config._attn_implementation, hidden)
     hidden = lm.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -196,7 +198,7 @@ def test_what_the_layers_refuse():
     lm, packed = model(), synthetic_bin([(3, 5, 2, 4)])
     with pytest.raises(ValueError, match="abscot_layout"):
         lm(input_ids=packed.input_ids)
-    layout = attention.prepare(packed, "abscot_segments", True)
+    layout = attention.prepare(packed, "abscot_segments", BOTTLENECK)
     with pytest.raises(ValueError, match="one bin"):
         lm(input_ids=packed.input_ids.expand(2, -1), abscot_layout=layout)
     with pytest.raises(ValueError, match="dropout"):
@@ -230,11 +232,9 @@ GPU_EDGES = [*EDGES, [(200, 1500, 60, 300), (100, 0, 40, 200), (300, 3000, 128, 
 @pytest.mark.parametrize("name", ["varlen", "flex", "segments", "dense"])
 def test_gpu_kernels(documents, name):
     packed = synthetic_bin(documents, pad_to_tokens=-(-sum(map(sum, documents)) // 128) * 128)
-    for bottleneck in (True, False):
-        expected = [
-            x.cpu() for x in run("dense", packed, bottleneck, torch.float64, "cuda", GPU_HEADS)
-        ]
-        got = run(name, packed, bottleneck, torch.bfloat16, "cuda", GPU_HEADS, attention.BACKENDS)
+    for hidden in (BOTTLENECK, NOTHING_HIDDEN):
+        expected = [x.cpu() for x in run("dense", packed, hidden, torch.float64, "cuda", GPU_HEADS)]
+        got = run(name, packed, hidden, torch.bfloat16, "cuda", GPU_HEADS, attention.BACKENDS)
         assert_close(got, expected, BF16_BOUND)
 
 
@@ -260,7 +260,7 @@ def test_gpu_compiled_model_with_flex():
 
 @torch.no_grad()
 def hidden_only(lm, packed):
-    layout = attention.prepare(packed, lm.config._attn_implementation, True)
+    layout = attention.prepare(packed, lm.config._attn_implementation, BOTTLENECK)
     return lm.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,

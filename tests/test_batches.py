@@ -201,7 +201,7 @@ def test_pairs_are_those_of_the_mask(made):
     for phase in PHASES:
         documents = documents_of(made, phase)
         batch = documents.batch(np.arange(5))
-        mask = dense_mask(batch.document_id, batch.segment_id, PHASES[phase].bottleneck)
+        mask = dense_mask(batch.document_id, batch.segment_id, PHASES[phase].hidden)
         assert mask.sum() == documents.lengths()["pairs"][:5].sum()
 
 

@@ -16,6 +16,7 @@ from abscot.bench.gpu import BINS, Shape, phase_documents
 from abscot.bench.step import bins
 from abscot.common import hardware
 from abscot.method import masks
+from abscot.method.phases import BOTTLENECK
 from abscot.recipe.load import ROOT
 
 
@@ -69,9 +70,7 @@ def test_phase_b_has_no_cot_and_fits():
             and 0.9 * tokens < sum(map(sum, documents)) <= tokens
         )
         packed = tools.synthetic_bin(documents)
-        assert (
-            len(masks.Layout.of(packed.document_id, packed.segment_id, bottleneck=True).calls) == 1
-        )
+        assert len(masks.Layout.of(packed.document_id, packed.segment_id, BOTTLENECK).calls) == 1
 
 
 def test_medians_are_of_each_run():

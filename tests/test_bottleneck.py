@@ -8,7 +8,7 @@ import transformers
 
 from abscot.bench.tools import synthetic_bin
 from abscot.method import masks
-from abscot.method.phases import SEGMENT_C, SEGMENT_Y, SEGMENT_Z
+from abscot.method.phases import BOTTLENECK, SEGMENT_C, SEGMENT_Y, SEGMENT_Z
 from abscot.method.sequence import IGNORE
 from abscot.model import attention
 from abscot.model.loss import supervised_loss
@@ -54,14 +54,14 @@ def gradient_at_cot(lm, packed, layout, backend):
 def test_a_trace_carries_the_cot_and_an_empty_one_nothing(lm, backend):
     for trace_tokens, flows in ((3, True), (0, False)):
         packed = synthetic_bin([(4, 6, trace_tokens, 5), (2, 5, trace_tokens, 3)])
-        layout = attention.prepare(packed, attention.PREFIX + backend, bottleneck=True)
+        layout = attention.prepare(packed, attention.PREFIX + backend, BOTTLENECK)
         gradient = gradient_at_cot(lm, packed, layout, backend)
         assert bool((gradient.abs().sum(1) > 0).all()) if flows else bool((gradient == 0).all())
 
 
 def test_a_trace_cut_from_the_cot_carries_nothing(lm):
     packed = synthetic_bin([(4, 6, 3, 5)])
-    mask = masks.dense_mask(packed.document_id, packed.segment_id, bottleneck=True)
+    mask = masks.dense_mask(packed.document_id, packed.segment_id, BOTTLENECK)
     in_z, in_c = (packed.segment_id[0] == s for s in (SEGMENT_Z, SEGMENT_C))
     cut = mask & ~(in_z[:, None] & in_c[None, :])
     assert (gradient_at_cot(lm, packed, cut, "dense") == 0).all()
@@ -79,7 +79,7 @@ def test_the_split_in_two_passes_carries_nothing(lm):
 
     def answer(packed, input_ids):
         lm.set_attn_implementation("abscot_segments")
-        layout = attention.prepare(packed, "abscot_segments", bottleneck=True)
+        layout = attention.prepare(packed, "abscot_segments", BOTTLENECK)
         hidden = lm.model(
             input_ids=input_ids,
             position_ids=packed.position_ids,

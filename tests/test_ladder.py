@@ -21,7 +21,7 @@ from abscot.generation.requests import Hidden, Request, Sampling
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.method import masks
 from abscot.method.lineage import BASELINE_MODES, BASELINES, epochs_of
-from abscot.method.phases import PHASES
+from abscot.method.phases import BOTTLENECK, PHASES
 from abscot.method.vocab import AbstractVocab
 from abscot.pipeline.ladder import ladder_recipe, ladder_stages
 from abscot.recipe.load import ROOT, load_recipe
@@ -170,7 +170,7 @@ def test_a_hidden_cot_is_hidden_as_in_the_one_pass_of_training(tiny):
                 [[1] * x + [2] * c + [3] * z + [4] * (len(tokens) - x - c - z)], dtype=torch.int8
             )
             mask = masks.dense_mask(
-                torch.zeros_like(segment, dtype=torch.int32), segment, bottleneck=True
+                torch.zeros_like(segment, dtype=torch.int32), segment, BOTTLENECK
             )[None, None]
             with torch.no_grad():
                 logits = engine.lm(

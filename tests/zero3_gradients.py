@@ -11,6 +11,7 @@ import transformers
 from deepspeed.utils import safe_get_full_grad
 
 from abscot.bench.tools import synthetic_bin
+from abscot.method.phases import BOTTLENECK
 from abscot.method.sequence import IGNORE
 from abscot.model import attention
 from abscot.model.lm import SupervisedLM
@@ -45,7 +46,7 @@ def tiny() -> SupervisedLM:
 
 
 def total(model, packed) -> torch.Tensor:
-    layout = attention.prepare(packed, BACKEND, bottleneck=True)
+    layout = attention.prepare(packed, BACKEND, BOTTLENECK)
     return model(packed.input_ids, packed.position_ids, packed.labels, packed.segment_id, layout)[0]
 
 

@@ -13,7 +13,7 @@ import transformers
 
 from abscot.bench import tools
 from abscot.method import masks
-from abscot.method.phases import SEGMENT_OF
+from abscot.method.phases import BOTTLENECK, SEGMENT_OF
 
 DIGITS, CODEBOOK, PROMPT_IDS = (
     10,
@@ -57,7 +57,7 @@ class Pass:
         whole = tools.synthetic_bin([tuple(DOCUMENT.values())])
         self.columns = _columns(whole, segments)
         self.targets = _columns(row, supervised)
-        self.mask = masks.dense_mask(row.document_id, row.segment_id, bottleneck=True)[None, None]
+        self.mask = masks.dense_mask(row.document_id, row.segment_id, BOTTLENECK)[None, None]
 
     def logits_and_targets(self, lm, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ids: [rows, tokens of X C Z Y]. Returns [rows, supervised, vocabulary] and [rows,

@@ -17,6 +17,7 @@ from abscot.bench.attention import HEADS, document, measure
 from abscot.bench.step import VOCAB, adamw, packed_loss
 from abscot.common import hardware
 from abscot.common.errors import UserError
+from abscot.method.phases import BOTTLENECK
 from abscot.model import attention
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import LoraConfig
@@ -120,7 +121,7 @@ def attention_scores() -> dict[str, float]:
     attention.choose("varlen", device)  # FlashAttention-3 where it can be had
     for tokens, documents in BINS.items():
         packed = tools.synthetic_bin([document(n) for n in documents])
-        pairs = attention.prepare(packed, "abscot_varlen", bottleneck=True).allowed_pairs
+        pairs = attention.prepare(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
         seconds = measure(packed, ["varlen", "flex", "segments"], device, repeats=20)
         for name in ("varlen", "flex", "segments"):
             forward, backward = (
@@ -155,7 +156,7 @@ def measure_step(name: str, kind: str, phase: str, tokens: int) -> dict[str, flo
         lm = peft.get_peft_model(lm, config, autocast_adapter_dtype=False).get_base_model()
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     packed = tools.synthetic_bin(phase_documents(phase, tokens), VOCAB)
-    pairs = attention.prepare(packed, "abscot_varlen", bottleneck=True).allowed_pairs
+    pairs = attention.prepare(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
     packed, optimizer = packed.to("cuda"), adamw(lm)
 
     def step():

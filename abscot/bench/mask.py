@@ -2,7 +2,7 @@
 
 from abscot.bench import tools
 from abscot.method import masks
-from abscot.method.phases import SEGMENT_OF
+from abscot.method.phases import BOTTLENECK, SEGMENT_OF
 
 DOCUMENTS = [(3, 6, 3, 4), (2, 4, 2, 3)]  # tokens of X, C, Z, Y
 
@@ -11,11 +11,11 @@ def run() -> dict:
     packed = tools.synthetic_bin(DOCUMENTS)
     letters = {segment: letter for letter, segment in SEGMENT_OF.items()}
     axis = [letters[segment] for segment in packed.segment_id[0].tolist()]
-    rows = masks.dense_mask(packed.document_id, packed.segment_id, bottleneck=True).tolist()
+    rows = masks.dense_mask(packed.document_id, packed.segment_id, BOTTLENECK).tolist()
     print("  " + " ".join(axis))
     for letter, row in zip(axis, rows, strict=True):
         print(letter, " ".join(".#"[allowed] for allowed in row))
-    layout = masks.Layout.of(packed.document_id, packed.segment_id, bottleneck=True)
+    layout = masks.Layout.of(packed.document_id, packed.segment_id, BOTTLENECK)
     tokens = layout.num_tokens
     causal_pairs = tokens * (tokens + 1) // 2
     print(

@@ -21,7 +21,7 @@ from abscot.bench.attention import document
 from abscot.bench.tools import Bin, Document, synthetic_bin
 from abscot.common import hardware
 from abscot.method import masks
-from abscot.method.phases import SEGMENT_C, SEGMENT_Y, SEGMENT_Z
+from abscot.method.phases import BOTTLENECK, SEGMENT_C, SEGMENT_Y, SEGMENT_Z, HiddenPairs
 from abscot.method.sequence import IGNORE
 from abscot.model import attention
 from abscot.model.loss import supervised_loss
@@ -60,9 +60,9 @@ def small_qwen3():
     return lm
 
 
-def packed_loss(lm, packed: Bin, bottleneck: bool = True) -> torch.Tensor:
+def packed_loss(lm, packed: Bin, hidden: HiddenPairs = BOTTLENECK) -> torch.Tensor:
     """The summed loss of one bin, as in training."""
-    layout = attention.prepare(packed, lm.config._attn_implementation, bottleneck)
+    layout = attention.prepare(packed, lm.config._attn_implementation, hidden)
     hidden = lm.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -95,8 +95,7 @@ def padded(lm, rows: list[Document], capacity_tokens: int) -> None:
     for batch in batches:
         padded_rows = [synthetic_bin([row], VOCAB, pad_to_tokens=sum(batch[0])) for row in batch]
         mask = [
-            masks.dense_mask(r.document_id, r.segment_id, bottleneck=True)[None]
-            for r in padded_rows
+            masks.dense_mask(r.document_id, r.segment_id, BOTTLENECK)[None] for r in padded_rows
         ]
         input_ids = torch.cat([row.input_ids for row in padded_rows])
         labels = torch.cat([row.labels for row in padded_rows])

@@ -1,20 +1,21 @@
-"""The bottleneck rule, once: as a dense reference, as a FlexAttention block mask and as two causal
-calls.
+"""The attention rule of a phase, once: as a dense reference, as a FlexAttention block mask and as
+causal calls.
 
 A query attends to a key when the key is not later, both are in one document, neither is padding,
-and not (the query is in the answer Y and the key in the verbal CoT C): paper section 3.1, C -> H_Z
--> Y. One document, X X C C Z Y Y:
+and the phase does not hide the key's segment from the query's. In phase A the answer Y never sees
+the verbal CoT C: hidden={("Y", "C")}, paper section 3.1, C -> H_Z -> Y. One document X X C C Z Y Y:
 
               X X C C Z Y Y
            X  1 . . . . . .      call 1: queries = keys = [X;C;Z], causal
            X  1 1 . . . . .
-           C  1 1 1 . . . .      call 2: queries = Y, keys = [X;Z;Y], causal, the last query at the last key
-           C  1 1 1 1 . . .
+           C  1 1 1 . . . .      call 2: queries = Y, keys = [X;Z;Y], causal,
+           C  1 1 1 1 . . .              the last query at the last key
            Z  1 1 1 1 1 . .      Together the calls hold every 1 and no dot: exact, without waste.
            Y  1 1 . . 1 1 .
            Y  1 1 . . 1 1 1
 
-Both calls belong to ONE forward pass: the Z that call 2 reads has seen C in the layers below.
+Any hidden pairs become calls in the same way: neighbouring segments from which the same is hidden
+form one call. All calls belong to ONE forward pass: the Z that call 2 reads has seen C in the layers below.
 """
 
 from dataclasses import dataclass
@@ -24,44 +25,59 @@ from typing import NamedTuple
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from abscot.method.phases import SEGMENT_C, SEGMENT_Y
+from abscot.method.phases import SEGMENT_OF, HiddenPairs
 
 
-def mask_mod(document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool):
+def mask_mod(document_id: torch.Tensor, segment_id: torch.Tensor, hidden: HiddenPairs):
     """The rule as FlexAttention's `mask_mod(batch, head, query, key)`; index tensors broadcast.
 
     document_id: int [1, T] or [T], -1 where padding; segment_id: int, the same shape, SEGMENT_*.
     """
     document, segment = document_id.flatten(), segment_id.flatten()
+    pairs = _segment_ids(hidden)
 
     def allowed(batch, head, query, key):
-        causal = (query >= key) & (document[query] == document[key]) & (document[query] >= 0)
-        if not bottleneck:
-            return causal
-        return causal & ~((segment[query] == SEGMENT_Y) & (segment[key] == SEGMENT_C))
+        seen = (query >= key) & (document[query] == document[key]) & (document[query] >= 0)
+        for of_query, of_key in pairs:
+            seen = seen & ~((segment[query] == of_query) & (segment[key] == of_key))
+        return seen
 
     return allowed
 
 
+def _segment_ids(hidden: HiddenPairs) -> list[tuple[int, int]]:
+    return sorted((SEGMENT_OF[query], SEGMENT_OF[key]) for query, key in hidden)
+
+
 def dense_mask(
-    document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool
+    document_id: torch.Tensor, segment_id: torch.Tensor, hidden: HiddenPairs
 ) -> torch.Tensor:
     """The rule as bool [T, T], True where the row (query) may attend to the column (key)."""
     position = torch.arange(document_id.numel(), device=document_id.device)
-    return mask_mod(document_id, segment_id, bottleneck)(
+    return mask_mod(document_id, segment_id, hidden)(
         None, None, position[:, None], position[None, :]
     )
 
 
-def block_mask(document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool) -> BlockMask:
+def block_mask(
+    document_id: torch.Tensor, segment_id: torch.Tensor, hidden: HiddenPairs
+) -> BlockMask:
     """The rule as a BlockMask for one batch. A constant T, a multiple of 128, spares recompilation."""
     tokens, device = document_id.numel(), document_id.device
-    rule = mask_mod(document_id, segment_id, bottleneck)
+    rule = mask_mod(document_id, segment_id, hidden)
     # Compiled, the mask is reduced to blocks as it is made; eagerly all T x T entries exist (1 GB
     # at 32k).
     return create_block_mask(
         rule, None, None, tokens, tokens, device=device, _compile=device.type == "cuda"
     )
+
+
+class Run(NamedTuple):
+    """Neighbouring rows of one segment of one document: start .. stop in the packed bin."""
+
+    segment: int
+    start: int
+    stop: int
 
 
 class Sequence(NamedTuple):
@@ -94,9 +110,8 @@ class CausalCall:
     cu_seqlens_k: torch.Tensor
     max_seqlen_q: int
     max_seqlen_k: int
-    cuts: tuple[
-        int, ...
-    ]  # 0, the ends of all runs and T: between two neighbours lies one run, or none
+    # 0, the ends of all runs and T: between two neighbours lies one run, or none.
+    cuts: tuple[int, ...]
 
     @classmethod
     def of(cls, sequences: list[Sequence], num_tokens: int, device: torch.device) -> "CausalCall":
@@ -124,7 +139,9 @@ class Layout:
     calls: tuple[CausalCall, ...]
 
     @classmethod
-    def of(cls, document_id: torch.Tensor, segment_id: torch.Tensor, bottleneck: bool) -> "Layout":
+    def of(
+        cls, document_id: torch.Tensor, segment_id: torch.Tensor, hidden: HiddenPairs
+    ) -> "Layout":
         """Built once a batch, outside the layers, on the CPU; its index tensors go to document_id's
         device.
 
@@ -132,21 +149,14 @@ class Layout:
         SEGMENT_*. Raises ValueError where padding is not last, documents interleave, or a document
         is not in order.
         """
-        first, second = [], []
+        pairs, calls = _segment_ids(hidden), []
         for runs in _documents(document_id, segment_id):
-            start, stop = runs[0][1], runs[-1][2]
-            answer = next((a for segment, a, _ in runs if segment == SEGMENT_Y), stop)
-            visible = tuple((a, b) for segment, a, b in runs if segment != SEGMENT_C)
-            cut = bottleneck and answer < stop and len(visible) < len(runs)
-            if cut:
-                second.append(Sequence((answer, stop), visible))
-            if not cut or start < answer:
-                end = answer if cut else stop
-                first.append(Sequence((start, end), ((start, end),)))
+            for number, sequence in enumerate(_sequences(runs, pairs)):
+                if number == len(calls):
+                    calls.append([])
+                calls[number].append(sequence)
         tokens, device = document_id.numel(), document_id.device
-        return cls(
-            tokens, tuple(CausalCall.of(call, tokens, device) for call in (first, second) if call)
-        )
+        return cls(tokens, tuple(CausalCall.of(call, tokens, device) for call in calls))
 
     @cached_property
     def allowed_pairs(self) -> int:
@@ -159,10 +169,28 @@ class Layout:
         )
 
 
-def _documents(
-    document_id: torch.Tensor, segment_id: torch.Tensor
-) -> list[list[tuple[int, int, int]]]:
-    """Each document as its runs (segment, start, stop), in order, without the padding at the end."""
+def _sequences(runs: list[Run], hidden: list[tuple[int, int]]) -> list[Sequence]:
+    """One document's runs as sequences, one per call: a new one begins where other runs are hidden.
+
+    Runs X, C, Z, Y and hidden (Y, C): queries XCZ with keys XCZ, then queries Y with keys X, Z, Y.
+    """
+    groups: list[tuple[list[Run], list[Run]]] = []  # (runs of queries, runs hidden from them)
+    for number, run in enumerate(runs):
+        unseen = [key for key in runs[:number] if (run.segment, key.segment) in hidden]
+        if groups and groups[-1][1] == unseen:
+            groups[-1][0].append(run)
+        else:
+            groups.append(([run], unseen))
+    sequences = []
+    for queries, unseen in groups:
+        own = queries[0].start, queries[-1].stop
+        before = [(r.start, r.stop) for r in runs if r.stop <= own[0] and r not in unseen]
+        sequences.append(Sequence(own, (*before, own)))
+    return sequences
+
+
+def _documents(document_id: torch.Tensor, segment_id: torch.Tensor) -> list[list[Run]]:
+    """Each document as its runs, in order, without the padding at the end."""
     document, segment = document_id.flatten().cpu(), segment_id.flatten().cpu()
     changes = (document.diff() != 0) | (segment.diff() != 0)
     starts = [0, *(changes.nonzero().flatten() + 1).tolist()]
@@ -177,7 +205,7 @@ def _documents(
         if owner > previous[0]:
             documents.append([])
         if owner >= 0:
-            documents[-1].append((kind, start, stop))
+            documents[-1].append(Run(kind, start, stop))
         previous = (owner if owner >= 0 else document.numel(), kind)
     return documents
 

@@ -40,7 +40,7 @@ def document_lengths(
     `pairs`. trace: codebook tokens without delimiters. A phase that supervises the CoT uses the
     thinking template: X without the suffix that turns thinking off, C with the think marks.
     """
-    thinks = "C" in phase.supervised
+    thinks = phase.thinks
     of = {
         "X": prompt - suffix_tokens * thinks,
         "C": cot + think_tokens * thinks,
@@ -52,7 +52,8 @@ def document_lengths(
     supervised = sum(of[name] for name in phase.supervised)
     if "Z" in phase.supervised:
         supervised = supervised - (not train.supervise_begin) - (not train.supervise_end)
-    pairs = total * (total + 1) // 2 - (of["C"] * of["Y"] if phase.bottleneck else 0)
+    unseen = sum(of[query] * of[key] for query, key in phase.hidden)
+    pairs = total * (total + 1) // 2 - unseen
     return {**of, "total": total, "supervised": supervised, "pairs": pairs}
 
 

@@ -21,6 +21,7 @@ from abscot.common.errors import UserError
 from abscot.common.hardware import compute_dtype
 from abscot.common.log import log
 from abscot.method import masks
+from abscot.method.phases import HiddenPairs
 
 PREFIX = "abscot_"
 
@@ -69,7 +70,7 @@ def _flash_attention_3(device: torch.device) -> bool:
     return hopper and importlib.util.find_spec("flash_attn_interface") is not None
 
 
-def prepare(batch, backend: str, bottleneck: bool):
+def prepare(batch, backend: str, hidden: HiddenPairs):
     """What `backend` (a registered name) needs for a batch's attention: made once, shared by every
     layer.
 
@@ -77,7 +78,7 @@ def prepare(batch, backend: str, bottleneck: bool):
     """
     builders = {"dense": masks.dense_mask, "flex": masks.block_mask}
     build = builders.get(backend.removeprefix(PREFIX), masks.Layout.of)
-    return build(batch.document_id, batch.segment_id, bottleneck)
+    return build(batch.document_id, batch.segment_id, hidden)
 
 
 def _attention(

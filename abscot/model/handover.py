@@ -7,6 +7,7 @@ import torch
 
 from abscot.common import files
 from abscot.common.log import log
+from abscot.method.phases import NOTHING_HIDDEN
 from abscot.model import attention
 
 
@@ -19,7 +20,7 @@ def surprisals(module, batch, positions: int) -> list[float]:
     decoder, head = module.parts
     module.eval()
     with torch.no_grad():
-        layout = attention.prepare(batch, module.backend, bottleneck=False)
+        layout = attention.prepare(batch, module.backend, NOTHING_HIDDEN)
         hidden = decoder(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

@@ -55,7 +55,7 @@ def forward_backward(trainer, batch: Batch, phase: Phase, scale: float) -> torch
     float64 [3].
     """
     batch = batch.to(trainer.device)
-    layout = attention.prepare(batch, trainer.module.backend, phase.bottleneck)
+    layout = attention.prepare(batch, trainer.module.backend, phase.hidden)
     total, z, y = trainer(
         batch.input_ids, batch.position_ids, batch.labels, batch.segment_id, layout
     )
