@@ -47,7 +47,7 @@ def main() -> int:
 
     from abscot.evaluation.evaluate import evaluate
     from abscot.evaluation.jobs import jobs_of
-    from abscot.method.lineage import model_names
+    from abscot.method.lineage import round_models
     from abscot.pipeline.fan_out import evaluate_models, evaluate_then_trace
     from abscot.recipe.run import Run, claim
 
@@ -65,7 +65,7 @@ def main() -> int:
             model, benchmark, sample = grid.cell(args.cell)
             models, benchmarks = [model], [benchmark]
     elif args.model == "all":
-        models = model_names(recipe)
+        models = [model.name for model in round_models(recipe, run)]
     jobs = {model: jobs_of(recipe, run, model, args.mode, benchmarks) for model in models}
     claim(recipe)
     if len(models) > 1:

@@ -9,18 +9,22 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
 from abscot.common.errors import UserError
-from abscot.method.phases import ITERATED, PHASES
+from abscot.method.phases import PHASES, loop
 
 
 def main() -> int:
     parser = cli.recipe_parser(
         __doc__
-        + "\n\nPhase A of round 1 draws random traces; every other phase asks a model, by vLLM. Killed and started"
-        "\nagain it goes on where it was, and makes the same traces. Shards may run anywhere at "
-        "the same time."
+        + "\n\nThe first phase of round 1 draws random traces; every other one asks a model, by vLLM. Killed"
+        "\nand started again it goes on where it was, and makes the same traces. Shards may run anywhere"
+        "\nat the same time."
     )
     parser.add_argument("--round", type=int, required=True, metavar="R")
-    parser.add_argument("--phase", choices=ITERATED, required=True)
+    parser.add_argument(
+        "--phase",
+        choices=[phase.name for phase in loop() if phase.trace_source == "model"],
+        required=True,
+    )
     parser.add_argument("--shard", type=int, metavar="I", help="only shard I (from 0) of --of N")
     parser.add_argument(
         "--of",
@@ -38,22 +42,22 @@ def main() -> int:
 
     from abscot.common.files import is_done
     from abscot.generation.trace_jobs import generate, open_job
+    from abscot.method.lineage import Training
     from abscot.pipeline.fan_out import generate_on_this_machine
     from abscot.recipe.run import Run, claim
 
-    run = Run.of(recipe)
-    final = run.traces(PHASES[args.phase].tag(args.round))
-    if is_done(final):
-        print(f"{final}: already done")
+    training = Training(recipe, Run.of(recipe), PHASES[args.phase], args.round)
+    if is_done(training.traces):
+        print(f"{training.traces}: already done")
         return 0
-    job = open_job(recipe, run, args.round, args.phase)
+    job = open_job(training)
     claim(recipe)
     if args.shard is None and of > 1 and job.model is not None:
         return generate_on_this_machine(
             [sys.executable, *sys.argv], of, recipe.inference.tensor_parallel
         )
     published = generate(job, args.shard or 0, of if args.shard is not None else 1)
-    print(f"{final}: {'done' if published else 'waits for the other shards'}")
+    print(f"{job.final}: {'done' if published else 'waits for the other shards'}")
     return 0
 
 

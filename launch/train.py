@@ -18,8 +18,10 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
 from abscot.common.errors import UserError
+from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.pipeline.launchers import take_ranks_from_slurm
+from abscot.recipe.run import Run
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     take_ranks_from_slurm()
     from abscot.training.train_phase import train
 
-    train(recipe, PHASES[args.phase], args.round)
+    train(Training(recipe, Run.of(recipe), PHASES[args.phase], args.round))
 
 
 cli.run(main)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import training_run
-from tiny_run import KeyedEngine
+from tiny_run import KeyedEngine, training_of
 
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.method.phases import PHASES
@@ -34,8 +34,8 @@ def losses(root: Path) -> dict[str, list[float]]:
     found = {}
     for name, phase in PHASES.items():
         if name == "B":
-            generate(open_job(recipe, run, 1, "B"), engine=KeyedEngine())
-        train(recipe, phase, 1)
+            generate(open_job(training_of(recipe, run, 1, "B")), engine=KeyedEngine())
+        train(training_of(recipe, run, 1, name))
         found[name] = [
             step["loss"] for step in json.loads(run.train_log(phase.tag(1)).read_text())["steps"]
         ]

@@ -8,7 +8,7 @@ import numpy as np
 from abscot.common import files
 from abscot.common.draws import rng
 from abscot.generation import collapse
-from abscot.method.phases import ITERATED, PHASES
+from abscot.method.lineage import round_models, trainings
 from abscot.method.vocab import codebook_tokens
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run, claim
@@ -32,13 +32,12 @@ def make_run(root: Path, rounds: int = 3, name: str = "synthetic", **overrides) 
     run.shards.mkdir()
     manifest = {"schema_version": 1, "rows": 4000, "counts": {"kept": 4000, "too short": 12}}
     files.write_json_atomic(run.shards / "manifest.json", manifest)
-    for round_ in range(rounds + 1):
-        model = run.round_model(round_, rounds).name
+    for model in round_models(recipe, run):
         for benchmark in recipe.eval.benchmarks:
-            for mode in recipe.eval.modes if round_ else recipe.eval.base_modes:
-                add_results(run, mode, model, benchmark, round_)
-        for phase in ITERATED if round_ else ():
-            add_phase(run, PHASES[phase].tag(round_), recipe)
+            for mode in model.modes:
+                add_results(run, mode, model.name, benchmark, model.round)
+    for training in trainings(recipe, run):
+        add_phase(run, training.tag, recipe)
     return run
 
 

@@ -20,10 +20,11 @@ from abscot.common.errors import UserError
 from abscot.data.rows import Row
 from abscot.data.shards import ShardStore, ShardWriter, manifest_of
 from abscot.generation.trace_set import RANDOM, SCHEMA, TraceSet
+from abscot.method.lineage import Training
 from abscot.method.phases import PHASES, SEGMENT_C, SEGMENT_X, SEGMENT_Y, SEGMENT_Z
 from abscot.method.vocab import AbstractVocab
 from abscot.packing.batches import Documents, prefetched
-from abscot.packing.phase_plan import plan_file, plan_of
+from abscot.packing.phase_plan import plan_of
 from abscot.packing.plan import rows_digest
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
@@ -232,7 +233,7 @@ def sequence(plan, documents, world: int, first_step: int = 0):
 
 def test_the_same_steps_for_every_world_size_and_after_every_resume(made):
     documents = documents_of(made, "A")
-    plan = plan_of(made.recipe, made.run, PHASES["A"], 1, documents)
+    plan = plan_of(Training(made.recipe, made.run, PHASES["A"], 1), documents)
     alone = list(sequence(plan, documents, 1))
     assert [index for index, *_ in alone] == list(range(plan.num_steps))
     assert sorted(i for _, ids, *_ in alone for i in ids) == sorted(2 * made.store.ids())
@@ -247,14 +248,18 @@ def test_the_same_steps_for_every_world_size_and_after_every_resume(made):
 
 
 def test_the_plan_file_is_read_by_the_next_run(made):
-    first = plan_of(made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot"))
-    again = plan_of(made.recipe, made.run, PHASES["sft_cot"], 1, documents_of(made, "sft_cot"))
-    assert first.hash == again.hash and plan_file(made.run, "sft_cot").is_file()
+    first = plan_of(
+        Training(made.recipe, made.run, PHASES["sft_cot"], 1), documents_of(made, "sft_cot")
+    )
+    again = plan_of(
+        Training(made.recipe, made.run, PHASES["sft_cot"], 1), documents_of(made, "sft_cot")
+    )
+    assert first.hash == again.hash and made.run.plan_of("sft_cot").is_file()
 
 
 def test_a_failing_worker_fails_the_consumer_and_a_closed_stream_ends_it(made):
     documents = documents_of(made, "A")
-    plan = plan_of(made.recipe, made.run, PHASES["A"], 1, documents)
+    plan = plan_of(Training(made.recipe, made.run, PHASES["A"], 1), documents)
     stream = prefetched(plan, documents, 0, 1, 0)
     next(stream)
     stream.close()
@@ -273,7 +278,7 @@ def test_traces_that_are_not_the_phases_are_refused(made, tmp_path):
         documents = Documents(
             store, traces, PHASES["A"], VOCAB, made.recipe.train, made.recipe.traces
         )
-        return plan_of(made.recipe, run, PHASES["A"], 1, documents)
+        return plan_of(Training(made.recipe, run, PHASES["A"], 1), documents)
 
     with pytest.raises(UserError, match="1 rows of the phase have no trace"):
         plan(make_traces(run, store, {0: [50], 1: [50], 3: [50]}))

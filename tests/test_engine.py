@@ -79,7 +79,7 @@ def test_a_bin_that_does_not_fit_is_named_before_step_1(monkeypatch):
     data = SimpleNamespace(
         plan=SimpleNamespace(dearest_bin=lambda: [3]),
         documents=SimpleNamespace(batch=lambda rows: batch),
-        phase=None,
+        training=SimpleNamespace(phase=None),
     )
     with pytest.raises(
         UserError,

@@ -16,12 +16,11 @@ from abscot.common import hardware
 from abscot.common.errors import UserError
 from abscot.common.files import publish, write_json_atomic
 from abscot.common.hardware import GPUS
-from abscot.method.lineage import rows_of_phase
+from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.model.shape import GB, QWEN3, ModelShape
 from abscot.packing.audit import audit, render
 from abscot.packing.make_plan import make_plan
-from abscot.packing.phase_plan import plan_file
 from abscot.packing.plan import Plan, rows_digest
 from abscot.pipeline import estimate
 from abscot.pipeline.estimate import Sharding, memory_bytes
@@ -276,9 +275,9 @@ def trained(tmp_path):
                 global_batch_examples=4,
                 round_=round_,
                 phase=phase.name,
-                rows=rows_of_phase(recipe, phase, round_, 40),
+                rows=Training(recipe, run, phase, round_).rows(40),
             )
-            plan.save(plan_file(run, tag), "key")
+            plan.save(run.plan_of(tag), "key")
             steps = [
                 {
                     "step": k,
@@ -331,7 +330,7 @@ def test_each_kind_of_mismatch_is_found(trained, change, fault):
 
 def test_a_plan_that_leaves_out_a_row_is_found(trained):
     recipe, run = trained
-    path = plan_file(run, "pi2_phaseA")
+    path = run.plan_of("pi2_phaseA")
     plan, key = Plan.load(path)
     plan.rows[0] = plan.rows[1]
     plan.save(path, key)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from synthetic_run import add_phase, add_results, make_run
 from test_config import RECIPES
-from tiny_run import make_tiny_run, tiny_tokenizer
+from tiny_run import make_tiny_run, tiny_tokenizer, training_of
 
 from abscot.common.errors import UserError
 from abscot.evaluation import benchmarks
@@ -20,8 +20,8 @@ from abscot.evaluation.jobs import jobs_of
 from abscot.generation.requests import Hidden, Request, Sampling
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.method import masks
-from abscot.method.lineage import BASELINE_MODES, BASELINES, epochs_of
-from abscot.method.phases import BOTTLENECK, PHASES
+from abscot.method.lineage import epochs_of
+from abscot.method.phases import BOTTLENECK, PHASES, baselines
 from abscot.method.vocab import AbstractVocab
 from abscot.pipeline.ladder import ladder_recipe, ladder_stages
 from abscot.recipe.load import ROOT, load_recipe
@@ -88,9 +88,9 @@ def climbed(tmp_path_factory):
     keys = {"eval.benchmarks": "[world]", "eval.base_modes": "[verbal, no_cot]"}
     run = make_run(tmp_path_factory.mktemp("ladder"), rounds=2, **keys)
     recipe = load_recipe(run.config)
-    for name in BASELINES:
-        add_results(run, BASELINE_MODES[name][0], name, "world", 0)
-        add_phase(run, name, recipe, steps=480)
+    for phase in baselines():
+        add_results(run, phase.asked_in, phase.name, "world", 0)
+        add_phase(run, phase.name, recipe, steps=480)
     for round_ in (1, 2):
         add_results(
             run, "channel", f"pi{round_}_phaseA", "world", round_, problems=50, correct=True
@@ -190,7 +190,7 @@ def test_the_channel_is_a_result_file_of_phase_a_models(tiny):
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = dataclasses.replace(recipe.eval, files={"world": str(problems)}, channel_problems=3)
     recipe = dataclasses.replace(recipe, eval=asked)
-    if not (export := run.export("pi1_phaseA", 1, recipe.rounds)).exists():
+    if not (export := training_of(recipe, run, 1, "A").export).exists():
         from tiny_run import make_model
 
         make_model(export, tiny_tokenizer(), seed=1)

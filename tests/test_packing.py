@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abscot.common.errors import UserError
-from abscot.method.lineage import rows_of_phase
+from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.packing.bins import (
     best_fit,
@@ -25,6 +25,7 @@ from abscot.packing.phase_plan import kept_plan
 from abscot.packing.plan import Plan, rows_digest
 from abscot.pipeline.estimate import dolci_like_lengths
 from abscot.recipe.load import load_recipe
+from abscot.recipe.run import Run
 
 CAPACITY = 64
 
@@ -320,12 +321,12 @@ def test_bins_a_step_suit_common_world_sizes():
 def test_partition_covers_the_data_once_and_reuse_gives_all_of_it():
     recipe = load_recipe(None, ["staging=partition", "rounds=3"])
     phases = [(PHASES[name], round_) for round_ in (1, 2, 3) for name in "AB"]
-    parts = [rows_of_phase(recipe, phase, round_, 1000) for phase, round_ in phases]
+    parts = [Training(recipe, Run.of(recipe), phase, round_).rows(1000) for phase, round_ in phases]
     assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
     assert {len(part) for part in parts} == {166, 167}
-    assert len(rows_of_phase(recipe, PHASES["sft_cot"], 1, 1000)) == 1000
+    assert len(Training(recipe, Run.of(recipe), PHASES["sft_cot"], 1).rows(1000)) == 1000
     reuse = load_recipe(None, ["staging=reuse"])
-    assert len(rows_of_phase(reuse, PHASES["B"], 2, 1000)) == 1000
+    assert len(Training(reuse, Run.of(reuse), PHASES["B"], 2).rows(1000)) == 1000
 
 
 def test_the_digest_of_ranks_adds_up_and_tells_sets_of_rows_apart():

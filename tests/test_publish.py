@@ -24,7 +24,7 @@ def finished(tmp_path_factory) -> Run:
     """A finished run of one round: random weights, synthetic logs and results."""
     run = make_run(tmp_path_factory.mktemp("publish"), rounds=1, **{"eval.benchmarks": "[world]"})
     make_model(run.base, tiny_tokenizer(), seed=0)
-    for path in (run.root / "final", run.export("pi1_phaseA", 1, 1)):
+    for path in (run.root / "final", run.checkpoints("pi1_phaseA") / "export"):
         shutil.copytree(run.base, path)
     files.seal(run.shards)
     with files.publish(run.world):

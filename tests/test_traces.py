@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny_run import KeyedEngine, make_model, make_tiny_run, tiny_tokenizer
+from tiny_run import KeyedEngine, make_model, make_tiny_run, tiny_tokenizer, training_of
 
 from abscot.common import files
 from abscot.common.errors import MissingInput, UserError
@@ -46,7 +46,7 @@ def with_traces(recipe, **changes):
 
 def random_lengths(recipe, run, vocab, samples=300):
     store = ShardStore(run.shards)
-    source = RandomTraces(store, vocab, recipe.traces, recipe.seed)
+    source = RandomTraces(store, vocab, recipe.traces, (recipe.seed, 1, "A"))
     made = source.traces(
         [
             Item(row, f"{row}/{i}", 0)
@@ -80,7 +80,7 @@ def test_random_traces_keep_the_limits(tiny):
 
 def test_a_published_set_is_complete_and_loads(tiny):
     recipe, run, vocab = tiny
-    job = open_job(recipe, run, 1, "A")
+    job = open_job(training_of(recipe, run, 1, "A"))
     assert generate(job) and generate(job)
     loaded = TraceSet.load(job.final, job.store, 1, "A")
     assert loaded.rows.tolist() == list(range(ROWS))
@@ -94,7 +94,7 @@ def test_a_published_set_is_complete_and_loads(tiny):
 def test_partition_gives_each_phase_its_own_rows(tiny):
     recipe, run, _ = tiny
     recipe = dataclasses.replace(recipe, staging="partition")
-    job = open_job(recipe, run, 1, "A")
+    job = open_job(training_of(recipe, run, 1, "A"))
     generate(job)
     loaded = TraceSet.load(job.final, job.store)
     assert len(loaded) == len(job.rows) == ROWS // 4  # two rounds of two phases
@@ -129,9 +129,9 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
     recipe = dataclasses.replace(
         recipe, inference=dataclasses.replace(recipe.inference, chunk_rows=1 if phase == "A" else 3)
     )
-    if phase == "B" and not (export := run.export("pi1_phaseA", 1, recipe.rounds)).exists():
+    if phase == "B" and not (export := training_of(recipe, run, 1, "A").export).exists():
         shutil.copytree(run.base, export)
-    job = open_job(recipe, run, 1, phase)
+    job = open_job(training_of(recipe, run, 1, phase))
     generate(job, engine=KeyedEngine())
     expected = (job.final / TRACES).read_bytes()
     shutil.rmtree(run.root / "teacher_traces")
@@ -154,7 +154,7 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
     for shard in range(of):
         generate(job, shard, of, KeyedEngine())
     if phase == "B":
-        shutil.rmtree(run.export("pi1_phaseA", 1, recipe.rounds))
+        shutil.rmtree(training_of(recipe, run, 1, "A").export)
     assert (job.final / TRACES).read_bytes() == expected
 
 
@@ -187,19 +187,19 @@ def test_shards_of_one_machine_run_together_and_a_failure_is_the_exit_code(tmp_p
 
 def test_parts_of_another_job_are_refused(tiny):
     recipe, run, _ = tiny
-    job = open_job(recipe, run, 1, "A")
+    job = open_job(training_of(recipe, run, 1, "A"))
     assert not generate(job, 0, 3)
     with pytest.raises(UserError, match="begun with another m_max"):
-        generate(open_job(with_traces(recipe, m_max=9), run, 1, "A"), 1, 3)
+        generate(open_job(training_of(with_traces(recipe, m_max=9), run, 1, "A")), 1, 3)
 
 
 def test_empty_traces_are_refused_unless_the_recipe_allows_them(tiny):
     recipe, run, _ = tiny
     recipe = with_traces(recipe, random="uniform", m_min=0, m_max=3)
     with pytest.raises(UserError, match=r"\d+ of 160 traces are empty; .*traces.allow_empty"):
-        generate(open_job(recipe, run, 1, "A"))
+        generate(open_job(training_of(recipe, run, 1, "A")))
     shutil.rmtree(run.root / "teacher_traces")
-    job = open_job(with_traces(recipe, allow_empty=True), run, 1, "A")
+    job = open_job(training_of(with_traces(recipe, allow_empty=True), run, 1, "A"))
     generate(job)
     loaded = TraceSet.load(job.final, job.store)
     assert loaded.stats["empty_traces"] == (loaded.lengths() == 0).sum() > 0
@@ -208,7 +208,7 @@ def test_empty_traces_are_refused_unless_the_recipe_allows_them(tiny):
 def test_a_collapse_stops_the_round_where_the_recipe_says_so(tiny, capsys):
     recipe, run, _ = tiny
     recipe = with_traces(recipe, random="steps", m_min=11, m_max=12, on_collapse="stop")
-    job = open_job(dataclasses.replace(recipe, codebook_size=3), run, 1, "A")
+    job = open_job(training_of(dataclasses.replace(recipe, codebook_size=3), run, 1, "A"))
     with pytest.raises(UserError, match="traces.on_collapse is `stop`, and few tokens"):
         generate(job)
     assert not job.final.exists() and "WARNING" in capsys.readouterr().out
@@ -247,7 +247,7 @@ def test_validation_finds_what_is_wrong(tiny, change, message):
 
 def test_a_set_of_another_round_phase_or_store_is_refused(tiny):
     recipe, run, _ = tiny
-    job = open_job(recipe, run, 1, "A")
+    job = open_job(training_of(recipe, run, 1, "A"))
     generate(job)
     for round_, phase, word in ((2, "A", "round 1"), (1, "B", "phase A")):
         with pytest.raises(UserError, match=f"traces of {word}, expected"):
@@ -261,10 +261,10 @@ def test_a_set_of_another_round_phase_or_store_is_refused(tiny):
 
 def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
     recipe, run, _ = tiny
-    shutil.rmtree(run.export("pi1_phaseA", 1, recipe.rounds), ignore_errors=True)
+    shutil.rmtree(training_of(recipe, run, 1, "A").export, ignore_errors=True)
     for round_, phase, missing in ((1, "B", "checkpoints/pi1_phaseA/export"), (2, "A", "round1")):
         with pytest.raises(MissingInput, match=f"{missing}: missing or unfinished") as refused:
-            open_job(recipe, run, round_, phase)
+            open_job(training_of(recipe, run, round_, phase))
         assert f"launch/round.py --recipe {run.config} --round 1" == maker_of(
             recipe, refused.value.path
         ).removeprefix("python ")
@@ -277,11 +277,11 @@ def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
 
 def test_the_fingerprint_follows_the_model(tiny):
     recipe, run, _ = tiny
-    export = run.export("pi1_phaseA", 1, recipe.rounds)
+    export = training_of(recipe, run, 1, "A").export
     seen = set()
     for seed in (1, 2):
         shutil.rmtree(export, ignore_errors=True)
         make_model(export, tiny_tokenizer(), seed)
-        seen.add(open_job(recipe, run, 1, "B").identity()["model_fingerprint"])
+        seen.add(open_job(training_of(recipe, run, 1, "B")).identity()["model_fingerprint"])
     shutil.rmtree(export)
     assert len(seen) == 2

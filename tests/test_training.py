@@ -28,7 +28,6 @@ from training_run import (
 )
 
 from abscot.common import files
-from abscot.packing.phase_plan import plan_file
 from abscot.packing.plan import Plan
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import LoraConfig
@@ -53,7 +52,7 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
     code, output = finish(start(on_ranks(recipe, 1, deepspeed="ds_configs/zero2.json"), run))
     assert code == 0 and "made on 4 ranks" in output, output
     assert reload_gap(whole) < 1e-4 and reload_gap(run) < 1e-4
-    first = Plan.load(plan_file(run, TAG))[0].step(0)
+    first = Plan.load(run.plan_of(TAG))[0].step(0)
     assert [len(first.micro_steps(world)) for world in (1, 2, 4)] == [4, 2, 1]
     rates = [lr_at(k, 10, two_ranks.train.lr, two_ranks.train) for k in range(10)]
     assert (

@@ -14,6 +14,8 @@ from abscot.data.chat import ChatTokenizer
 from abscot.data.rows import Row
 from abscot.data.shards import ShardWriter, manifest_of
 from abscot.generation.requests import Completion
+from abscot.method.lineage import Training
+from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab, extend_tokenizer
 from abscot.recipe.load import dump
 from abscot.recipe.run import Run
@@ -101,6 +103,10 @@ def make_tiny_run(
     with files.publish(run.shards) as directory:
         write_shards(directory, ChatTokenizer(tokenizer), rows, question)
     return recipe, run, AbstractVocab.of(tokenizer)
+
+
+def training_of(recipe: Recipe, run: Run, round_: int, phase: str) -> Training:
+    return Training(recipe, run, PHASES[phase], round_)
 
 
 def make_model(directory: Path, tokenizer, seed: int) -> None:

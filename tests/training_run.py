@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from tiny_run import make_tiny_run
+from tiny_run import make_tiny_run, training_of
 
 from abscot.common import files
-from abscot.method.phases import PHASES
 from abscot.pipeline.stages import train_stage
 from abscot.recipe.load import dump
 from abscot.recipe.run import Run
@@ -78,7 +77,7 @@ def start(recipe, run: Run) -> subprocess.Popen:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = train_stage(recipe, run, PHASES["A"], 1).command(run.config, port)
+    command = train_stage(training_of(recipe, run, 1, "A")).launch.command(run.config, port)
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -24,7 +24,7 @@ from abscot.generation.trace_jobs import generate, open_job
 from abscot.generation.trace_set import STATS, TraceSet
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine
-from abscot.method.lineage import model_directory
+from abscot.method.lineage import round_model
 from abscot.method.vocab import AbstractVocab
 from abscot.model.handover import check_handover
 from abscot.recipe.run import Run
@@ -35,7 +35,7 @@ PROMPTS = 48
 def main(root: Path, out: Path) -> None:
     recipe = tiny_run.tiny_recipe(root)
     run = Run.of(recipe)
-    for copy in (run.export("pi1_phaseA", 1, recipe.rounds), run.round_model(1, recipe.rounds)):
+    for copy in (tiny_run.training_of(recipe, run, 1, "A").export, round_model(recipe, run, 1)):
         shutil.copytree(run.base, copy)
     engine = VllmEngine(run.base, recipe.inference)
     computed = count_scheduled_tokens(engine)
@@ -158,7 +158,7 @@ def trace_sets(engine, recipe, run) -> dict:
     """
     sets = {}
     for of in (1, 2, 3):
-        job = open_job(recipe, run, 1, "B")
+        job = open_job(tiny_run.training_of(recipe, run, 1, "B"))
         published = [generate(job, shard, of, engine) for shard in reversed(range(of))]
         loaded = TraceSet.load(job.final, job.store, 1, "B")
         sets[of] = {
@@ -168,7 +168,7 @@ def trace_sets(engine, recipe, run) -> dict:
         }
         shutil.rmtree(job.final)
     engine.window_tokens, window = 64, engine.window_tokens
-    job = open_job(recipe, run, 2, "A")
+    job = open_job(tiny_run.training_of(recipe, run, 2, "A"))
     generate(job, engine=engine)
     sets["narrow"] = json.loads((job.final / STATS).read_text())
     engine.window_tokens = window
@@ -186,7 +186,7 @@ def answers(engine, recipe, run) -> dict:
     metas = {job.mode: json.loads(job.meta.read_text()) for job in jobs}
 
     job = jobs[every.index("abstract")]
-    asker = Asker(model_directory(run, "round1", recipe.rounds), recipe, every, engine)
+    asker = Asker(round_model(recipe, run, 1), recipe, every, engine)
     problems = benchmarks.load("world", recipe, run)
     questions = job.questions(problems)
     _generate(job, questions, list(range(len(questions))), {}, asker)

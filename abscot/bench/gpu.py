@@ -17,7 +17,7 @@ from abscot.bench.attention import HEADS, document, measure
 from abscot.bench.step import VOCAB, adamw, packed_loss
 from abscot.common import hardware
 from abscot.common.errors import UserError
-from abscot.method.phases import BOTTLENECK
+from abscot.method.phases import BOTTLENECK, PHASES
 from abscot.model import attention
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import LoraConfig
@@ -178,9 +178,9 @@ def measure_step(name: str, kind: str, phase: str, tokens: int) -> dict[str, flo
 
 
 def phase_documents(phase: str, tokens: int) -> list[tools.Document]:
-    """Phase A as it is; phase B: the same documents without their CoT, as many as fill the bin."""
+    """With the CoT as they are; without it as many as fill the bin."""
     documents = [document(n) for n in BINS[tokens]]
-    if phase == "A":
+    if PHASES[phase].sees_cot:
         return documents
     x, _, z, y = documents[0]
     return [(x, 0, z, y)] * (tokens // (x + z + y))

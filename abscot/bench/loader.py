@@ -27,6 +27,7 @@ from abscot.common.log import Progress, log
 from abscot.data.rows import Row
 from abscot.data.shards import ShardStore, ShardWriter, manifest_of
 from abscot.generation.trace_set import RANDOM, STATS, TRACES, TraceSet
+from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab
 from abscot.packing.batches import Documents, prefetched
@@ -175,17 +176,11 @@ def _write_traces(run: Run, store: ShardStore) -> None:
 
 def _open(root: Path):
     """(plan, documents) as the trainer opens them."""
-    run, recipe, phase = Run(root / "run"), _recipe(), PHASES["A"]
-    store = ShardStore(run.shards)
-    documents = Documents(
-        store,
-        TraceSet.load(run.traces("pi1_phaseA"), store, 1, "A"),
-        phase,
-        VOCAB,
-        recipe.train,
-        recipe.traces,
-    )
-    return plan_of(recipe, run, phase, 1, documents), documents
+    run, recipe = Run(root / "run"), _recipe()
+    training, store = Training(recipe, run, PHASES["A"], 1), ShardStore(run.shards)
+    traces = TraceSet.load(training.traces, store)
+    documents = Documents(store, traces, training.phase, VOCAB, recipe.train, recipe.traces)
+    return plan_of(training, documents), documents
 
 
 def _ours(root: Path) -> dict:

@@ -22,10 +22,12 @@ from abscot.generation.requests import trace_request
 from abscot.generation.trace_sources import Item, ModelTraces
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine, sampling_params
+from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import InferenceConfig, TraceConfig
 
 VOCAB_SIZE = 4096
+KEY = (0, 2, "A")  # seed, round, phase: of the draws
 VOCAB = AbstractVocab(tuple(range(4000, 4064)), 4064, 4065)
 
 
@@ -89,7 +91,7 @@ def _measure(
     slow_start_s = time.perf_counter() - start
     few = items[: args.transformers_traces]
     slow_s = (
-        _seconds(lambda: ModelTraces(rows, VOCAB, rules, 0, 2, "A", slow).traces(few))
+        _seconds(lambda: ModelTraces(rows, VOCAB, rules, PHASES["A"], KEY, slow).traces(few))
         * len(items)
         / len(few)
     )
@@ -97,10 +99,9 @@ def _measure(
     start = time.perf_counter()
     engine = VllmEngine(model, config)
     start_s = time.perf_counter() - start
-    ours = ModelTraces(rows, VOCAB, rules, 0, 2, "A", engine)
+    ours = ModelTraces(rows, VOCAB, rules, PHASES["A"], KEY, engine)
     requests = [
-        trace_request(ours.prompt(i.row), VOCAB, rules, keyed_seed(0, 2, "A", i.id, 0))
-        for i in items
+        trace_request(ours.prompt(i.row), VOCAB, rules, keyed_seed(*KEY, i.id, 0)) for i in items
     ]
 
     def bare():

@@ -20,7 +20,6 @@ from abscot.evaluation.jobs import Job
 from abscot.evaluation.modes import MODES, Asker, Question
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine
-from abscot.method.lineage import model_directory
 
 CHANNEL_BATCH = 16  # sequences with their CoTs, in transformers' padded cache
 
@@ -82,7 +81,7 @@ def _ask(
 
 def _asker(jobs: list[Job], engine: VllmEngine | None, hides: bool) -> Asker:
     recipe = jobs[0].recipe
-    model = model_directory(jobs[0].run, jobs[0].model, recipe.rounds)
+    model = jobs[0].model.directory
     engine = _masking_engine(jobs[0]) if hides else engine or VllmEngine(model, recipe.inference)
     return Asker(model, recipe, [job.mode for job in jobs], engine)
 
@@ -90,7 +89,7 @@ def _asker(jobs: list[Job], engine: VllmEngine | None, hides: bool) -> Asker:
 def _masking_engine(job: Job) -> TransformersEngine:
     """vLLM cannot hide a CoT that is in its cache."""
     config = dataclasses.replace(job.recipe.inference, max_num_seqs=CHANNEL_BATCH)
-    return TransformersEngine(model_directory(job.run, job.model, job.recipe.rounds), config)
+    return TransformersEngine(job.model.directory, config)
 
 
 def _generate(

@@ -11,7 +11,8 @@ import yaml
 
 from abscot.common.errors import UserError
 from abscot.evaluation.benchmarks import BENCHMARKS
-from abscot.method.lineage import model_names, round_of
+from abscot.method.lineage import model_named, round_models
+from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 KEYS = ("models", "benchmarks", "seeds")
@@ -45,12 +46,12 @@ class Grid:
         """Raises UserError, naming file and key, for a file that cannot be read and for unknown
         keys and names.
         """
-        given = _read(Path(file)) if file else {}
+        given, run = _read(Path(file)) if file else {}, Run.of(recipe)
         for key in given:
             if key not in KEYS:
                 raise UserError(f"{file}: unknown key {key}; expected {', '.join(KEYS)}")
         grid = cls(
-            given.get("models", model_names(recipe)),
+            given.get("models", [model.name for model in round_models(recipe, run)]),
             given.get("benchmarks", recipe.eval.benchmarks),
             given.get("seeds", recipe.eval.samples),
         )
@@ -69,7 +70,7 @@ class Grid:
                 "above 0 or seeds to 1"
             )
         for name in grid.models:
-            round_of(name, recipe.rounds)
+            model_named(recipe, run, name)
         if unknown := [name for name in grid.benchmarks if name not in BENCHMARKS]:
             raise UserError(
                 f"{file}: benchmarks: {unknown[0]}: expected one of {', '.join(BENCHMARKS)}"

@@ -9,9 +9,14 @@ from abscot.common.errors import UserError
 from abscot.common.files import fingerprint, require
 from abscot.evaluation.benchmarks import BENCHMARKS, Problem
 from abscot.evaluation.modes import MODES, Question
-from abscot.method.lineage import BASELINE_MODES, bottlenecked, model_directory, round_of
+from abscot.method.lineage import Model, model_named
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
+
+
+def result_name(mode: str, model: str, benchmark: str) -> str:
+    """The name of a job's files in results/."""
+    return f"{mode}_{model}_{benchmark}"
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,13 @@ class Job:
 
     recipe: Recipe
     run: Run
-    model: str
+    model: Model
     mode: str
     benchmark: str
 
     @property
     def name(self) -> str:
-        return f"{self.mode}_{self.model}_{self.benchmark}"
+        return result_name(self.mode, self.model.name, self.benchmark)
 
     @property
     def result(self) -> Path:
@@ -57,12 +62,10 @@ class Job:
         config = self.recipe.eval
         return {
             "mode": self.mode,
-            "round": round_of(self.model, self.recipe.rounds),
-            "model": self.model,
+            "round": self.model.round,
+            "model": self.model.name,
             "benchmark": self.benchmark,
-            "model_fingerprint": fingerprint(
-                model_directory(self.run, self.model, self.recipe.rounds)
-            ),
+            "model_fingerprint": fingerprint(self.model.directory),
             "seed": self.recipe.seed,
             "samples": config.samples,
             "temperature": config.temperature,
@@ -98,29 +101,14 @@ class Job:
 def jobs_of(
     recipe: Recipe, run: Run, model: str, modes: list[str] | None, names: list[str] | None
 ) -> list[Job]:
-    """The jobs of one model: the recipe's modes and benchmarks unless others are asked for.
+    """The jobs of one model: its own modes and the recipe's benchmarks unless others are asked for.
 
     Raises UserError for an unknown mode or benchmark and for a model that is not there yet.
     """
-    if modes is None:
-        modes = default_modes(recipe, model)
-    for word, given, known in (
-        ("mode", modes, MODES),
-        ("benchmark", names or recipe.eval.benchmarks, BENCHMARKS),
-    ):
+    asked, names = model_named(recipe, run, model), names or recipe.eval.benchmarks
+    modes = list(asked.modes) if modes is None else modes
+    for word, given, known in (("mode", modes, MODES), ("benchmark", names, BENCHMARKS)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"{word} {unknown[0]}: expected one of {', '.join(known)}")
-    require(model_directory(run, model, recipe.rounds))
-    return [
-        Job(recipe, run, model, mode, name)
-        for name in names or recipe.eval.benchmarks
-        for mode in modes
-    ]
-
-
-def default_modes(recipe: Recipe, model: str) -> list[str]:
-    if model in bottlenecked(recipe.rounds):
-        return ["channel"]
-    return BASELINE_MODES.get(model) or (
-        recipe.eval.base_modes if model == "base" else recipe.eval.modes
-    )
+    require(asked.directory)
+    return [Job(recipe, run, asked, mode, name) for name in names for mode in modes]

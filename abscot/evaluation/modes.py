@@ -40,6 +40,7 @@ from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import Recipe
 
 TRUNCATIONS = (32, 48, 64)
+CHANNEL = "channel"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ MODES = {
     "abstract_permuted": Mode(trace="model", edit=_permute),
     **{f"abstract_truncated_{k}": Mode(trace="model", edit=_truncate(k)) for k in TRUNCATIONS},
     "pause": Mode(trace="pause"),
-    "channel": Mode(trace="model", cot=True),
+    CHANNEL: Mode(trace="model", cot=True),
 }
 
 

@@ -29,10 +29,8 @@ from abscot.data.shards import ShardStore
 from abscot.generation import collapse
 from abscot.generation.trace_set import RANDOM, SCHEMA, STATS, TRACES, TraceSet
 from abscot.generation.trace_sources import Item, ModelTraces, RandomTraces, Source
-from abscot.method.lineage import rows_of_phase, source_model
-from abscot.method.phases import PHASES
+from abscot.method.lineage import Training
 from abscot.method.vocab import AbstractVocab
-from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 HANDLING = ("allow_empty", "on_collapse", "shards")  # keys of TraceConfig that change no trace
@@ -40,24 +38,29 @@ HANDLING = ("allow_empty", "on_collapse", "shards")  # keys of TraceConfig that 
 
 @dataclass(frozen=True)
 class TraceJob:
-    """Everything that decides what the traces of one phase of one round are."""
+    """Everything that decides what the traces of one training are."""
 
-    recipe: Recipe
-    run: Run
+    training: Training
     store: ShardStore
     vocab: AbstractVocab
-    round_: int
-    phase: str
-    rows: np.ndarray  # int64, ascending: the rows of the shard store that this phase uses
-    model: Path | None  # None: random traces
+    rows: np.ndarray  # int64, ascending: the rows of the shard store that the training uses
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.training.recipe
 
     @property
     def tag(self) -> str:
-        return PHASES[self.phase].tag(self.round_)
+        return self.training.tag
 
     @property
     def final(self) -> Path:
-        return self.run.traces(self.tag)
+        return self.training.traces
+
+    @property
+    def model(self) -> Path | None:
+        """The model that makes them; None for random traces."""
+        return self.training.trace_model
 
     @property
     def parts(self) -> Path:
@@ -68,8 +71,8 @@ class TraceJob:
         """What a set of traces must agree on to be one set."""
         rules = dataclasses.asdict(self.recipe.traces)
         return {
-            "round": self.round_,
-            "phase": self.phase,
+            "round": self.training.round,
+            "phase": self.training.phase.name,
             "model_fingerprint": fingerprint(self.model) if self.model else RANDOM,
             "store": self.store.hash,
             "rows": len(self.rows),
@@ -98,20 +101,17 @@ class TraceJob:
         return self.parts / f"chunk_{chunk:06}.arrow"
 
 
-def open_job(recipe: Recipe, run: Run, round_: int, phase: str) -> TraceJob:
-    """The job of one phase over what the run directory holds. Raises UserError naming what is
-    missing there.
-    """
+def open_job(training: Training) -> TraceJob:
+    """The job of one training over what the run directory holds. Raises MissingInput."""
     from transformers import AutoTokenizer
 
-    model = source_model(recipe, run, round_, phase)
-    require(run.base, run.shards, *([model] if model else []))
+    recipe, run = training.recipe, training.run
+    require(run.base, run.shards, *filter(None, [training.trace_model]))
     tokenizer = AutoTokenizer.from_pretrained(
         run.base, trust_remote_code=recipe.model.trust_remote_code
     )
     vocab, store = AbstractVocab.of(tokenizer, recipe.codebook_size), ShardStore(run.shards)
-    rows = rows_of_phase(recipe, PHASES[phase], round_, len(store)).astype(np.int64)
-    return TraceJob(recipe, run, store, vocab, round_, phase, rows, model)
+    return TraceJob(training, store, vocab, training.rows(len(store)).astype(np.int64))
 
 
 def generate(job: TraceJob, shard: int = 0, of: int = 1, engine=None) -> bool:
@@ -167,16 +167,15 @@ def _claim_parts(job: TraceJob) -> None:
 
 
 def _source(job: TraceJob, engine) -> Source:
-    recipe = job.recipe
+    recipe, phase = job.recipe, job.training.phase
+    key = (recipe.seed, job.training.round, phase.name)
     if job.model is None:
-        return RandomTraces(job.store, job.vocab, recipe.traces, recipe.seed)
+        return RandomTraces(job.store, job.vocab, recipe.traces, key)
     if engine is None:
         from abscot.generation.vllm_engine import VllmEngine
 
         engine = VllmEngine(job.model, recipe.inference)
-    return ModelTraces(
-        job.store, job.vocab, recipe.traces, recipe.seed, job.round_, job.phase, engine
-    )
+    return ModelTraces(job.store, job.vocab, recipe.traces, phase, key, engine)
 
 
 def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -> None:
@@ -232,7 +231,7 @@ def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
     if statistics["warnings"] and config.on_collapse == "stop":
         raise UserError(
             f"traces {job.tag}: traces.on_collapse is `stop`, and {statistics['warnings'][0]};"
-            f" train differently, or to go on all the same write `warn` into {job.run.config} and "
+            f" train differently, or to go on all the same write `warn` into {job.training.run.config} and "
             "start with --recipe on it"
         )
     with publish(job.final, job.identity()) as directory:

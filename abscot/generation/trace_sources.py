@@ -1,4 +1,4 @@
-"""Where traces come from: random draws for phase A of round 1, a model for everything else."""
+"""Where traces come from: random draws where no model has learnt to write any, else a model."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,7 @@ import numpy as np
 from abscot.common.draws import keyed_seed, rng
 from abscot.data.shards import ShardStore
 from abscot.generation.requests import codebook_tokens_of, trace_request
-from abscot.method.phases import PHASES
+from abscot.method.phases import Phase
 from abscot.method.sequence import cut_middle
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
@@ -32,19 +32,19 @@ class Source(Protocol):
 
 
 class RandomTraces:
-    """Round 1, phase A: traces that no model made (paper section 3.2)."""
+    """Traces that no model made (paper section 3.2). key: (seed, round, phase), of the draws."""
 
     cut_prompts = 0
 
-    def __init__(self, store: ShardStore, vocab: AbstractVocab, config: TraceConfig, seed: int):
-        self.store, self.config, self.seed = store, config, seed
+    def __init__(self, store: ShardStore, vocab: AbstractVocab, config: TraceConfig, key: tuple):
+        self.store, self.config, self.key = store, config, key
         self.codebook = np.array(vocab.codebook_ids, np.int32)
 
     def traces(self, items: list[Item]) -> list[list[int]]:
         return [self._trace(item) for item in items]
 
     def _trace(self, item: Item) -> np.ndarray:
-        draw = rng(self.seed, 1, "A", item.id, item.sample)
+        draw = rng(*self.key, item.id, item.sample)
         length = self._length(draw, item.row)
         return self.codebook[draw.integers(0, len(self.codebook), length)]
 
@@ -62,21 +62,21 @@ class RandomTraces:
 
 
 class ModelTraces:
-    """Traces z ~ pi_abs(. | x, c) for phase A, z ~ pi_abs(. | x) for phase B."""
+    """Traces z ~ pi_abs(. | x, c) for a phase that sees the CoT, z ~ pi_abs(. | x) for another.
+    key: (seed, round, phase), of the draws.
+    """
 
     def __init__(
         self,
         store: ShardStore,
         vocab: AbstractVocab,
         config: TraceConfig,
-        seed: int,
-        round_: int,
-        phase: str,
+        phase: Phase,
+        key: tuple,
         engine,
     ):
         self.store, self.vocab, self.config, self.engine = store, vocab, config, engine
-        self.key = (seed, round_, phase)
-        self.sees_cot = PHASES[phase].sees_cot
+        self.sees_cot, self.key = phase.sees_cot, key
         self.cut_prompts = 0
 
     def traces(self, items: list[Item]) -> list[list[int]]:

@@ -1,69 +1,142 @@
-"""Which model comes from which: start, trace model, export, tag, epochs and rows of a phase."""
+"""Lineage: which model a training starts from, which one makes its traces, where its own goes.
 
+    base -> A -> B = round1 -> A -> B = round2 -> A -> B = final      the loop, here of three rounds
+    base -> sft_no_cot,  base -> sft_cot,  base -> pause              the baselines, each once
+
+All of it follows from the order of the phase table. A phase of the loop starts from the model of the
+training before it, across rounds, and that model makes its traces; the base has not learnt to write
+any, so the first training of a run gets random ones. The last phase of a round makes the round's
+model. A baseline starts from the base.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
-from abscot.method.phases import ITERATED, PHASES, Phase
+from abscot.method.phases import Phase, baselines, loop
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
-BASELINE_MODES = {"sft_cot": ["verbal"], "sft_no_cot": ["no_cot"], "pause": ["pause"]}
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a run: a phase of the loop in one of its rounds (from 1), or a baseline."""
+
+    recipe: Recipe
+    run: Run
+    phase: Phase
+    round: int
+
+    @property
+    def tag(self) -> str:
+        """The name of its files: `pi2_phaseA`, or the plain name of a baseline."""
+        return self.phase.tag(self.round)
+
+    @property
+    def before(self) -> "Training | None":
+        """The training whose model this one starts from; None where that is the base."""
+        if not self.phase.iterated:
+            return None
+        place = loop().index(self.phase)
+        if place:
+            return Training(self.recipe, self.run, loop()[place - 1], self.round)
+        if self.round > 1:
+            return Training(self.recipe, self.run, loop()[-1], self.round - 1)
+        return None
+
+    @property
+    def start(self) -> Path:
+        """The model that it starts from."""
+        return self.before.export if self.before else self.run.base
+
+    @property
+    def trace_model(self) -> Path | None:
+        """The model that makes its traces; None for random traces, and where it reads none."""
+        return self.before.export if self.before and self.reads_traces else None
+
+    @property
+    def reads_traces(self) -> bool:
+        return self.phase.trace_source == "model"
+
+    @property
+    def ends_round(self) -> bool:
+        return self.phase.iterated and self.phase == loop()[-1]
+
+    @property
+    def export(self) -> Path:
+        """Where its full model goes: the round's model, or a place among its checkpoints."""
+        if self.ends_round:
+            return round_model(self.recipe, self.run, self.round)
+        return self.checkpoints / "export"
+
+    @property
+    def adapter(self) -> Path | None:
+        """Where its adapter goes; None without LoRA."""
+        return self.run.adapter(self.tag) if self.recipe.lora else None
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What must be there before it begins."""
+        return [self.run.shards, self.start, *([self.traces] if self.reads_traces else [])]
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.export, *filter(None, [self.adapter])]
+
+    @property
+    def traces(self) -> Path:
+        """The trace set that it reads."""
+        return self.run.traces(self.tag)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run.checkpoints(self.tag)
+
+    @property
+    def train_log(self) -> Path:
+        return self.run.train_log(self.tag)
+
+    @property
+    def plan_file(self) -> Path:
+        return self.run.plan_of(self.tag)
+
+    @property
+    def peak_lr(self) -> float:
+        return self.recipe.train.phase_lr.get(self.phase.name, self.recipe.train.lr)
+
+    @property
+    def epochs(self) -> int:
+        return epochs_of(self.recipe, self.phase)
+
+    def rows(self, num_rows: int) -> np.ndarray:
+        """The rows of the store that it trains on, int64, ascending.
+
+        `reuse`: all, in every training. `partition` (paper): D is the union of disjoint D_{t,1} and
+        D_{t,2}, drawn by the seed, one per phase of each round t. The baselines, trained once, have
+        all of D.
+        """
+        if self.recipe.staging == "reuse" or not self.phase.iterated:
+            return np.arange(num_rows)
+        shuffled = rng("staging", self.recipe.seed).permutation(num_rows)
+        parts = np.array_split(shuffled, len(loop()) * self.recipe.rounds)
+        return np.sort(parts[len(loop()) * (self.round - 1) + loop().index(self.phase)])
 
 
-def model_names(recipe: Recipe) -> list[str]:
-    return ["base", *(f"round{r}" for r in range(1, recipe.rounds)), "final"]
+def trainings(recipe: Recipe, run: Run) -> list[Training]:
+    """The trainings of all rounds, in order."""
+    return [t for round_ in range(1, recipe.rounds + 1) for t in trainings_of(recipe, run, round_)]
 
 
-def model_directory(run: Run, model: str, rounds: int) -> Path:
-    """base/, roundN/, final/, or the export of a phase: pi1_phaseA, sft_cot. Raises UserError for
-    any other name.
-    """
-    round_ = round_of(model, rounds)
-    is_phase = model in BASELINE_MODES or model in bottlenecked(rounds)
-    return run.export(model, round_, rounds) if is_phase else run.round_model(round_, rounds)
+def trainings_of(recipe: Recipe, run: Run, round_: int) -> list[Training]:
+    """The trainings of one round, in order."""
+    return [Training(recipe, run, phase, round_) for phase in loop()]
 
 
-def bottlenecked(rounds: int) -> dict[str, int]:
-    """The models of phase A, which mode `channel` asks, and their rounds."""
-    return {PHASES["A"].tag(r): r for r in range(1, rounds + 1)}
-
-
-def round_of(model: str, rounds: int) -> int | None:
-    """The round a model belongs to; 0: base, None: a baseline. Raises UserError for a name that is
-    no model's.
-    """
-    names = {
-        "base": 0,
-        **{f"round{r}": r for r in range(1, rounds)},
-        "final": rounds,
-        **bottlenecked(rounds),
-    }
-    if model not in names and model not in BASELINE_MODES:
-        raise UserError(
-            f"--model {model}: expected all or one of {', '.join([*names, *BASELINE_MODES])}"
-        )
-    return names.get(model)
-
-
-BASELINES = ("sft_no_cot", "sft_cot", "pause")
-
-
-def rows_of_phase(recipe: Recipe, phase: Phase, round_: int, num_rows: int) -> np.ndarray:
-    """The rows of the store that a phase of a round trains on, int64, ascending.
-
-    `reuse`: all, in every phase. `partition` (paper): D is the union of disjoint D_{t,1} and
-    D_{t,2}, drawn by the seed; phase A of round t has D_{t,1}, phase B has D_{t,2}. The baselines,
-    trained once, have all of D.
-    """
-    if recipe.staging == "reuse" or not phase.iterated:
-        return np.arange(num_rows)
-    parts = np.array_split(
-        rng("staging", recipe.seed).permutation(num_rows), len(ITERATED) * recipe.rounds
-    )
-    return np.sort(parts[len(ITERATED) * (round_ - 1) + ITERATED.index(phase.name)])
+def baseline_trainings(recipe: Recipe, run: Run) -> list[Training]:
+    return [Training(recipe, run, phase, 1) for phase in baselines()]
 
 
 def epochs_of(recipe: Recipe, phase: Phase) -> int:
@@ -77,21 +150,60 @@ def epochs_of(recipe: Recipe, phase: Phase) -> int:
     train = recipe.train
     if phase.iterated or phase.name in train.phase_epochs:
         return train.phase_epochs.get(phase.name, train.epochs)
-    return max(1, round(answers_a_row(recipe)))
+    return max(1, round(answers_per_row(recipe)))
 
 
-def answers_a_row(recipe: Recipe) -> float:
+def answers_per_row(recipe: Recipe) -> float:
     """How often the rounds train on the answer of a row of the store, in the mean."""
-    share = 1 / (len(ITERATED) * recipe.rounds) if recipe.staging == "partition" else 1
-    return recipe.rounds * share * sum(epochs_of(recipe, PHASES[name]) for name in ITERATED)
+    share = 1 / (len(loop()) * recipe.rounds) if recipe.staging == "partition" else 1
+    return recipe.rounds * share * sum(epochs_of(recipe, phase) for phase in loop())
 
 
-def source_model(recipe: Recipe, run: Run, round_: int, phase: str) -> Path | None:
-    """The model that makes a phase's traces: phase A asks the last round's, phase B the one phase A
-    just made.
+def round_model(recipe: Recipe, run: Run, round_: int) -> Path:
+    """The model a round ends with: round1/, round2/, .., and final/ for the last; round 0: base/."""
+    if round_ == 0:
+        return run.base
+    return run.root / ("final" if round_ == recipe.rounds else f"round{round_}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the run that evaluation can ask. round: 0 for the base, None for a baseline.
+    modes: those in which it is asked where nothing else is said.
     """
-    if phase == "A" and round_ == 1:
-        return None
-    if phase == "A":
-        return run.round_model(round_ - 1, recipe.rounds)
-    return run.export(PHASES["A"].tag(round_), round_, recipe.rounds)
+
+    name: str
+    directory: Path
+    round: int | None
+    modes: tuple[str, ...]
+
+
+def round_models(recipe: Recipe, run: Run) -> list[Model]:
+    """The base and the model of each round."""
+    directories = [round_model(recipe, run, round_) for round_ in range(recipe.rounds + 1)]
+    asked = [recipe.eval.base_modes] + [recipe.eval.modes] * recipe.rounds
+    return [
+        Model(path.name, path, round_, tuple(modes))
+        for round_, (path, modes) in enumerate(zip(directories, asked, strict=True))
+    ]
+
+
+def phase_models(recipe: Recipe, run: Run) -> list[Model]:
+    """What the phases inside a round make, by their tags, and the baselines."""
+    inside = [(t, t.round) for t in trainings(recipe, run) if not t.ends_round]
+    once = [(t, None) for t in baseline_trainings(recipe, run)]
+    return [
+        Model(t.tag, t.export, round_, _modes(recipe, t.phase)) for t, round_ in (*inside, *once)
+    ]
+
+
+def _modes(recipe: Recipe, phase: Phase) -> tuple[str, ...]:
+    return (phase.asked_in,) if phase.asked_in else tuple(recipe.eval.modes)
+
+
+def model_named(recipe: Recipe, run: Run, name: str) -> Model:
+    """The model that `--model name` means. Raises UserError for a name that is no model's."""
+    models = {m.name: m for m in (*round_models(recipe, run), *phase_models(recipe, run))}
+    if name not in models:
+        raise UserError(f"--model {name}: expected all or one of {', '.join(models)}")
+    return models[name]

@@ -34,6 +34,7 @@ class Phase:
     hidden: HiddenPairs = NOTHING_HIDDEN
     iterated: bool = False
     asked_in: str | None = None
+    label: str = ""  # of a baseline, in tables
 
     def __post_init__(self):
         order = list(self.segments)
@@ -93,6 +94,7 @@ PHASES = {
             trace_source=None,
             about="baseline: the answer alone",
             asked_in="no_cot",
+            label="SFT (no CoT)",
         ),
         Phase(
             name="sft_cot",
@@ -101,6 +103,7 @@ PHASES = {
             trace_source=None,
             about="baseline: verbal CoT",
             asked_in="verbal",
+            label="SFT (CoT)",
         ),
         Phase(
             name="pause",
@@ -109,6 +112,7 @@ PHASES = {
             trace_source="pause",
             about="baseline: m pause tokens, then the answer",
             asked_in="pause",
+            label="pause tokens",
         ),
     )
 }
@@ -121,6 +125,3 @@ def loop() -> list[Phase]:
 
 def baselines() -> list[Phase]:
     return [phase for phase in PHASES.values() if not phase.iterated]
-
-
-ITERATED = tuple(phase.name for phase in loop())

@@ -14,9 +14,7 @@ import numpy as np
 
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
-from abscot.method.lineage import epochs_of, rows_of_phase
-from abscot.method.phases import ITERATED, PHASES, Phase
-from abscot.packing.phase_plan import plan_file
+from abscot.method.lineage import Training, baseline_trainings, trainings
 from abscot.packing.plan import Plan, rows_digest
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -45,20 +43,13 @@ def audit(recipe: Recipe, run: Run) -> list[Finding]:
             "runs/NAME"
         )
     num_rows = json.loads((run.shards / "manifest.json").read_text())["rows"]
-    phases = [(PHASES[name], round_) for round_ in range(1, recipe.rounds + 1) for name in ITERATED]
-    phases += [
-        (phase, 1)
-        for phase in PHASES.values()
-        if not phase.iterated and run.train_log(phase.tag(1)).is_file()
-    ]
-    return [_audit_phase(recipe, run, phase, round_, num_rows) for phase, round_ in phases]
+    trained = [t for t in baseline_trainings(recipe, run) if t.train_log.is_file()]
+    return [_audit_training(t, num_rows) for t in (*trainings(recipe, run), *trained)]
 
 
-def _audit_phase(recipe: Recipe, run: Run, phase: Phase, round_: int, num_rows: int) -> Finding:
-    tag = phase.tag(round_)
-    rows = rows_of_phase(recipe, phase, round_, num_rows)
-    epochs = epochs_of(recipe, phase)
-    log_path, plan_path = run.train_log(tag), plan_file(run, tag)
+def _audit_training(training: Training, num_rows: int) -> Finding:
+    tag, rows, epochs = training.tag, training.rows(num_rows), training.epochs
+    log_path, plan_path = training.train_log, training.plan_file
     for path in (log_path, plan_path):
         if not path.is_file():
             return Finding(tag, epochs, len(rows), 0, 0, (f"not trained: no {path}",))

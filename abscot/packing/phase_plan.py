@@ -11,32 +11,34 @@ from abscot.common import files, ranks
 from abscot.common.errors import UserError
 from abscot.common.log import log
 from abscot.generation.trace_set import RANDOM, TraceSet
-from abscot.method.lineage import epochs_of, rows_of_phase, source_model
-from abscot.method.phases import Phase
+from abscot.method.lineage import Training
 from abscot.model.shape import ModelShape
 from abscot.packing.batches import Documents
 from abscot.packing.make_plan import make_plan
 from abscot.packing.plan import Plan, rows_digest
-from abscot.recipe.run import Run
-from abscot.recipe.schema import Recipe
 
 
-def plan_of(recipe: Recipe, run: Run, phase: Phase, round_: int, documents: Documents) -> Plan:
-    """The phase's plan, the same on every rank: a pure function of recipe, shards and trace
+def plan_of(training: Training, documents: Documents) -> Plan:
+    """The training's plan, the same on every rank: a pure function of recipe, shards and trace
     lengths.
 
     It is kept in the run directory, where a resumed run and the audit read it.
     Raises UserError for traces that are not exactly those of the phase's rows, or of another model.
     """
-    tag, store, train = phase.tag(round_), documents.store, recipe.train
-    rows = rows_of_phase(recipe, phase, round_, len(store))
+    recipe, run, store, train = (
+        training.recipe,
+        training.run,
+        documents.store,
+        training.recipe.train,
+    )
+    rows = training.rows(len(store))
     if documents.traces:
-        _check_traces(recipe, run, phase, round_, documents.traces, rows)
+        _check_traces(training, documents.traces, rows)
     options = {
         "seed": recipe.seed,
-        "round_": round_,
-        "phase": phase.name,
-        "epochs": epochs_of(recipe, phase),
+        "round_": training.round,
+        "phase": training.phase.name,
+        "epochs": training.epochs,
         "capacity_tokens": train.capacity_tokens,
         "global_batch_examples": train.global_batch_examples,
         "global_batch_tokens": train.global_batch_tokens,
@@ -57,23 +59,21 @@ def plan_of(recipe: Recipe, run: Run, phase: Phase, round_: int, documents: Docu
     made_from = {
         **options,
         "store": store.hash,
-        "traces": files.fingerprint(run.traces(tag)) if documents.traces else None,
+        "traces": files.fingerprint(training.traces) if documents.traces else None,
         "rows": rows_digest(rows),
         "pause_tokens": len(documents.pause),
         "supervised": [train.supervise_begin, train.supervise_end],
     }
-    plan = kept_plan(plan_file(run, tag), made_from, make)
+    plan = kept_plan(training.plan_file, made_from, make)
     log(
-        f"plan {tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} steps, "
+        f"plan {training.tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} steps, "
         f"{plan.hash}"
     )
     return plan
 
 
-def _check_traces(
-    recipe: Recipe, run: Run, phase: Phase, round_: int, traces: TraceSet, rows: np.ndarray
-) -> None:
-    directory = run.traces(phase.tag(round_))
+def _check_traces(training: Training, traces: TraceSet, rows: np.ndarray) -> None:
+    directory = training.traces
     again = f"delete {directory} and run launch/traces.py again"
     if not np.array_equal(traces.rows, rows):
         missing, foreign = np.setdiff1d(rows, traces.rows), np.setdiff1d(traces.rows, rows)
@@ -82,7 +82,7 @@ def _check_traces(
             "traces are of"
             f" other rows; {again}"
         )
-    model = source_model(recipe, run, round_, phase.name)
+    model = training.trace_model
     if model is None or files.is_done(model):
         expected = files.fingerprint(model) if model else RANDOM
         if traces.meta["model_fingerprint"] != expected:
@@ -94,11 +94,6 @@ def _check_traces(
 
 
 PLAN_VERSION = 1  # of the moves: a plan kept by another version is made again
-
-
-def plan_file(run: Run, tag: str) -> Path:
-    """Where a phase's plan is kept."""
-    return run.root / "plans" / f"{tag}.npz"
 
 
 def kept_plan(path: Path, made_from: dict, make: Callable[[], Plan]) -> Plan:

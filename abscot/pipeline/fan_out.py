@@ -12,7 +12,7 @@ from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import Job
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.generation.vllm_engine import VllmEngine
-from abscot.method.lineage import model_directory, round_of
+from abscot.method.lineage import round_models, trainings
 
 
 def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
@@ -33,24 +33,21 @@ def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
 
 
 def evaluate_then_trace(jobs: list[Job]) -> None:
-    """The jobs of a round's model, then the traces of the next round's phase A, which the same
-    model makes: one engine.
+    """The jobs of a round's model, then the traces of the training behind it, which the same model
+    makes: one engine.
     """
     recipe, run, model = jobs[0].recipe, jobs[0].run, jobs[0].model
-    round_ = round_of(model, recipe.rounds)
-    if (
-        round_ not in range(1, recipe.rounds)
-        or model != run.round_model(round_, recipe.rounds).name
-    ):
+    follows = [t for t in trainings(recipe, run) if t.trace_model == model.directory]
+    if model not in round_models(recipe, run) or not follows:
         raise UserError(
-            f"--then-traces: no round follows {model}; expected --model round1 to "
+            f"--then-traces: no round follows {model.name}; expected --model round1 to "
             f"round{recipe.rounds - 1}"
         )
-    next_traces = open_job(recipe, run, round_ + 1, "A")
+    next_traces = open_job(follows[0])
     if all(job.done() for job in jobs) and is_done(next_traces.final):
         log(f"{next_traces.final}: already done")
         return
-    engine = VllmEngine(model_directory(run, model, recipe.rounds), recipe.inference)
+    engine = VllmEngine(model.directory, recipe.inference)
     evaluate(jobs, engine)
     generate(next_traces, engine=engine)
 

@@ -3,8 +3,8 @@
 import dataclasses
 
 from abscot.evaluation.benchmarks import has_cots
-from abscot.method.lineage import BASELINE_MODES, BASELINES
-from abscot.method.phases import PHASES
+from abscot.evaluation.modes import CHANNEL
+from abscot.method.lineage import baseline_trainings, phase_models
 from abscot.pipeline.stages import Stage, evaluation_stage, stages_of, train_stage
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -25,17 +25,11 @@ def ladder_recipe(recipe: Recipe) -> Recipe:
 def ladder_stages(recipe: Recipe) -> list[Stage]:
     """The whole run, then the baselines and their evaluation, then the channel of every round."""
     run, plan = Run.of(recipe), stages_of(recipe)
-    for name in BASELINES:
-        train = train_stage(recipe, run, PHASES[name], 1)
-        modes = BASELINE_MODES[name]
-        plan += [
-            train,
-            evaluation_stage(run, name, train.outputs[0], 1, modes, recipe.eval.benchmarks),
-        ]
+    models = {model.name: model for model in phase_models(recipe, run)}
+    for training in baseline_trainings(recipe, run):
+        model = models[training.tag]
+        plan += [train_stage(training), evaluation_stage(run, model, recipe.eval.benchmarks)]
     open_ = [name for name in recipe.eval.benchmarks if has_cots(name)]
     asked = tuple(word for name in open_ for word in ("--benchmark", name))
-    for round_ in range(1, recipe.rounds + 1) if open_ else ():
-        tag = PHASES["A"].tag(round_)
-        model = run.export(tag, round_, recipe.rounds)
-        plan.append(evaluation_stage(run, tag, model, round_, ["channel"], open_, asked))
-    return plan
+    channels = [model for model in models.values() if CHANNEL in model.modes] if open_ else []
+    return plan + [evaluation_stage(run, model, open_, asked) for model in channels]

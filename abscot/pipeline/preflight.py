@@ -15,8 +15,8 @@ from abscot.common.hardware import GPUS
 from abscot.common.log import format_s
 from abscot.data.shards import ShardStore
 from abscot.generation.trace_set import TraceSet
-from abscot.method.lineage import epochs_of, rows_of_phase
-from abscot.method.phases import ITERATED, PHASES, Phase
+from abscot.method.lineage import Training, trainings, trainings_of
+from abscot.method.phases import PHASES
 from abscot.method.sequence import document_lengths
 from abscot.model.shape import GB, QWEN3, ModelShape
 from abscot.packing.make_plan import make_plan
@@ -56,7 +56,7 @@ def preflight(recipe: Recipe, world: int, mfu: float, lengths_file: Path | None 
     """
     run = Run.of(recipe)
     shape, lengths = shape_of(recipe, run), lengths_of(recipe, run, lengths_file)
-    phases = [_phase(recipe, run, shape, PHASES[name], lengths, world) for name in ITERATED]
+    phases = [_phase(training, shape, lengths, world) for training in trainings_of(recipe, run, 1)]
     memory = list(_memory(recipe, shape, world, max(phase["max_bin_tokens"] for phase in phases)))
     cpu_rank = estimate.cpu_memory_bytes(
         shape,
@@ -68,7 +68,7 @@ def preflight(recipe: Recipe, world: int, mfu: float, lengths_file: Path | None 
         trainable=_trainable(recipe, shape),
         bf16_in_hardware=hardware.cpu_has_bf16(),
     )
-    hours = _hours(recipe, shape, lengths, phases, world, mfu)
+    hours = _hours(recipe, run, shape, lengths, phases, world, mfu)
     trainable = _trainable(recipe, shape) or shape.parameters
     used = sum(int(part.sum()) for part in (lengths.prompt, lengths.cot, lengths.answer))
     traces = sum(phase["rows"] for phase in phases) * recipe.rounds * recipe.traces.m_max
@@ -221,17 +221,14 @@ def _data(lengths: Lengths) -> dict:
     }
 
 
-def _phase(
-    recipe: Recipe, run: Run, shape: ModelShape, phase: Phase, lengths: Lengths, world: int
-) -> dict:
-    """One epoch of the phase in round 1, planned as it will be; other rounds and epochs are like
-    it.
-    """
-    train, traces = recipe.train, np.full(len(lengths.prompt), recipe.traces.m_max)
-    if lengths.store and is_done(run.traces(phase.tag(1))):
-        traces = TraceSet.load(run.traces(phase.tag(1)), lengths.store).lengths()
+def _phase(training: Training, shape: ModelShape, lengths: Lengths, world: int) -> dict:
+    """One epoch of a phase in round 1, planned as it will be; other rounds and epochs are like it."""
+    recipe, phase, train = training.recipe, training.phase, training.recipe.train
+    traces = np.full(len(lengths.prompt), recipe.traces.m_max)
+    if lengths.store and is_done(training.traces):
+        traces = TraceSet.load(training.traces, lengths.store).lengths()
     documents = document_lengths(phase, lengths.prompt, lengths.cot, lengths.answer, traces, train)
-    rows = rows_of_phase(recipe, phase, 1, len(lengths.prompt))
+    rows = training.rows(len(lengths.prompt))
     plan = make_plan(
         documents["total"],
         documents["pairs"],
@@ -248,7 +245,7 @@ def _phase(
     )
     sums = {name: int(documents[name][rows].sum()) for name in ("total", "supervised", "pairs")}
     bin_tokens = np.add.reduceat(documents["total"][plan.rows], plan.bin_starts[:-1])
-    epochs = epochs_of(recipe, phase)
+    epochs = training.epochs
     return {
         "phase": phase.name,
         "rows": len(rows),
@@ -301,7 +298,13 @@ def _memory(recipe: Recipe, shape: ModelShape, world: int, bin_tokens: int) -> I
 
 
 def _hours(
-    recipe: Recipe, shape: ModelShape, lengths: Lengths, phases: list[dict], world: int, mfu: float
+    recipe: Recipe,
+    run: Run,
+    shape: ModelShape,
+    lengths: Lengths,
+    phases: list[dict],
+    world: int,
+    mfu: float,
 ) -> list[dict]:
     """GPU-hours and hours on `world` GPUs of all rounds, by GPU kind."""
     answers = []
@@ -318,9 +321,9 @@ def _hours(
             stages[f"train {name}"] = (
                 phase["flops"] / phase["utilisation"] / (mfu * gpu.flops) / 3600
             )
-        train = recipe.rounds * (stages["train A"] + stages["train B"])
-        # Round 1 phase A has random traces.
-        trace = (recipe.rounds - 1) * stages["traces A"] + recipe.rounds * stages["traces B"]
+        planned = trainings(recipe, run)
+        train = sum(stages[f"train {t.phase.name}"] for t in planned)
+        trace = sum(stages[f"traces {t.phase.name}"] for t in planned if t.trace_model)
         answers.append(
             {
                 "gpu": gpu.name,
@@ -344,16 +347,12 @@ def stage_walltimes(
     except UserError:
         return {}
     walltimes = {}
-    for round_ in range(1, recipe.rounds + 1):
-        for name, gpu_hours in hours.items():
-            kind, phase = name.split()
-            random = (kind, phase, round_) == ("traces", "A", 1)
-            about = (
-                f"about {format_s(3600 * gpu_hours / world)} on {world} x {gpu} at MFU {mfu:.2f}"
-            )
-            walltimes[f"{kind}_{PHASES[phase].tag(round_)}"] = (
-                "minutes: random traces" if random else about
-            )
+    for training in trainings(recipe, Run.of(recipe)):
+        for kind in ("traces", "train"):
+            time_s = 3600 * hours[f"{kind} {training.phase.name}"] / world
+            about = f"about {format_s(time_s)} on {world} x {gpu} at MFU {mfu:.2f}"
+            random = kind == "traces" and training.trace_model is None
+            walltimes[f"{kind}_{training.tag}"] = "minutes: random traces" if random else about
     return walltimes
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from abscot.common.errors import UserError
 from abscot.common.files import finished
-from abscot.method.phases import ITERATED, PHASES, Phase
+from abscot.evaluation.jobs import result_name
+from abscot.method.lineage import Model, Training, baseline_trainings, round_models, trainings_of
 from abscot.pipeline.launchers import Launch, ranks_to_train_on
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -24,7 +25,6 @@ class Stage:
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
     launch: Launch
-    start: Path | None = None  # the model that a training stage starts from
 
     @property
     def kind(self) -> str:
@@ -54,83 +54,54 @@ def before_rounds(recipe: Recipe, run: Run) -> list[Stage]:
         *world,
         Stage("extend", 0, source, (run.base,), Launch("extend.py")),
         Stage("prepare", 0, (run.base,), (run.shards,), Launch("prepare.py", mpi=True)),
-        _evaluation(recipe, run, 0),
+        evaluation_stage(run, round_models(recipe, run)[0], recipe.eval.benchmarks),
     ]
 
 
 def round_stages(recipe: Recipe, run: Run, round_: int) -> list[Stage]:
-    """traces A, phase A and its export, traces B, phase B and its export, evaluation."""
-    plan, gpus_per_engine = [], recipe.inference.tensor_parallel if recipe.traces.shards > 1 else 0
-    for phase in map(PHASES.get, ITERATED):
-        train = train_stage(recipe, run, phase, round_)
-        tag = phase.tag(round_)
-        arguments = ("--round", str(round_), "--phase", phase.name)
-        plan += [
-            Stage(
-                f"traces_{tag}",
-                round_,
-                (run.shards, train.start),
-                (run.traces(tag),),
-                Launch("traces.py", arguments, gpus_per_engine=gpus_per_engine),
-            ),
-            train,
-        ]
-    return [*plan, _evaluation(recipe, run, round_)]
+    """For each phase its traces, its training and export; then the evaluation of the round."""
+    plan = []
+    for training in trainings_of(recipe, run, round_):
+        plan += [trace_stage(training)] * training.reads_traces
+        plan.append(train_stage(training))
+    return [*plan, evaluation_stage(run, round_models(recipe, run)[round_], recipe.eval.benchmarks)]
 
 
-def train_stage(recipe: Recipe, run: Run, phase: Phase, round_: int) -> Stage:
+def trace_stage(training: Training) -> Stage:
+    recipe, inputs = training.recipe, (training.run.shards, training.start)
+    engines = recipe.inference.tensor_parallel if recipe.traces.shards > 1 else 0
+    arguments = ("--round", str(training.round), "--phase", training.phase.name)
+    launch = Launch("traces.py", arguments, gpus_per_engine=engines)
+    return Stage(f"traces_{training.tag}", training.round, inputs, (training.traces,), launch)
+
+
+def train_stage(training: Training) -> Stage:
     """Training and export of one phase: the same processes, so that the weights written are the
     weights trained.
-
-    Phase A starts from the model of the round before, B from this round's A, a baseline from the
-    base.
     """
-    tag = phase.tag(round_)
-    if phase.name == "B":
-        start = run.export(PHASES["A"].tag(round_), round_, recipe.rounds)
-    else:
-        start = run.round_model(round_ - 1 if phase.iterated else 0, recipe.rounds)
-    traces = (run.traces(tag),) if phase.trace_source == "model" else ()
-    adapter = (run.adapter(tag),) if recipe.lora else ()
+    arguments = ("--phase", training.phase.name, "--round", str(training.round))
+    ranks = training.recipe.train.num_gpus or ranks_to_train_on()
     return Stage(
-        f"train_{tag}",
-        round_,
-        (run.shards, start, *traces),
-        (run.export(tag, round_, recipe.rounds), *adapter),
-        Launch(
-            "train.py",
-            ("--phase", phase.name, "--round", str(round_)),
-            recipe.train.num_gpus or ranks_to_train_on(),
-        ),
-        start,
+        f"train_{training.tag}",
+        training.round,
+        tuple(training.inputs),
+        tuple(training.outputs),
+        Launch("train.py", arguments, ranks),
     )
-
-
-def _evaluation(recipe: Recipe, run: Run, round_: int) -> Stage:
-    model = run.round_model(round_, recipe.rounds)
-    modes = recipe.eval.modes if round_ else recipe.eval.base_modes
-    return evaluation_stage(run, model.name, model, round_, modes, recipe.eval.benchmarks)
 
 
 def evaluation_stage(
-    run: Run,
-    name: str,
-    model: Path,
-    round_: int,
-    modes: list[str],
-    benchmarks: list[str],
-    arguments: tuple[str, ...] = (),
+    run: Run, model: Model, benchmarks: list[str], arguments: tuple[str, ...] = ()
 ) -> Stage:
-    """The evaluation of one model, called `name` there, in the modes that launch/evaluate.py asks
-    it by itself.
-    """
+    """The evaluation of one model in its own modes, as launch/evaluate.py does it by itself."""
     outputs = tuple(
-        run.results / f"{mode}_{name}_{benchmark}.meta.json"
+        run.results / f"{result_name(mode, model.name, benchmark)}.meta.json"
         for benchmark in benchmarks
-        for mode in modes
+        for mode in model.modes
     )
-    launch = Launch("evaluate.py", ("--model", name, *arguments))
-    return Stage(f"evaluate_{name}", round_, (model,), outputs, launch)
+    launch = Launch("evaluate.py", ("--model", model.name, *arguments))
+    round_ = 1 if model.round is None else model.round
+    return Stage(f"evaluate_{model.name}", round_, (model.directory,), outputs, launch)
 
 
 def select(recipe: Recipe, which: str) -> list[Stage]:
@@ -153,7 +124,7 @@ def maker_of(recipe: Recipe, path: Path) -> str:
             if config.is_file():
                 return f"python launch/round.py --recipe {config} --round {stage.round}"
             return f"python launch/round.py --round {stage.round}, with the same --recipe and --set"
-    for phase in PHASES.values():
-        if not phase.iterated and path in train_stage(recipe, Run.of(recipe), phase, 1).outputs:
-            return f"deepspeed launch/train.py --phase {phase.name}"
+    for training in baseline_trainings(recipe, Run.of(recipe)):
+        if path in training.outputs:
+            return f"deepspeed launch/train.py --phase {training.phase.name}"
     return "python launch/round.py --round all"

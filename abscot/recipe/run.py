@@ -42,22 +42,8 @@ class Run:
     def adapter(self, tag: str) -> Path:
         return self.root / "adapters" / tag
 
-    def round_model(self, round_: int, rounds: int) -> Path:
-        """The model a round ends with: round1/, round2/, .., and final/ for the last. Round 0 is
-        base/.
-        """
-        if round_ == 0:
-            return self.base
-        return self.root / ("final" if round_ == rounds else f"round{round_}")
-
-    def export(self, tag: str, round_: int, rounds: int) -> Path:
-        """Where a phase's full model goes: phase B's is the round's, every other one stays in
-        checkpoints/.
-        """
-        is_last_phase = tag == f"pi{round_}_phaseB"
-        return (
-            self.round_model(round_, rounds) if is_last_phase else self.checkpoints(tag) / "export"
-        )
+    def plan_of(self, tag: str) -> Path:
+        return self.root / "plans" / f"{tag}.npz"
 
 
 def claim(recipe: Recipe) -> Run:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from abscot.common.errors import UserError
 from abscot.common.files import is_done, verify
+from abscot.method.lineage import round_model
 from abscot.pipeline.stages import stages_of
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
@@ -65,9 +66,7 @@ def prepare(root: Path, repo: str | None) -> Upload:
         load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name
     )
     _refuse_unfinished(run, recipe)
-    models = [
-        run.round_model(r, recipe.rounds).name for r in (recipe.rounds, *range(1, recipe.rounds))
-    ]
+    models = [round_model(recipe, run, r).name for r in (recipe.rounds, *range(1, recipe.rounds))]
     found = [Path(run.config.name)]
     for name in (*models, *DIRECTORIES):
         inside = sorted(
@@ -84,14 +83,14 @@ def _refuse_unfinished(run: Run, recipe: Recipe) -> None:
             f"{run.root}: not finished ({', '.join(missing[:4])}{', ..' if missing[4:] else ''});"
             f" finish it with: python launch/round.py --recipe {run.config} --round all"
         )
-    final = run.round_model(recipe.rounds, recipe.rounds)
+    final = round_model(recipe, run, recipe.rounds)
     if not is_done(run.report) or not (final / CARD).is_file():
         raise UserError(f"{run.root}: no report; write it with: python launch/report.py {run.root}")
 
 
 def _card(run: Run, recipe: Recipe, repo: str) -> str:
     """The card of final/ for the repository's front page, where a reader has nothing yet."""
-    final = run.round_model(recipe.rounds, recipe.rounds)
+    final = round_model(recipe, run, recipe.rounds)
     positions = json.loads((final / "config.json").read_text())["max_position_embeddings"]
     name = repo.rpartition("/")[2]
     context_tokens = min(positions, recipe.inference.max_model_len_tokens)

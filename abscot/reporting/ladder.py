@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from abscot.common.table import Table
 from abscot.evaluation.statistics import Interval, paired_difference
-from abscot.method.lineage import BASELINES, answers_a_row, epochs_of
-from abscot.method.phases import ITERATED, PHASES
+from abscot.method.lineage import answers_per_row, epochs_of, round_model, trainings_of
+from abscot.method.phases import baselines
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 from abscot.reporting.published import PAPER_VERBAL, PAPER_WARM_UP
@@ -39,26 +39,23 @@ def ladder_rows(recipe: Recipe, run: Run) -> list[Row]:
     made = [
         Row("verbal CoT, base", "verbal", "base", paper=PAPER_VERBAL),
         Row("no CoT, base", "no_cot", "base"),
-        Row("SFT (no CoT)", "no_cot", "sft_no_cot", ("sft_no_cot",)),
-        Row("SFT (CoT)", "verbal", "sft_cot", ("sft_cot",)),
-        Row("pause tokens", "pause", "pause", ("pause",)),
     ]
+    made += [Row(p.label, p.asked_in, p.name, (p.name,)) for p in baselines()]
     trained: tuple[str, ...] = ()
     for round_ in range(1, recipe.rounds + 1):
-        trained += tuple(PHASES[name].tag(round_) for name in ITERATED)
+        trained += tuple(training.tag for training in trainings_of(recipe, run, round_))
         paper = PAPER_WARM_UP if round_ == recipe.rounds else (NONE, NONE)
-        model = run.round_model(round_, recipe.rounds).name
+        model = round_model(recipe, run, round_).name
         made.append(Row(f"Abstract-CoT, round {round_}", "abstract", model, trained, paper))
     return made
 
 
 def equalised(recipe: Recipe) -> str:
     """What the rows share, in one line, with what rounding to whole epochs has changed."""
-    asked, lines = answers_a_row(recipe), []
-    for name in BASELINES:
-        given = epochs_of(recipe, PHASES[name])
-        why = " (train.phase_epochs)" if name in recipe.train.phase_epochs else ""
-        lines.append(f"{name} {given}{why}")
+    asked, lines = answers_per_row(recipe), []
+    for phase in baselines():
+        why = " (train.phase_epochs)" if phase.name in recipe.train.phase_epochs else ""
+        lines.append(f"{phase.name} {epochs_of(recipe, phase)}{why}")
     each = "each answer" if recipe.staging == "reuse" else "each answer, in its part of the data,"
     times = f"{asked:g} times by {recipe.rounds} round{'s' * (recipe.rounds > 1)}"
     return f"Equal: how often {each} is trained on: {times}; epochs of {', '.join(lines)}."
@@ -125,7 +122,7 @@ def channel_table(data: RunData) -> Table | None:
     for channel in (s for s in data.scored if s.mode == "channel"):
         without = data.of(
             "abstract",
-            data.run.round_model(channel.round, data.recipe.rounds).name,
+            round_model(data.recipe, data.run, channel.round).name,
             channel.benchmark,
         )
         gap = NONE, NONE, NONE
@@ -155,7 +152,7 @@ def channel_table(data: RunData) -> Table | None:
 
 def is_run(data: RunData) -> bool:
     """Whether a baseline was evaluated: only then is there a ladder to show."""
-    return any(s.model in BASELINES for s in data.summaries)
+    return any(s.model in {p.name for p in baselines()} for s in data.summaries)
 
 
 def _percent(interval: Interval) -> tuple[str, str]:

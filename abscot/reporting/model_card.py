@@ -9,7 +9,8 @@ from abscot.common import files
 from abscot.common.table import Table
 from abscot.evaluation.benchmarks import BENCHMARKS
 from abscot.evaluation.statistics import Summary
-from abscot.method.lineage import BASELINE_MODES
+from abscot.method.lineage import round_model
+from abscot.method.phases import baselines
 from abscot.method.vocab import codebook_tokens
 from abscot.recipe.load import ROOT, local_path
 from abscot.recipe.schema import Recipe
@@ -149,7 +150,7 @@ def write(data: RunData) -> None:
     """Writes final/README.md when final/ is there. DONE does not list it, so the weights stay
     sealed.
     """
-    final = data.run.round_model(data.recipe.rounds, data.recipe.rounds).resolve()
+    final = round_model(data.recipe, data.run, data.recipe.rounds).resolve()
     if files.is_done(final):
         local = final.relative_to(ROOT) if final.is_relative_to(ROOT) else final
         positions = json.loads((final / "config.json").read_text())["max_position_embeddings"]
@@ -160,7 +161,7 @@ def write(data: RunData) -> None:
 def card(data: RunData, model_id: str, context_tokens: int) -> str:
     """The card's text. model_id: the directory or hub repository that its snippets load."""
     recipe = data.recipe
-    final = data.run.round_model(recipe.rounds, recipe.rounds).name
+    final = round_model(recipe, data.run, recipe.rounds).name
     cells = [s for s in data.scored if s.model == final]
     question = {"role": "user", "content": "What is 17 + 4 * 3?"}
     system = (
@@ -178,7 +179,9 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         epochs_text=f"{recipe.train.epochs} epoch{'s' * (recipe.train.epochs > 1)} a phase",
         codebook_size=recipe.codebook_size,
         last_token=codebook_tokens(recipe.codebook_size)[-1],
-        results=_results([s for s in data.scored if s.model in ("base", final, *BASELINE_MODES)]),
+        results=_results(
+            [s for s in data.scored if s.model in ("base", final, *(p.name for p in baselines()))]
+        ),
         published=PUBLISHED,
         model_id=json.dumps(model_id),
         context_tokens=context_tokens,

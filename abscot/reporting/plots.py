@@ -12,6 +12,8 @@ from matplotlib import patheffects
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from abscot.evaluation.statistics import Summary
+from abscot.method.lineage import Training
+from abscot.method.phases import loop
 from abscot.reporting.run_data import RunData
 
 matplotlib.use("Agg")
@@ -24,7 +26,7 @@ LOSS = {
     "loss_z": ("trace (z)", "#b8477f"),
     "loss_y": ("answer (y)", "#4f8a3c"),
 }
-PHASE = {"A": "#1f8a84", "B": "#d98e1f"}
+PHASE = ("#1f8a84", "#d98e1f", "#8c6bb1", "#7fb069")  # of the loop, in order
 MODE = {
     "verbal": "#5b6675",
     "no_cot": "#9467a9",
@@ -140,12 +142,13 @@ def trace_lengths(data: RunData):
     if not data.traces:
         return None
     m_min, m_max = data.recipe.traces.m_min, data.recipe.traces.m_max
-    rounds = data.recipe.rounds
-    figure, grid = plt.subplots(
-        rounds, 2, figsize=(9, 0.6 + 1.75 * rounds), sharex=True, squeeze=False
-    )
+    rounds, readers = data.recipe.rounds, [t for t in data.trainings if t.reads_traces]
+    size = (9, 0.6 + 1.75 * rounds)
+    across = len(readers) // rounds
+    figure, grid = plt.subplots(rounds, across, figsize=size, sharex=True, squeeze=False)
     width = max(1, (m_max + 1) // 64)
-    for axes, tag in zip(grid.flat, data.tags, strict=True):
+    for axes, training in zip(grid.flat, readers, strict=True):
+        tag = training.tag
         axes.set_title(_phase_name(tag))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
         axes.yaxis.set_major_locator(MaxNLocator(3))
@@ -165,7 +168,7 @@ def trace_lengths(data: RunData):
             heights,
             width,
             align="edge",
-            color=PHASE[tag[-1]],
+            color=_phase_colour(training),
             edgecolor="white",
             linewidth=0.4,
         )
@@ -211,15 +214,15 @@ def token_frequency(data: RunData):
             linestyle=(0, (3, 3)),
             label="uniform",
         )
-        for tag in data.tags[2 * round_ - 2 : 2 * round_]:
-            counts = np.sort(data.traces.get(tag, {}).get("token_counts", []))[::-1]
+        for training in (t for t in data.trainings if t.round == round_):
+            counts = np.sort(data.traces.get(training.tag, {}).get("token_counts", []))[::-1]
             counts = counts[counts > 0]
             if counts.size:
-                label = f"{tag[-1]}: {counts.size} of {size} used"
+                label = f"{training.phase.name}: {counts.size} of {size} used"
                 axes.plot(
                     np.arange(1, counts.size + 1),
                     100 * counts / counts.sum(),
-                    color=PHASE[tag[-1]],
+                    color=_phase_colour(training),
                     marker="o",
                     markersize=2.5,
                     linewidth=1.3,
@@ -428,6 +431,10 @@ def _phase_name(tag: str) -> str:
     """`pi2_phaseA` -> `round 2 A`; a baseline keeps its name."""
     found = re.fullmatch(r"pi(\d+)_phase(\w+)", tag)
     return f"round {found[1]} {found[2]}" if found else tag
+
+
+def _phase_colour(training: Training) -> str:
+    return PHASE[loop().index(training.phase) % len(PHASE)]
 
 
 def _model_name(model: str) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from abscot.common import files
+from abscot.method.lineage import round_model
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 from abscot.reporting import model_card
@@ -107,7 +108,7 @@ def _subtitle(recipe: Recipe) -> str:
 
 def _headline(data: RunData) -> list[str]:
     """The last model against the verbal baseline, a sentence a benchmark."""
-    final = data.run.round_model(data.recipe.rounds, data.recipe.rounds).name
+    final = round_model(data.recipe, data.run, data.recipe.rounds).name
     lines = []
     for benchmark in data.recipe.eval.benchmarks:
         abstract, verbal = (

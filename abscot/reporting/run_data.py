@@ -7,7 +7,7 @@ from pathlib import Path
 from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.evaluation.statistics import Summary, summarise
-from abscot.method.phases import ITERATED, PHASES
+from abscot.method.lineage import Training, baseline_trainings, round_models, trainings
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -48,11 +48,13 @@ class RunData:
         return [s for s in self.summaries if s.accuracy]
 
     @property
+    def trainings(self) -> list[Training]:
+        """Every training of the rounds, in order."""
+        return trainings(self.recipe, self.run)
+
+    @property
     def tags(self) -> list[str]:
-        """Every phase that the recipe trains, in order."""
-        return [
-            PHASES[phase].tag(r) for r in range(1, self.recipe.rounds + 1) for phase in ITERATED
-        ]
+        return [training.tag for training in self.trainings]
 
     def of(self, mode: str, model: str, benchmark: str) -> Summary | None:
         return next(
@@ -78,7 +80,7 @@ def read(run: Run) -> RunData:
         _read_results(data, path)
     data.missing = _missing_cells(data)
     data.summaries.sort(key=lambda s: order(data.recipe, s.mode, s.model, s.benchmark, s.round))
-    known = data.tags + [name for name, phase in PHASES.items() if not phase.iterated]
+    known = data.tags + [t.tag for t in baseline_trainings(data.recipe, run)]
     data.logs = {tag: _json(run.train_log(tag)) for tag in known if run.train_log(tag).is_file()}
     data.traces = {
         tag: _json(run.traces(tag) / "stats.json")
@@ -121,14 +123,12 @@ def _read_results(data: RunData, meta_path: Path) -> None:
 
 
 def _missing_cells(data: RunData) -> list[tuple[str, str, str, int]]:
-    recipe, run = data.recipe, data.run
-    models = [(run.round_model(r, recipe.rounds).name, r) for r in range(recipe.rounds + 1)]
     return [
-        (mode, model, benchmark, round_)
-        for benchmark in recipe.eval.benchmarks
-        for model, round_ in models
-        for mode in (recipe.eval.modes if round_ else recipe.eval.base_modes)
-        if not data.of(mode, model, benchmark)
+        (mode, model.name, benchmark, model.round)
+        for benchmark in data.recipe.eval.benchmarks
+        for model in round_models(data.recipe, data.run)
+        for mode in model.modes
+        if not data.of(mode, model.name, benchmark)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a phase trains on: its plan, its documents, and what a step of it costs."""
+"""What a training reads: its plan, its documents, and what a step of it costs."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,22 @@ import torch
 from abscot.common import hardware, ranks
 from abscot.data.shards import ShardStore
 from abscot.generation.trace_set import TraceSet
-from abscot.method.phases import Phase
+from abscot.method.lineage import Training
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.shape import ModelShape
 from abscot.packing.batches import Documents, prefetched
 from abscot.packing.phase_plan import plan_of
 from abscot.packing.plan import Plan
-from abscot.recipe.run import Run
-from abscot.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
 class PhaseData:
-    """The plan of a phase, and the rows and traces it speaks of."""
+    """The plan of a training, and the rows and traces it speaks of."""
 
-    phase: Phase
-    tag: str
-    seed: int
+    training: Training
     plan: Plan
     documents: Documents
-    peak_lr: float
     shape: ModelShape
-    frozen: bool  # LoRA
     peak_flops: float | None  # of one rank's device, per second; None for a CPU
 
     def batches(self, first_step: int):
@@ -43,46 +37,39 @@ class PhaseData:
         if self.peak_flops is None:
             return None
         tokens, pairs = self.plan.sizes.work(step.rows, self.shape.pair_cost)
-        flops = self.shape.training_flops(tokens, pairs, step.supervised_tokens, self.frozen)
+        frozen = self.training.recipe.lora is not None
+        flops = self.shape.training_flops(tokens, pairs, step.supervised_tokens, frozen)
         return flops / (wall_s * self.peak_flops * ranks.world_size())
 
-    def meta(self, recipe: Recipe, round_: int) -> dict:
+    def meta(self) -> dict:
         """The head of the train log."""
         return {
-            "tag": self.tag,
-            "round": round_,
-            "phase": self.phase.name,
+            "tag": self.training.tag,
+            "round": self.training.round,
+            "phase": self.training.phase.name,
             "world_size": ranks.world_size(),
             "plan_hash": self.plan.hash,
             "num_steps": self.plan.num_steps,
             "rows": len(np.unique(self.plan.rows)),
             "epochs": int(self.plan.epochs.max()) + 1,
-            "seed": recipe.seed,
-            "peak_lr": self.peak_lr,
+            "seed": self.training.recipe.seed,
+            "peak_lr": self.training.peak_lr,
         }
 
 
-def load_data(recipe: Recipe, run: Run, phase: Phase, round_: int) -> PhaseData:
-    """Store, traces and plan of a phase. Raises UserError where they do not fit together."""
+def load_data(training: Training) -> PhaseData:
+    """Store, traces and plan of a training. Raises UserError where they do not fit together."""
+    recipe, run, phase = training.recipe, training.run, training.phase
     store = ShardStore(run.shards)
     tokenizer = load_tokenizer(run.base)
     store.check_tokenizer(tokenizer)
-    traces = (
-        TraceSet.load(run.traces(phase.tag(round_)), store, round_, phase.name)
-        if phase.trace_source == "model"
-        else None
-    )
+    traces = None
+    if training.reads_traces:
+        traces = TraceSet.load(training.traces, store, training.round, phase.name)
     vocab = AbstractVocab.of(tokenizer, recipe.codebook_size)
     documents = Documents(store, traces, phase, vocab, recipe.train, recipe.traces)
     gpu = hardware.gpu_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    plan = plan_of(training, documents)
     return PhaseData(
-        phase,
-        phase.tag(round_),
-        recipe.seed,
-        plan_of(recipe, run, phase, round_, documents),
-        documents,
-        recipe.train.phase_lr.get(phase.name, recipe.train.lr),
-        ModelShape.of_directory(run.base),
-        recipe.lora is not None,
-        gpu and gpu.flops,
+        training, plan, documents, ModelShape.of_directory(run.base), gpu and gpu.flops
     )

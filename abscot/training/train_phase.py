@@ -9,11 +9,9 @@ import torch.distributed
 from abscot.common import files, ranks
 from abscot.common.errors import REQUEUE
 from abscot.common.log import Progress, log
-from abscot.method.phases import Phase
+from abscot.method.lineage import Training
 from abscot.model.handover import PROBE_TOKENS, PROBED, surprisals
-from abscot.pipeline.stages import train_stage
-from abscot.recipe.run import Run, claim
-from abscot.recipe.schema import Recipe
+from abscot.recipe.run import claim
 from abscot.training import checkpoint
 from abscot.training.checkpoint import TrainState
 from abscot.training.engine import build_engine, init_ranks
@@ -24,23 +22,20 @@ from abscot.training.record import StepLog, Trackers
 from abscot.training.trainer import SaveClock, StopRequest, rehearse, summary, train_step
 
 
-def train(recipe: Recipe, phase: Phase, round_: int) -> None:
-    """Trains `phase` of `round_` and publishes its model; goes on from the newest checkpoint if
-    there is one.
+def train(training: Training) -> None:
+    """Trains and publishes the model; goes on from the newest checkpoint if there is one.
 
-    Raises UserError for a missing input, FloatingPointError for a loss or gradient that is not
-    finite.
+    Raises MissingInput, FloatingPointError for a loss or gradient that is not finite.
     """
-    run, tag = Run.of(recipe), phase.tag(round_)
-    stage = train_stage(recipe, run, phase, round_)
-    if stage.done():
-        log(f"{tag}: done before, in {stage.outputs[0]}")
+    recipe, run, tag = training.recipe, training.run, training.tag
+    if all(map(files.finished, training.outputs)):
+        log(f"{tag}: done before, in {training.export}")
         return
-    files.require(*stage.inputs)
+    files.require(*training.inputs)
     claim(recipe)
-    device, folder = init_ranks(), run.checkpoints(tag)
-    data = load_data(recipe, run, phase, round_)
-    trainer = build_engine(recipe, stage.start, folder, device)
+    device, folder = init_ranks(), training.checkpoints
+    data = load_data(training)
+    trainer = build_engine(recipe, training.start, folder, device)
     rehearse(trainer, data)
     saved = checkpoint.newest(folder, data.plan.hash)
     state = (
@@ -50,13 +45,13 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
     )
     if saved:
         log(f"{tag}: goes on from {saved}, made on {state.world_size} ranks")
-    record = StepLog(run.train_log(tag), state.step, data.meta(recipe, round_))
+    record = StepLog(training.train_log, state.step, data.meta())
     curves = Trackers(recipe, run, tag, record.steps)
     stop, clock = StopRequest(), SaveClock(recipe.train, device)
 
     with Progress(data.plan.num_steps, "steps", f"train {tag}", done=state.step) as progress:
         for step, micro_batches in data.batches(state.step):
-            lr = lr_at(step.index, data.plan.num_steps, data.peak_lr, recipe.train)
+            lr = lr_at(step.index, data.plan.num_steps, training.peak_lr, recipe.train)
             entry, asked = train_step(trainer, data, step, micro_batches, lr, stop.asked)
             state = TrainState(
                 step.index + 1,
@@ -84,22 +79,16 @@ def train(recipe: Recipe, phase: Phase, round_: int) -> None:
     live = surprisals(trainer.module, probe, min(PROBED, probe.input_ids.shape[1] - 1))
     meta = {
         "tag": tag,
-        "round": round_,
-        "phase": phase.name,
-        "start": files.fingerprint(stage.start),
+        "round": training.round,
+        "phase": training.phase.name,
+        "start": files.fingerprint(training.start),
         **asdict(state),
         "probe": {"tokens": probe.input_ids[0].tolist(), "surprisals": live},
     }
-    export(
-        trainer.module.lm,
-        stage.start,
-        stage.outputs[0],
-        run.adapter(tag) if recipe.lora else None,
-        meta,
-    )
+    export(trainer.module.lm, training.start, training.export, training.adapter, meta)
     record.flush()
     curves.close()
     torch.distributed.barrier()
     if ranks.rank() == 0:
         checkpoint.clear(folder)
-        log(f"{tag}: {stage.outputs[0]}")
+        log(f"{tag}: {training.export}")

@@ -31,7 +31,7 @@ def rehearse(trainer, data: PhaseData) -> None:
     batch = data.documents.batch(rows)
     trainer.set_gradient_accumulation_boundary(True)
     try:
-        total = float(forward_backward(trainer, batch, data.phase, 0.0)[0])
+        total = float(forward_backward(trainer, batch, data.training.phase, 0.0)[0])
         if not math.isfinite(total):  # the same bin on all ranks
             raise FloatingPointError(
                 f"before step 1: loss is {total} at the plan's dearest bin; rows: "
@@ -79,10 +79,10 @@ def train_step(
     for number, batch in enumerate(micro_batches, 1):
         trainer.set_gradient_accumulation_boundary(number == len(micro_batches))
         torch.manual_seed(
-            keyed_seed(data.seed, data.tag, step.index, *batch.ids)
+            keyed_seed(data.training.recipe.seed, data.training.tag, step.index, *batch.ids)
         )  # of LoRA's dropout
         losses = forward_backward(
-            trainer, batch, data.phase, ranks.world_size() / step.supervised_tokens
+            trainer, batch, data.training.phase, ranks.world_size() / step.supervised_tokens
         )
         sums[:-1] += torch.cat([losses, batch.counts().to(trainer.device)])
     finite_here = bool(sums[0].isfinite())
