@@ -19,6 +19,7 @@ import re
 import numpy as np
 
 from abscot.common.errors import UserError
+from abscot.method.sequence import ANSWER_OPENING
 
 MARK = "\ue000{}\ue001"  # private-use characters: no template looks for them
 MARKS = re.compile("\ue000(\\d+)\ue001")
@@ -78,7 +79,10 @@ class ChatTokenizer:
     def answers(self, texts: list[str]) -> list[np.ndarray]:
         """Y: a newline, the answer, the end of the turn."""
         end = np.array([self.turn_end_id], np.int32)
-        return [np.concatenate([ids, end]) for ids in self.encode(["\n" + text for text in texts])]
+        return [
+            np.concatenate([ids, end])
+            for ids in self.encode([ANSWER_OPENING + text for text in texts])
+        ]
 
     def cots(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(C, length of each step) of each CoT; the lengths are above 0 and sum up to len(C).

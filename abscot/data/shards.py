@@ -15,6 +15,8 @@ from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.data.chat import ChatTokenizer
 from abscot.data.rows import Row
+from abscot.method.sequence import Marks
+from abscot.method.vocab import AbstractVocab
 
 SCHEMA_VERSION = 1
 BATCH_ROWS = 256  # rows of every record batch but a shard's last: row i is found by arithmetic
@@ -263,6 +265,11 @@ class ShardStore:
                     f"({self.manifest[key]}) than"
                     f" that of {tokenizer.name_or_path} ({value}); {REMAKE.format(self.directory)}"
                 )
+
+    def marks(self, vocab: AbstractVocab) -> Marks:
+        """What the template puts around the texts, as it was when the shards were made."""
+        names = ("no_think_suffix_tokens", "think_open_tokens", "think_close_tokens")
+        return Marks.of(vocab, *(self.manifest[name] for name in names))
 
     def verify(self) -> None:
         """Reads every file and raises UserError for the first whose checksum is wrong."""

@@ -17,7 +17,7 @@ such mask: transformers does it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,14 @@ from abscot.generation.requests import (
     codebook_tokens_of,
     trace_request,
 )
-from abscot.method.sequence import cut_middle
+from abscot.method.sequence import (
+    ANSWER_OPENING,
+    answer_prompt,
+    fit_prompt,
+    pause_trace,
+    trace_prompt,
+    z_tokens,
+)
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import Recipe
 
@@ -97,10 +104,7 @@ class Asker:
         )
         self.chat = ChatTokenizer(self.tokenizer)
         self.vocab = AbstractVocab.of(self.tokenizer, recipe.codebook_size)
-        self.bridge = [
-            self.vocab.end_id,
-            *self.chat.encode(["\n"])[0].tolist(),
-        ]  # between z and the answer
+        self.newline = self.chat.encode([ANSWER_OPENING])[0].tolist()
         # A base model's end of text may differ from its template's end of turn: both end an answer.
         self.stop_ids = tuple({self.chat.turn_end_id, self.tokenizer.eos_token_id} - {None})
         for mode in modes:
@@ -120,7 +124,7 @@ class Asker:
         if MODES[mode].thinking:
             behind += config.max_reasoning_tokens
         if MODES[mode].trace:
-            behind += 1 + m_max + len(self.bridge)
+            behind += z_tokens(m_max) + len(self.newline)
         return self.engine.window_tokens - behind
 
     def prompt(self, question: Question) -> list[int]:
@@ -137,43 +141,42 @@ class Asker:
         mode, config = MODES[question.mode], self.recipe.eval
         if mode.cot:
             return self._behind_the_bottleneck(question)
-        x = cut_middle(self.prompt(question), self.room(question.mode))
+        x, _ = fit_prompt(self.prompt(question), [], self.room(question.mode))
         seed = keyed_seed(self.recipe.seed, "eval", question.problem.id, question.sample)
         most = config.max_answer_tokens + (config.max_reasoning_tokens if mode.thinking else 0)
         free = Sampling(most, 0, config.temperature, config.top_p, None, self.stop_ids, seed)
         if mode.trace is None:
             return Request(x, free)
-        begun = [*x, self.vocab.begin_id]
+
+        def answer_stage(*completions: Completion) -> Request:
+            trace = self.trace(question, completions)
+            return Request(answer_prompt(self.vocab, self.newline, x, trace), free)
+
         if mode.trace == "pause":
-            return Request([*begun, *self.trace(question, []), *self.bridge], free)
+            return answer_stage()
         rules = dataclasses.replace(
             self.recipe.traces, temperature=config.temperature, top_p=config.top_p
         )
-
-        def answer_stage(completion: Completion) -> Request:
-            return Request([*begun, *self.trace(question, [completion]), *self.bridge], free)
-
-        return dataclasses.replace(trace_request(begun, self.vocab, rules, seed), then=answer_stage)
+        request = trace_request(trace_prompt(self.vocab, x), self.vocab, rules, seed)
+        return dataclasses.replace(request, then=answer_stage)
 
     def _behind_the_bottleneck(self, question: Question) -> Request:
         """X C <begin> z in sight of all; then, C hidden: newline and a greedy answer. A long CoT
         loses its middle.
         """
-        x, c = self.prompt(question), self.cot(question)
-        c = cut_middle(c, max(0, self.room(question.mode) - len(x)))
-        begun = [*x, *c, self.vocab.begin_id]
+        x, c = fit_prompt(self.prompt(question), self.cot(question), self.room(question.mode))
         seed = keyed_seed(self.recipe.seed, question.mode, question.problem.id, question.sample)
         free = Sampling(self.recipe.eval.max_answer_tokens, stop_ids=self.stop_ids)
 
-        def answer_stage(completion: Completion) -> Request:
-            seen = [*begun, *self.trace(question, [completion]), self.vocab.end_id]
-            return Request(
-                [*seen, *self.bridge[1:]], free, hidden=Hidden(len(x), len(x) + len(c), len(seen))
-            )
+        def answer_stage(*completions: Completion) -> Request:
+            trace = self.trace(question, completions)
+            prompt = answer_prompt(self.vocab, self.newline, x, trace, c)
+            hidden = Hidden(len(x), len(x) + len(c), len(prompt) - len(self.newline))
+            return Request(prompt, free, hidden=hidden)
 
-        return dataclasses.replace(
-            trace_request(begun, self.vocab, self.recipe.traces, seed), then=answer_stage
-        )
+        begun = trace_prompt(self.vocab, x, c)
+        request = trace_request(begun, self.vocab, self.recipe.traces, seed)
+        return dataclasses.replace(request, then=answer_stage)
 
     def cot(self, question: Question) -> list[int]:
         """C as in training. Raises UserError for a benchmark that has no gold CoTs."""
@@ -184,13 +187,13 @@ class Asker:
             )
         return self.chat.cots([question.problem.cot])[0][0].tolist()
 
-    def trace(self, question: Question, completions: list[Completion]) -> list[int]:
+    def trace(self, question: Question, completions: Sequence[Completion]) -> list[int]:
         """The codebook tokens that the answer sees."""
         mode, config = MODES[question.mode], self.recipe.traces
         if mode.trace is None:
             return []
         if mode.trace == "pause":
-            return [self.vocab.codebook_ids[0]] * config.m_max
+            return pause_trace(self.vocab, config.m_max)
         sampled = codebook_tokens_of(completions[0], self.vocab, config)
         return mode.edit(
             sampled, rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
@@ -204,7 +207,7 @@ class Asker:
         """
         mode, response = MODES[question.mode], completions[-1].tokens
         trace, reasoning = self.trace(question, completions), []
-        n_reasoning, n_newline = (len(trace) + 2, len(self.bridge) - 1) if mode.trace else (0, 0)
+        n_reasoning, n_newline = (z_tokens(len(trace)), len(self.newline)) if mode.trace else (0, 0)
         if mode.thinking:
             reasoning, response = self._split_thought(response)
             n_reasoning = len(reasoning)

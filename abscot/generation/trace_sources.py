@@ -9,7 +9,7 @@ from abscot.common.draws import keyed_seed, rng
 from abscot.data.shards import ShardStore
 from abscot.generation.requests import codebook_tokens_of, trace_request
 from abscot.method.phases import Phase
-from abscot.method.sequence import cut_middle
+from abscot.method.sequence import fit_prompt, trace_prompt, z_tokens
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
 
@@ -101,9 +101,6 @@ class ModelTraces:
         """
         tokens = self.store.row(row)
         x, c = tokens.prompt.tolist(), tokens.cot.tolist() if self.sees_cot else []
-        room = self.engine.window_tokens - self.config.m_max - 1
-        if len(x) + len(c) > room:
-            self.cut_prompts += 1
-            x = cut_middle(x, room)
-            c = cut_middle(c, room - len(x))
-        return [*x, *c, self.vocab.begin_id]
+        room = self.engine.window_tokens - z_tokens(self.config.m_max) + 1  # the end is not fed
+        self.cut_prompts += len(x) + len(c) > room
+        return trace_prompt(self.vocab, *fit_prompt(x, c, room))

@@ -1,10 +1,6 @@
-"""The abstract vocabulary: its tokens, the tokenizer and embedding extension, and the keyed random
-draws.
-"""
+"""The abstract vocabulary: its tokens, and the tokenizer that knows them."""
 
 from dataclasses import dataclass
-
-import transformers
 
 from abscot.common.errors import UserError
 
@@ -26,6 +22,11 @@ def codebook_tokens(size: int = 64) -> list[str]:
     return names
 
 
+def abstract_tokens(size: int = 64) -> list[str]:
+    """All tokens that an extension adds: the codebook and its delimiters."""
+    return [*codebook_tokens(size), BEGIN, END]
+
+
 @dataclass(frozen=True)
 class AbstractVocab:
     """Token ids of V_abs and its delimiters in an extended tokenizer."""
@@ -39,10 +40,15 @@ class AbstractVocab:
         """What may be sampled after `<beginabstract>`: V_abs and `<endabstract>`."""
         return [*self.codebook_ids, self.end_id]
 
+    @property
+    def new_ids(self) -> list[int]:
+        """Every id that the extension added, ascending."""
+        return sorted([*self.codebook_ids, self.begin_id, self.end_id])
+
     @classmethod
     def of(cls, tokenizer, size: int = 64) -> "AbstractVocab":
         """Raises UserError when the tokenizer has not been extended (by `launch/extend.py`)."""
-        ids = [_single_id(tokenizer, token) for token in (*codebook_tokens(size), BEGIN, END)]
+        ids = [_single_id(tokenizer, token) for token in abstract_tokens(size)]
         return cls(tuple(ids[:-2]), ids[-2], ids[-1])
 
 
@@ -60,14 +66,12 @@ def extend_tokenizer(tokenizer, size: int = 64) -> AbstractVocab:
     """Adds the abstract tokens as special tokens (never split, never merged), in place."""
     from transformers import AddedToken
 
-    new = [
-        AddedToken(t, special=True, normalized=False) for t in (*codebook_tokens(size), BEGIN, END)
-    ]
+    new = [AddedToken(t, special=True, normalized=False) for t in abstract_tokens(size)]
     tokenizer.add_tokens(new, special_tokens=True)
     return AbstractVocab.of(tokenizer, size)
 
 
 def load_tokenizer(directory, trust_remote_code: bool = False):
-    return transformers.AutoTokenizer.from_pretrained(
-        directory, trust_remote_code=trust_remote_code
-    )
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)

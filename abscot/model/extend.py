@@ -113,8 +113,7 @@ def extend_embeddings(model, vocab: AbstractVocab, config: ModelConfig, seed: in
     """
     import torch
 
-    first = min(*vocab.codebook_ids, vocab.begin_id, vocab.end_id)
-    last = max(*vocab.codebook_ids, vocab.begin_id, vocab.end_id)
+    first, last = vocab.new_ids[0], vocab.new_ids[-1]
     rows = model.get_input_embeddings().weight.shape[0]
     if last >= rows:
         model.resize_token_embeddings(

@@ -54,7 +54,7 @@ def with_lora(lm, recipe: Recipe, directory: Path):
     abstract = AbstractVocab.of(tokenizer, recipe.codebook_size)
     tied = lm.config.tie_word_embeddings
     if lora.embeddings == "new_rows":
-        rows = sorted([*abstract.codebook_ids, abstract.begin_id, abstract.end_id])
+        rows = abstract.new_ids
         tables = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
         embeddings = {"trainable_token_indices": {name: rows for name in tables}}
     else:

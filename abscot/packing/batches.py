@@ -1,11 +1,5 @@
 """Plan + shards + this phase's traces -> batches: one packed bin of whole documents, without
-padding.
-
-A document of phase A, with its segment and what is supervised (`>`):
-
-    token     <|im_start|> user .. think-off   a verbal CoT   <begin> z1 z2 <end>   \\n answer <|im_end|>
-    segment   X            X    .. X           C ..  C        Z       Z  Z  Z       Y  Y      Y
-    label                                                             >  >  >       >  >      >
+padding. What a document is stands in method/sequence.py.
 """
 
 import queue
@@ -16,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from abscot.data.rows import Row
 from abscot.data.shards import ShardStore
 from abscot.generation.trace_set import TraceSet
-from abscot.method.phases import SEGMENT_OF, SEGMENT_X, SEGMENT_Y, SEGMENT_Z, Phase
-from abscot.method.sequence import IGNORE, Piece, document_lengths
+from abscot.method.phases import SEGMENT_X, SEGMENT_Y, SEGMENT_Z, Phase
+from abscot.method.sequence import IGNORE, Piece, document, document_lengths, pause_trace
 from abscot.method.vocab import AbstractVocab
 from abscot.packing.plan import Plan, StepPlan
 from abscot.recipe.schema import TraceConfig, TrainConfig
@@ -62,9 +57,6 @@ class Batch:
 class Documents:
     """The training documents of one phase: their lengths, for the plan, and their tokens, bin by
     bin.
-
-    A pause phase has Z = <begin>, m_max copies of the first codebook token, <end>: as long as a
-    trace can be.
     """
 
     def __init__(
@@ -77,41 +69,19 @@ class Documents:
         trace_config: TraceConfig,
     ):
         self.store, self.traces, self.phase, self.train = store, traces, phase, train
-        self.begin, self.end = (
-            np.array([vocab.begin_id], np.int32),
-            np.array([vocab.end_id], np.int32),
-        )
-        self.pause = np.full(trace_config.m_max, vocab.codebook_ids[0], np.int32)
-        affixes = (
-            store.manifest[f"{name}_tokens"]
-            for name in ("no_think_suffix", "think_open", "think_close")
-        )
-        self.suffix, self.open, self.close = (np.array(tokens, np.int32) for tokens in affixes)
-
-    @property
-    def thinks(self) -> bool:
-        """A baseline that supervises the CoT writes it as the base does: in its thinking template."""
-        return "C" in self.phase.supervised
+        self.marks = store.marks(vocab)
+        self.pause = np.array(pause_trace(vocab, trace_config.m_max), np.int32)
 
     def lengths(self) -> dict[str, np.ndarray]:
-        """`packing.document_lengths` of every row of the store; without traces, Z is as long as it
+        """`sequence.document_lengths` of every row of the store; without traces, Z is as long as it
         can be.
 
-        Raises ValueError for a row without prompt: its first token would
-        be supervised, and nothing predicts it.
+        Raises ValueError for a row without prompt: its first token would be supervised, and nothing
+        predicts it.
         """
-        tokens = self.store.lengths()
         trace = self.traces.lengths() if self.traces else np.full(len(self.store), len(self.pause))
-        lengths = document_lengths(
-            self.phase,
-            tokens["prompt"],
-            tokens["cot"],
-            tokens["answer"],
-            trace,
-            self.train,
-            len(self.suffix),
-            len(self.open) + len(self.close),
-        )
+        texts = {**self.store.lengths(), "trace": trace}
+        lengths = document_lengths(self.phase, self.train, self.marks, texts)
         if not (lengths["X"] > 0).all():
             raise ValueError(
                 f"row {int(np.argmin(lengths['X']))} of {self.store.directory} has no prompt"
@@ -142,28 +112,10 @@ class Documents:
         tokens = np.concatenate([row.prompt, row.answer])[:most_tokens]
         return _collate([[(tokens, SEGMENT_X, False)]], np.zeros(1, np.int64), [row.id])
 
-    def _document(self, row, number: int) -> list[Piece]:
-        pieces: list[Piece] = []
-        for name in self.phase.segments:
-            segment, supervised = SEGMENT_OF[name], name in self.phase.supervised
-            if name == "X":
-                tokens = (
-                    row.prompt[: len(row.prompt) - len(self.suffix)] if self.thinks else row.prompt
-                )
-                pieces.append((tokens, segment, supervised))
-            elif name == "C":
-                parts = (self.open, row.cot, self.close) if self.thinks else (row.cot,)
-                pieces += [(tokens, segment, supervised) for tokens in parts]
-            elif name == "Z":
-                trace = self.traces.trace(number) if self.traces else self.pause
-                pieces += [
-                    (self.begin, segment, supervised and self.train.supervise_begin),
-                    (trace, segment, supervised),
-                    (self.end, segment, supervised and self.train.supervise_end),
-                ]
-            else:
-                pieces.append((row.answer, segment, supervised))
-        return pieces
+    def _document(self, row: Row, number: int) -> list[Piece]:
+        trace = self.traces.trace(number) if self.traces else self.pause
+        texts = {"prompt": row.prompt, "cot": row.cot, "trace": trace, "answer": row.answer}
+        return document(self.phase, self.train, self.marks, texts)
 
 
 def _collate(documents: list[list[Piece]], rows: np.ndarray | None, ids: list[str]) -> Batch:

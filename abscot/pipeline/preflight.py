@@ -17,7 +17,8 @@ from abscot.data.shards import ShardStore
 from abscot.generation.trace_set import TraceSet
 from abscot.method.lineage import Training, trainings, trainings_of
 from abscot.method.phases import PHASES
-from abscot.method.sequence import document_lengths
+from abscot.method.sequence import document_lengths, limit_tokens
+from abscot.method.vocab import abstract_tokens
 from abscot.model.shape import GB, QWEN3, ModelShape
 from abscot.packing.make_plan import make_plan
 from abscot.pipeline import estimate
@@ -142,7 +143,7 @@ def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
             f"assumed: {rows:,} rows with the lengths of Dolci-Think-SFT-7B (not prepared yet)",
         )
     total = prompt + cot + answer
-    limit = recipe.train.capacity_tokens - recipe.traces.m_max - 2
+    limit = limit_tokens(recipe)
     fits, truncated = total <= limit, 0
     if recipe.data.long_rows != "drop":
         truncated = int((~fits & (prompt + answer < limit)).sum())
@@ -227,7 +228,8 @@ def _phase(training: Training, shape: ModelShape, lengths: Lengths, world: int) 
     traces = np.full(len(lengths.prompt), recipe.traces.m_max)
     if lengths.store and is_done(training.traces):
         traces = TraceSet.load(training.traces, lengths.store).lengths()
-    documents = document_lengths(phase, lengths.prompt, lengths.cot, lengths.answer, traces, train)
+    texts = {"prompt": lengths.prompt, "cot": lengths.cot, "answer": lengths.answer}
+    documents = document_lengths(phase, train, None, {**texts, "trace": traces})
     rows = training.rows(len(lengths.prompt))
     plan = make_plan(
         documents["total"],
@@ -264,7 +266,11 @@ def _phase(training: Training, shape: ModelShape, lengths: Lengths, world: int) 
 
 def _trainable(recipe: Recipe, shape: ModelShape) -> int | None:
     """Parameters that LoRA trains; None: all."""
-    return shape.lora_parameters(recipe.lora, recipe.codebook_size + 2) if recipe.lora else None
+    return (
+        shape.lora_parameters(recipe.lora, len(abstract_tokens(recipe.codebook_size)))
+        if recipe.lora
+        else None
+    )
 
 
 def _sharding(recipe: Recipe) -> Sharding:
@@ -278,7 +284,7 @@ def _sharding(recipe: Recipe) -> Sharding:
 def _memory(recipe: Recipe, shape: ModelShape, world: int, bin_tokens: int) -> Iterator[dict]:
     """The recipe's own setting first, then the others."""
     own, lora = _sharding(recipe), recipe.lora or LoraConfig()
-    full, adapters = None, shape.lora_parameters(lora, recipe.codebook_size + 2)
+    full, adapters = None, shape.lora_parameters(lora, len(abstract_tokens(recipe.codebook_size)))
     options = [(own, _trainable(recipe, shape), "the recipe: ")]
     options += [(Sharding(stage), full, "") for stage in (1, 2, 3)]
     options += [(Sharding(3, offload_optimizer=True), full, ""), (Sharding(3), adapters, "")]
@@ -420,9 +426,10 @@ def _what_fits(
         return f"ZeRO-3 with offload fits on {needed} GPUs"
     if (
         not recipe.lora
-        and memory_of(Sharding(3), shape.lora_parameters(LoraConfig(), recipe.codebook_size + 2))[
-            "total"
-        ]
+        and memory_of(
+            Sharding(3),
+            shape.lora_parameters(LoraConfig(), len(abstract_tokens(recipe.codebook_size))),
+        )["total"]
         <= limit
     ):
         return "LoRA with ZeRO-3 fits"
