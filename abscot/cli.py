@@ -21,8 +21,11 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    shipped = f"a file, or a name of launch/recipes (default: {DEFAULT_RECIPE.name}, the embedded tiny run)"
-    parser.add_argument("--recipe", metavar="FILE", help=f"recipe to use: {shipped}")
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help=f"a file, or a name of launch/recipes (default: {DEFAULT_RECIPE.name}, the tiny run)",
+    )
     parser.add_argument(
         "--set",
         action="append",

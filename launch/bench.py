@@ -1,13 +1,13 @@
 """Measures what the README claims: each benchmark with its baselines in the same run.
 
-  python launch/bench.py channel       does the answer learn the CoT through the trace? one pass against two
-  python launch/bench.py attention     every backend of this machine against dense, causal and the floor
-  python launch/bench.py step          a whole training step against three other ways on the same rows
-  python launch/bench.py gpu           kernels' tests, TFLOP/s and useful MFU on a CUDA GPU
-  python launch/bench.py plan          time, balance and fill of a plan of 600k rows, beside TRL's packing
-  python launch/bench.py loader        tokens/s, memory and resume of the batch stream, beside two libraries
-  python launch/bench.py traces        constrained traces a second, beside bare vLLM and transformers
-  python launch/bench.py mask          the mask of one packed bin as a picture
+  python launch/bench.py channel     does the answer learn the CoT through the trace?
+  python launch/bench.py attention   every backend of this machine against dense, causal, the floor
+  python launch/bench.py step        a whole training step against three other ways, the same rows
+  python launch/bench.py gpu         kernels' tests, TFLOP/s and useful MFU on a CUDA GPU
+  python launch/bench.py plan        time, balance and fill of a plan of 600k rows, beside TRL's
+  python launch/bench.py loader      tokens/s, memory, resume of the batches, beside two libraries
+  python launch/bench.py traces      constrained traces per second, beside vLLM and transformers
+  python launch/bench.py mask        the mask of one packed bin as a picture
 
 plan, loader and traces take options of their own: python launch/bench.py plan --help. TRL and
 mosaicml-streaming are no part of the project; where they are not installed they are left out. They

@@ -13,11 +13,13 @@ from abscot import cli
 def main() -> int:
     parser = cli.recipe_parser(
         __doc__
-        + "\n\nKilled and started again it goes on with the next answer. The results stand in RUN/results."
+        + "\n\nKilled and started again it goes on with the next answer. The results stand in "
+        "RUN/results."
     )
     parser.add_argument(
         "--model",
-        help="base, round1, .., final, a baseline such as sft_cot, phase A of a round (pi1_phaseA), or all"
+        help="base, round1, .., final, a baseline (sft_cot), a phase of a round (pi1_phaseA), "
+        "or all"
         " (default: final, or the grid's)",
     )
     parser.add_argument(
@@ -40,7 +42,7 @@ def main() -> int:
     parser.add_argument(
         "--then-traces",
         action="store_true",
-        help="with the same engine, make the next round's phase A traces too (the round's model makes them)",
+        help="with the same engine, make the traces of the training that starts from this model",
     )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)

@@ -1,7 +1,7 @@
 """Trains and evaluates the paper's rows on one base and one data set, and prints them in one table.
 
-  python launch/ladder.py --recipe tiny-cpu              the rounds, the baselines and the channel of every round
-  python launch/ladder.py --recipe tiny-cpu --dry-run    every stage, its inputs, outputs and command; nothing is run
+  python launch/ladder.py --recipe tiny-cpu             rounds, baselines, channel of every round
+  python launch/ladder.py --recipe tiny-cpu --dry-run   every stage and command; nothing is run
 
 Rows: verbal CoT and no CoT of the base, SFT (no CoT), SFT (CoT), pause tokens, Abstract-CoT after
 each round. Each baseline trains on as many answers as all rounds together (train.phase_epochs

@@ -1,8 +1,8 @@
 """Uploads a finished run to a hub repository: models, adapters, traces, logs, results, report,
 model card.
 
-python launch/publish.py runs/tiny-cpu --dry-run                what would be uploaded, and how large it is
-python launch/publish.py runs/tiny-cpu --repo OWNER/NAME        uploads it; log in first: hf auth login
+  python launch/publish.py runs/tiny-cpu --dry-run           what would be uploaded, how large it is
+  python launch/publish.py runs/tiny-cpu --repo OWNER/NAME   uploads it; log in first: hf auth login
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""Writes the report of a run: tables, plots, examples, model card; a half-done run as far as it is."""
+"""Writes the report of a run: tables, plots, examples, model card; a half-done run as far
+as it is.
+"""
 
 import sys
 from pathlib import Path

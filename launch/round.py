@@ -1,9 +1,9 @@
 """Runs the stages of one round, or of the whole run: traces, training, export and evaluation.
 
-  python launch/round.py --round 2             one round (what an array task of slurm/round.sbatch runs)
-  python launch/round.py --round 0             what comes before the rounds: world or base, extension, shards
-  python launch/round.py --round all           everything, then the report
-  python launch/round.py --round all --dry-run the stages, their inputs, outputs and commands, and what is done
+  python launch/round.py --round 2     one round: an array task of slurm/round.sbatch
+  python launch/round.py --round 0     before the rounds: world, base, shards
+  python launch/round.py --round all   everything, then the report
+  python launch/round.py --round all --dry-run   the stages, what they read and write, commands
 
 A stage that is done is skipped; a stage that was killed goes on or starts again.
 """

@@ -15,9 +15,9 @@ from abscot.method.phases import PHASES, loop
 def main() -> int:
     parser = cli.recipe_parser(
         __doc__
-        + "\n\nThe first phase of round 1 draws random traces; every other one asks a model, by vLLM. Killed"
-        "\nand started again it goes on where it was, and makes the same traces. Shards may run anywhere"
-        "\nat the same time."
+        + "\n\nThe first phase of round 1 draws random traces; every other asks a model, by vLLM."
+        "\nKilled and started again it goes on where it was, and makes the same traces. Shards may"
+        "\nrun anywhere at the same time."
     )
     parser.add_argument("--round", type=int, required=True, metavar="R")
     parser.add_argument(

@@ -1,4 +1,6 @@
-"""Makes world/: the embedded problems, tokenizer and base model of recipes with a `world` section."""
+"""Makes world/: the embedded problems, tokenizer and base model of recipes with a `world`
+section.
+"""
 
 import sys
 from pathlib import Path

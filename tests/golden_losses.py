@@ -1,7 +1,7 @@
 """Ten steps of every phase: their losses, beside those that are stored. A refactor must not move
 them.
 
-python tests/golden_losses.py [--write]      a minute; --write stores what it finds: then say in the commit why
+  python tests/golden_losses.py [--write]   a minute; --write stores what it finds: say why
 """
 
 import argparse

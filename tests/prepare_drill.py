@@ -1,7 +1,7 @@
 """600,000 rows prepared by 1, 2 and 4 MPI ranks, and by 2 that are killed again and again: one
 hash.
 
-  python tests/prepare_drill.py [--rows 600000] [--kills 20] [--seed 0] [--dir DIR] [--tokenizer DIR]
+  python tests/prepare_drill.py [--rows 600000] [--kills 20] [--dir DIR] [--tokenizer DIR]
 
 Ends with one line of JSON: rows, rows_per_s of each number of ranks, hashes, kills, same_hash.
 """
@@ -29,9 +29,9 @@ from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
 
 FILES, SOURCES = 8, ("math", "code", "chat")
-WORDS = "we have three boxes of seven and two more\nso that makes twenty three\nthen one is lost\n".split(
-    " "
-)
+WORDS = (
+    "we have three boxes of seven and two more\nso that makes twenty three\nthen one is lost\n"
+).split(" ")
 KILL_AFTER = (0.05, 0.5)  # of the time that an undisturbed run takes
 
 

@@ -1,8 +1,10 @@
 """A phase at a real model's shape on this machine: random weights, real rows; its time and memory,
 and what it hands on.
 
-  python tests/shape_drill.py 4B --lora --tokenizer DIR --rows FILE --chars 3000-4500 --batch 1 --steps 2
-  python tests/shape_drill.py 0.6B --ranks 2 --deepspeed ds_configs/zero3_offload.json --kill --tokenizer DIR --rows FILE
+  python tests/shape_drill.py 4B --lora --tokenizer DIR --rows FILE --chars 3000-4500 --batch 1 \
+      --steps 2
+  python tests/shape_drill.py 0.6B --ranks 2 --deepspeed ds_configs/zero3_offload.json --kill \
+      --tokenizer DIR --rows FILE
   python tests/shape_drill.py 512x6 ..             a small shape: hidden size x layers
 
 Extends and saves the base, makes the traces, trains phase A on the first rows of --chars

@@ -1,7 +1,7 @@
 """Fault drills on a private Slurm cluster: whatever is killed, the round ends, with the very same
 model.
 
-  python tests/slurm_drills.py [DRILL ..] [--dir DIR]     all drills: about half an hour on two cores
+  python tests/slurm_drills.py [DRILL ..] [--dir DIR]     all: about half an hour on two cores
 
 The reference runs without Slurm. `calm` and `three_rounds` are arrays over two nodes, undisturbed;
 each other drill disturbs one round. All must end with the weights of the reference. Ends with one

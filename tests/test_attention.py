@@ -1,4 +1,6 @@
-"""All backends are one function: outputs and gradients, alone and inside a Qwen3, packed and apart."""
+"""All backends are one function: outputs and gradients, alone and inside a Qwen3, packed
+and apart.
+"""
 
 import functools
 import itertools

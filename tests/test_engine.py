@@ -83,6 +83,7 @@ def test_a_bin_that_does_not_fit_is_named_before_step_1(monkeypatch):
     )
     with pytest.raises(
         UserError,
-        match=r"dearest bin of the plan \(32,768 tokens\) before step 1: lower train.capacity_tokens",
+        match=r"dearest bin of the plan \(32,768 tokens\) before step 1: lower "
+        "train.capacity_tokens",
     ):
         rehearse(SimpleNamespace(set_gradient_accumulation_boundary=lambda on: None), data)

@@ -167,7 +167,10 @@ def test_draw_keys_depend_on_seed_and_id_alone():
 
 # Decontamination
 
-PROBLEM = "What is the smallest positive perfect cube that can be written as the sum of three consecutive integers?"
+PROBLEM = (
+    "What is the smallest positive perfect cube that can be written as the sum of three "
+    "consecutive integers?"
+)
 
 
 def test_evaluation_problems_are_found_exact_wrapped_and_half():

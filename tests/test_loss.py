@@ -1,4 +1,6 @@
-"""The loss head: right in value and gradient, lean in memory, and the same on any number of ranks."""
+"""The loss head: right in value and gradient, lean in memory, and the same on any number
+of ranks.
+"""
 
 import os
 import socket

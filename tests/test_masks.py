@@ -1,4 +1,6 @@
-"""The attention rule: a literal matrix, and its three forms saying the same over fuzzed packings."""
+"""The attention rule: a literal matrix, and its three forms saying the same over fuzzed
+packings.
+"""
 
 import pytest
 import torch

@@ -72,7 +72,8 @@ def test_the_table_says_what_the_rows_say(tmp_path):
     head, last = (" ".join(lines[i].split()) for i in (0, -1))
     assert (
         head
-        == "mode model benchmark n accuracy % 95% interval reasoning response total per correct cut %"
+        == "mode model benchmark n accuracy % 95% interval reasoning response total per correct "
+        "cut %"
     )
     assert last == "abstract final world 4 100.0 [39.8, 100.0] 12.0 8.0 20.0 20.0 0.0"
     columns = [line.find("world") for line in lines[2:]]
@@ -188,7 +189,10 @@ def test_collapsed_traces_are_named(tmp_path):
 
 def test_what_a_model_wrote_stays_text(tmp_path):
     """Markup in problems, answers and ids is shown, in both files, and breaks neither."""
-    evil = '\u2028</pre><script>alert("x")</script>\n```\n# not a heading\n````\n<img src=x onerror=alert(1)>'
+    evil = (
+        '\u2028</pre><script>alert("x")</script>\n```\n# not a heading\n````\n'
+        "<img src=x onerror=alert(1)>"
+    )
     run = make_run(tmp_path, rounds=1)
     add_results(
         run,

@@ -1,4 +1,6 @@
-"""How a stage may end: done, stopped, crashed, failed for good; and what is known of it afterwards."""
+"""How a stage may end: done, stopped, crashed, failed for good; and what is known of it
+afterwards.
+"""
 
 import json
 

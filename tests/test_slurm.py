@@ -76,7 +76,8 @@ def test_a_job_that_is_never_done_gives_up_after_its_last_restart(cluster, tmp_p
     script = tmp_path / "again.sbatch"
     script.write_text(
         "#!/usr/bin/env bash\n#SBATCH --requeue --open-mode=append\nset -euo pipefail\n"
-        'source "$SLURM_SUBMIT_DIR/slurm/job.sh"\nABSCOT_MAX_RESTARTS=0\nrequeueing bash -c "exit 75"\n'
+        'source "$SLURM_SUBMIT_DIR/slurm/job.sh"\nABSCOT_MAX_RESTARTS=0\n'
+        'requeueing bash -c "exit 75"\n'
     )
     task = cluster.wait(cluster.sbatch(str(script)), 60)["0"]
     assert (task["JobState"], task["ExitCode"]) == ("FAILED", "1:0")

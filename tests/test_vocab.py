@@ -1,4 +1,6 @@
-"""The abstract vocabulary: names, ids, embedding rows that keep the table tied, keyed random draws."""
+"""The abstract vocabulary: names, ids, embedding rows that keep the table tied, keyed
+random draws.
+"""
 
 import numpy as np
 import pytest

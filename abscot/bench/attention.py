@@ -17,7 +17,9 @@ from abscot.model import attention
 
 
 def document(tokens: int) -> Document:
-    """A phase A document: short prompt and trace, an answer of a few hundred tokens, the rest CoT."""
+    """A phase A document: short prompt and trace, an answer of a few hundred tokens, the
+    rest CoT.
+    """
     x, z, y = min(200, tokens // 8), min(66, tokens // 16), min(600, tokens // 6)
     return x, tokens - x - z - y, z, y
 

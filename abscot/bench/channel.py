@@ -49,7 +49,9 @@ def run() -> dict:
 
 
 class Pass:
-    """One forward pass over the given segments of a row; without C or Y the rule is plain causal."""
+    """One forward pass over the given segments of a row; without C or Y the rule is plain
+    causal.
+    """
 
     def __init__(self, segments: str, supervised: str):
         present = tuple(tokens if name in segments else 0 for name, tokens in DOCUMENT.items())

@@ -6,7 +6,8 @@ optimizer.
 
   ours          packed bins, two-call attention, logits at supervised positions only
   one_by_one    (a) the public reproduction's way: rows one by one, dense 4-D mask, full logits
-  two_pass      (b) its split: [X;C;Z] and [X;Z;Y] apart, plain causal, full logits; less work, and no channel
+  two_pass      (b) its split: [X;C;Z] and [X;Z;Y] apart, plain causal, full logits; less work,
+                and no channel
   padded        (c) padded batches with a dense 4-D mask and full logits
 """
 

@@ -65,7 +65,9 @@ def synthetic_bin(
 def interleaved_medians(
     runs: dict[str, Callable[[], object]], repeats: int, warm_up: bool = True
 ) -> dict[str, float]:
-    """Median seconds of each run, in turns after a warm-up, so that a busy machine slows all alike."""
+    """Median seconds of each run, in turns after a warm-up, so that a busy machine slows
+    all alike.
+    """
     times = {name: [] for name in runs}
     for repeat in range(not warm_up, repeats + 1):
         for name, run in runs.items():

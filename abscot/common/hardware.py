@@ -1,6 +1,7 @@
 """The machine: its GPUs, the dtypes it computes in, the memory that a process takes.
 
-torch is imported where it is needed: a command that only starts other commands must not wait for it.
+torch is imported where it is needed: a command that only starts other commands must not wait for
+it.
 """
 
 import platform

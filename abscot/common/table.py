@@ -39,7 +39,8 @@ class Table:
             for i, r in enumerate(self.rows)
         ]
         head = line(self.columns, "th")
-        return f"<div class=wide><table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
+        table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+        return f"<div class=wide>{table}</div>"
 
     def text(self) -> str:
         """Aligned columns for a terminal."""

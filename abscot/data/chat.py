@@ -5,7 +5,7 @@ chat template itself writes around the text becomes a control token. So the temp
 once for each sequence of roles with marks in the place of the text; what stands between the marks
 is the template's own, and is cut at its control tokens:
 
-    system, user -> <|im_start|> "system\n{0}" <|im_end|> "\n" <|im_start|> "user\n{1}" <|im_end|> ..
+    system, user -> <|im_start|> "system\n{0}" <|im_end|> "\n" <|im_start|> "user\n{1}" ..
 
 Each run between two control tokens is tokenised in one piece by a copy of the tokenizer that knows
 no added tokens, so for text without control tokens the ids are those of
@@ -168,7 +168,9 @@ class ChatTokenizer:
 
 
 def without_added_tokens(backend, controls: set[str]):
-    """A copy of a tokenizers.Tokenizer that finds no added token; `controls` leave its vocabulary."""
+    """A copy of a tokenizers.Tokenizer that finds no added token; `controls` leave its
+    vocabulary.
+    """
     import tokenizers
 
     tree = json.loads(backend.to_str())

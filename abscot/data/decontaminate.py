@@ -1,4 +1,6 @@
-"""Does a prompt contain an evaluation problem? Exact after normalising, or by shared word 5-grams."""
+"""Does a prompt contain an evaluation problem? Exact after normalising, or by shared word
+5-grams.
+"""
 
 import re
 from collections import Counter, defaultdict

@@ -1,7 +1,8 @@
 """Raw rows -> the shard store: scan, draw, tokenise, publish; by one process or many MPI ranks,
 resumable.
 
-    scan       each input unit by one rank: parse and filter every row, note key and size of those that pass
+    scan       each input unit by one rank: parse and filter every row, note key and size of those
+               that pass
     draw       rank 0: duplicates out, the `data.rows` smallest keys in, cut into shards
     tokenise   each shard by one rank
     publish    rank 0: manifest, rejected.jsonl, checksums, rename to shards/

@@ -146,7 +146,9 @@ def _percentiles(values: np.ndarray) -> dict[str, int]:
 
 
 class _Shard:
-    """One mapped Arrow file. Token pages enter memory when they are read and leave with `release`."""
+    """One mapped Arrow file. Token pages enter memory when they are read and leave with
+    `release`.
+    """
 
     def __init__(self, path: Path, entry: dict):
         self.rows = entry["rows"]

@@ -130,7 +130,9 @@ def _read_lines(unit: Unit, max_row_bytes: int, wanted: np.ndarray | None):
 
 
 def _lines(unit: Unit, max_row_bytes: int) -> Iterator[bytes]:
-    """Lines of a unit, each cut after max_row_bytes + 1 bytes so that no file can fill the memory."""
+    """Lines of a unit, each cut after max_row_bytes + 1 bytes so that no file can fill
+    the memory.
+    """
     number = 0
     try:
         with _open(unit) as file:
@@ -257,7 +259,9 @@ def _rows_of(batches, wanted: np.ndarray | None):
 
 
 def _hub_dataset(config: DataConfig):
-    """The streamed dataset: no copy of it is kept. Raises UserError where the hub does not give it."""
+    """The streamed dataset: no copy of it is kept. Raises UserError where the hub does
+    not give it.
+    """
     try:
         return _load_hub(config.source, config.subset, config.split, config.revision)
     except (OSError, ValueError) as error:  # datasets' own errors are subclasses of these

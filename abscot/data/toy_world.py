@@ -169,7 +169,9 @@ def make_tokenizer(texts: list[str]):
 
 
 def make_model(config: WorldConfig, vocab_size: int, seed: int):
-    """A random Qwen3 with tied embeddings and a table padded beyond the abstract vocabulary, fp32."""
+    """A random Qwen3 with tied embeddings and a table padded beyond the abstract
+    vocabulary, fp32.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -291,7 +293,9 @@ def _reply_loss(model, batch: list[Document]):
 
 
 def write(directory: Path, config: WorldConfig, seed: int, system_prompt: str | None) -> None:
-    """Publishes rows.jsonl, heldout.jsonl and model/ (a bf16 Qwen3 with tokenizer) in `directory`."""
+    """Publishes rows.jsonl, heldout.jsonl and model/ (a bf16 Qwen3 with tokenizer) in
+    `directory`.
+    """
     import torch
 
     began_s = time.monotonic()

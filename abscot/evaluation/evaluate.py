@@ -95,7 +95,9 @@ def _masking_engine(job: Job) -> TransformersEngine:
 def _generate(
     job: Job, questions: list[Question], left: list[int], answers: dict[int, dict], asker: Asker
 ) -> None:
-    """Adds the answers to the questions `left`. Each is on disk before the next one is waited for."""
+    """Adds the answers to the questions `left`. Each is on disk before the next one is
+    waited for.
+    """
     spent_s, start = max((a["elapsed_s"] for a in answers.values()), default=0.0), time.monotonic()
     environment = {
         "engine": type(asker.engine).__name__,

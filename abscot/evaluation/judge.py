@@ -18,7 +18,8 @@ from abscot.recipe.schema import Recipe
 KEY_VARIABLE = "OPENAI_API_KEY"
 TIMEOUT_S = 120
 PARALLEL_REQUESTS = 8
-QUESTION = """Two assistants answered the same instruction. Which answer is better? Reply with one letter, A or B.
+QUESTION = """Two assistants answered the same instruction. Which answer is better? \
+Reply with one letter, A or B.
 
 # Instruction
 {instruction}

@@ -1,15 +1,14 @@
-"""The evaluation modes: problems -> requests, completions -> what a result row says about an
-answer.
+"""The evaluation modes: problems -> requests, completions -> what a result row says.
 
-    mode                 tokens behind X                                     what it measures
-    verbal               free decoding, thinking template                    the verbal-CoT baseline
-    no_cot               free decoding                                       what an answer is worth without thinking
-    abstract             <beginabstract> z <endabstract> \\n, then free       the method: z sampled from V_abs
-    abstract_permuted    the same z, shuffled                                does the order of z matter? (paper table 6)
-    abstract_truncated_k the first k tokens of the same z                    how much of z is needed? (paper table 5)
-    pause                m_max pause tokens in place of z                    is it only the extra positions?
-    channel              gold CoT, z sampled in its sight, then free,        what phase A's answers really get:
-                         the CoT hidden from the answer                      C -> H_Z -> Y
+    mode                  tokens behind X, and what the mode measures
+    verbal                free decoding in the thinking template: the verbal-CoT baseline
+    no_cot                free decoding: what an answer is worth without thinking
+    abstract              <beginabstract> z <endabstract> \\n, then free; z from V_abs: the method
+    abstract_permuted     the same z, shuffled: does the order of z matter? (paper table 6)
+    abstract_truncated_k  the first k tokens of the same z: how much of z is needed? (paper table 5)
+    pause                 m_max pause tokens in place of z: is it only the extra positions?
+    channel               gold CoT, z sampled in its sight, then free with the CoT hidden from the
+                          answer: what phase A's answers really get, C -> H_Z -> Y
 
 `channel` is phase A's situation on problems that it was not trained on: z as phase A's model itself
 samples it at traces.temperature, the answer decoded greedily behind the bottleneck. vLLM has no
@@ -231,7 +230,9 @@ class Asker:
         return len(self.prompt(question)) + len(cot)
 
     def _split_thought(self, tokens: list[int]) -> tuple[list[int], list[int]]:
-        """(up to and including `</think>`, the rest). A thought that never closes has no response."""
+        """(up to and including `</think>`, the rest). A thought that never closes has no
+        response.
+        """
         open_id, close_id = self.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
         if close_id in tokens:
             end = tokens.index(close_id) + 1

@@ -2,8 +2,8 @@
 
 Most answers are settled by comparing normalised strings. The rest goes to math-verify, which parses
 LaTeX and asks a computer algebra system: that can hang or take all memory, so it runs in processes
-of its own with limits, killed at the deadline. `python -m abscot.evaluation.scoring` is such a process: a JSON
-line in, a JSON line out.
+of its own with limits, killed at the deadline. `python -m abscot.evaluation.scoring` is such a
+process: a JSON line in, a JSON line out.
 """
 
 import json
@@ -30,7 +30,9 @@ LONGEST_ANSWER_CHARS = 2000  # longer predictions are wrong without being parsed
 
 @dataclass(frozen=True)
 class Verdict:
-    """score: 0..1, None where only a judge can tell. scorer: how the answer was found and compared."""
+    """score: 0..1, None where only a judge can tell. scorer: how the answer was found and
+    compared.
+    """
 
     prediction: str | None
     score: float | None
@@ -42,7 +44,7 @@ def score_all(scorer: str, responses: Sequence[str], golds: Sequence[str]) -> li
     return SCORERS[scorer](list(responses), list(golds))
 
 
-# --- finding the answer ---------------------------------------------------------------------------------------------
+# --- finding the answer
 
 _ANSWER_IS = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*(.+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
@@ -91,7 +93,7 @@ def _group(text: str, start: int) -> str | None:
     return None
 
 
-# --- comparing ------------------------------------------------------------------------------------------------------
+# --- comparing
 
 _LATEX_SPACE = re.compile(r"\\(?:left|right|displaystyle|limits)\b|\\[!,;: ]|~|\\(?:quad|qquad)\b")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -201,7 +203,7 @@ def _words(text: str) -> list[str]:
 SCORERS = {"math": _score_math, "choice": _score_choice, "f1": _score_f1}
 
 
-# --- math-verify in killable processes ------------------------------------------------------------------------------
+# --- math-verify in killable processes
 
 
 def verify_all(pairs: Sequence[tuple[str, str]], time_limit_s: float = TIME_LIMIT_S) -> list[str]:
@@ -229,8 +231,8 @@ def verify_all(pairs: Sequence[tuple[str, str]], time_limit_s: float = TIME_LIMI
 
 
 class _Verifier:
-    """One `python -m abscot.evaluation.scoring`, started when it is first needed and again after it had to be
-    killed.
+    """One `python -m abscot.evaluation.scoring`, started when it is first needed and again after it
+    had to be killed.
     """
 
     def __init__(self):

@@ -65,7 +65,9 @@ def length_statistics(lengths: np.ndarray, m_max: int) -> dict:
 
 
 def token_statistics(tokens: np.ndarray, offsets: np.ndarray, codebook_size: int) -> dict:
-    """tokens: int [n] codebook indices 0..M-1. Unigram entropy, entropy given position, Zipf fit."""
+    """tokens: int [n] codebook indices 0..M-1. Unigram entropy, entropy given position,
+    Zipf fit.
+    """
     if not len(tokens):
         return {"tokens": 0}
     lengths = np.diff(offsets)

@@ -231,7 +231,8 @@ def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
     if statistics["warnings"] and config.on_collapse == "stop":
         raise UserError(
             f"traces {job.tag}: traces.on_collapse is `stop`, and {statistics['warnings'][0]};"
-            f" train differently, or to go on all the same write `warn` into {job.training.run.config} and "
+            " train differently, or to go on all the same write `warn` into "
+            f"{job.training.run.config} and "
             "start with --recipe on it"
         )
     with publish(job.final, job.identity()) as directory:

@@ -29,7 +29,9 @@ class TransformersEngine:
         self.lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self.device).eval()
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
-        """Like VllmEngine.stream; a batch holds neighbouring requests with the same sampling rules."""
+        """Like VllmEngine.stream; a batch holds neighbouring requests with the same
+        sampling rules.
+        """
         running = [Running(index, request) for index, request in enumerate(requests)]
         while running:
             first = running[0].request.sampling

@@ -122,7 +122,9 @@ class VllmEngine:
         self._submit(name, running.session, request.prompt[len(computed) :], request.sampling, True)
 
     def _leave(self, inside: dict[str, "Running"], name: str) -> None:
-        """Forgets a request; an open session gets vLLM's end mark, a request that is not resumable."""
+        """Forgets a request; an open session gets vLLM's end mark, a request that is not
+        resumable.
+        """
         running = inside.pop(name)
         if running.session_open:
             self._submit(name, running.session, [0], Sampling(max_tokens=1), False)

@@ -3,10 +3,10 @@
     base -> A -> B = round1 -> A -> B = round2 -> A -> B = final      the loop, here of three rounds
     base -> sft_no_cot,  base -> sft_cot,  base -> pause              the baselines, each once
 
-All of it follows from the order of the phase table. A phase of the loop starts from the model of the
-training before it, across rounds, and that model makes its traces; the base has not learnt to write
-any, so the first training of a run gets random ones. The last phase of a round makes the round's
-model. A baseline starts from the base.
+All of it follows from the order of the phase table. A phase of the loop starts from the model of
+the training before it, across rounds, and that model makes its traces; the base has not learnt to
+write any, so the first training of a run gets random ones. The last phase of a round makes the
+round's model. A baseline starts from the base.
 """
 
 from dataclasses import dataclass
@@ -160,7 +160,9 @@ def answers_per_row(recipe: Recipe) -> float:
 
 
 def round_model(recipe: Recipe, run: Run, round_: int) -> Path:
-    """The model a round ends with: round1/, round2/, .., and final/ for the last; round 0: base/."""
+    """The model a round ends with: round1/, round2/, .., and final/ for the last; round
+    0: base/.
+    """
     if round_ == 0:
         return run.base
     return run.root / ("final" if round_ == recipe.rounds else f"round{round_}")

@@ -15,7 +15,8 @@ the verbal CoT C: hidden={("Y", "C")}, paper section 3.1, C -> H_Z -> Y. One doc
            Y  1 1 . . 1 1 1
 
 Any hidden pairs become calls in the same way: neighbouring segments from which the same is hidden
-form one call. All calls belong to ONE forward pass: the Z that call 2 reads has seen C in the layers below.
+form one call. All calls belong to ONE forward pass: the Z that call 2 reads has seen C in the
+layers below.
 """
 
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ def dense_mask(
 def block_mask(
     document_id: torch.Tensor, segment_id: torch.Tensor, hidden: HiddenPairs
 ) -> BlockMask:
-    """The rule as a BlockMask for one batch. A constant T, a multiple of 128, spares recompilation."""
+    """The rule as a BlockMask for one batch. A constant T, a multiple of 128, spares
+    recompilation.
+    """
     tokens, device = document_id.numel(), document_id.device
     rule = mask_mod(document_id, segment_id, hidden)
     # Compiled, the mask is reduced to blocks as it is made; eagerly all T x T entries exist (1 GB

@@ -1,13 +1,14 @@
-r"""The sequence, once: how X, C, Z and Y are put together, how long that is, and what generation starts from.
+r"""The sequence, once: how X, C, Z and Y are put together, how long that is, and what generation
+starts from.
 
 A document of phase A, with its segment and what is supervised (`>`):
 
-    token     <|im_start|> user .. think-off   a verbal CoT   <begin> z1 z2 <end>   \n answer <|im_end|>
-    segment   X            X    .. X           C ..  C        Z       Z  Z  Z       Y  Y      Y
-    label                                                             >  >  >       >  >      >
+    token     <|im_start|> user .. think-off   a CoT   <begin> z1 z2 <end>   \n answer <|im_end|>
+    segment   X            X    .. X           C C     Z       Z  Z  Z       Y  Y      Y
+    label                                                      >  >  >       >  >      >
 
-Its lengths and its tokens follow from the same list of parts; the prompts of generation are beginnings of
-it: X and C up to `<begin>` for a trace, all up to the newline of Y for an answer.
+Its lengths and its tokens follow from the same list of parts; the prompts of generation are
+beginnings of it: X and C up to `<begin>` for a trace, all up to the newline of Y for an answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,8 +60,8 @@ class Marks:
 
 
 def parts_of(phase: Phase, train: TrainConfig) -> list[Part]:
-    """A training sequence of `phase`, part by part. A phase that supervises the CoT writes it as the
-    base does, in the thinking template.
+    """A training sequence of `phase`, part by part. A phase that supervises the CoT writes it as
+    the base does, in the thinking template.
     """
     inside = {
         "X": ["thinking_prompt" if phase.thinks else "prompt"],
@@ -79,8 +80,8 @@ def parts_of(phase: Phase, train: TrainConfig) -> list[Part]:
 def document(
     phase: Phase, train: TrainConfig, marks: Marks, texts: Mapping[str, np.ndarray]
 ) -> list[Piece]:
-    """One training sequence. texts: `prompt`, `cot`, `trace` and `answer`, int32, as far as the phase
-    has them.
+    """One training sequence. texts: `prompt`, `cot`, `trace` and `answer`, int32, as far as the
+    phase has them.
     """
     tokens = {**vars(marks), **texts, "thinking_prompt": marks.thinking_prompt(texts["prompt"])}
     return [

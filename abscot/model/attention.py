@@ -4,7 +4,8 @@
 `flex` a BlockMask (CUDA), `dense` a boolean mask (the reference). The layers get what `prepare`
 built as a keyword:
 
-    model(input_ids=.., position_ids=.., attention_mask=None, use_cache=False, abscot_layout=prepare(..))
+    model(input_ids=.., position_ids=.., attention_mask=None, use_cache=False,
+          abscot_layout=prepare(..))
 """
 
 import functools

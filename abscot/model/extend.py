@@ -48,7 +48,9 @@ def load_base(recipe: Recipe, source: str):
 
 
 def extend_base(recipe: Recipe, run: Run) -> None:
-    """Writes base/: tokenizer and table extended once, offline, before any rank shards the model."""
+    """Writes base/: tokenizer and table extended once, offline, before any rank shards
+    the model.
+    """
     source = base_source(recipe, run)
     lm, tokenizer = load_base(recipe, source)
     if tokenizer.chat_template is None:
@@ -94,7 +96,9 @@ def turn_ending(generation, tokenizer):
 
 
 def turn_end_id(tokenizer) -> int:
-    """The token that ends an assistant turn: <|im_end|> where the tokenizer has it, else its eos."""
+    """The token that ends an assistant turn: <|im_end|> where the tokenizer has it, else
+    its eos.
+    """
     turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     return (
         turn_end

@@ -85,7 +85,9 @@ class ModelShape:
         return self.layers * 2 * self.kv_heads * self.head_dim * BF16_BYTES
 
     def lora_parameters(self, lora: LoraConfig, new_rows: int) -> int:
-        """Trainable parameters: r (in + out) a target layer, and the new rows or the whole tables."""
+        """Trainable parameters: r (in + out) a target layer, and the new rows or the
+        whole tables.
+        """
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         ends = {
             "q_proj": self.hidden + query,

@@ -88,7 +88,8 @@ def _step_faults(plan: Plan, steps: list[dict]):
         missing = sorted(set(range(plan.num_steps)) - set(numbers))
         twice = len(numbers) - len(set(numbers))
         where = f" (first: {missing[0]})" if missing else ""
-        yield f"{len(missing)} of {plan.num_steps} steps missing{where}, {twice} logged twice, or out of order"
+        others = f"{twice} logged twice, or out of order"
+        yield f"{len(missing)} of {plan.num_steps} steps missing{where}, {others}"
     for entry in steps:
         if entry.get("step") not in range(plan.num_steps):
             continue

@@ -45,7 +45,9 @@ class Batch:
         )
 
     def counts(self) -> torch.Tensor:
-        """float64 [4]: tokens, supervised tokens, those in Z, those in Y; all 0 for an idle rank."""
+        """float64 [4]: tokens, supervised tokens, those in Z, those in Y; all 0 for an
+        idle rank.
+        """
         supervised = self.labels != IGNORE
         of_z, of_y = ((supervised & (self.segment_id == s)).sum() for s in (SEGMENT_Z, SEGMENT_Y))
         tokens = supervised.new_tensor(
@@ -107,7 +109,9 @@ class Documents:
         return batch
 
     def plain(self, most_tokens: int) -> Batch:
-        """The first row's prompt and answer as plain text: what an exported model is compared on."""
+        """The first row's prompt and answer as plain text: what an exported model is
+        compared on.
+        """
         row = self.store.row(0)
         tokens = np.concatenate([row.prompt, row.answer])[:most_tokens]
         return _collate([[(tokens, SEGMENT_X, False)]], np.zeros(1, np.int64), [row.id])

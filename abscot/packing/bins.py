@@ -3,7 +3,7 @@
     best_fit    as few bins as possible (best-fit decreasing)
     pack        best_fit, with short rows spread over the bins
     level_fit   a given number of bins, as equally full as possible
-    deal        bins -> steps, so that neighbours in cost stay together and all steps see the same mix
+    deal        bins -> steps: neighbours in cost stay together, and all steps see the same mix
     even_out    moves single rows, so that every step has exactly its number
 
 Everything is integer arithmetic and keyed draws: the same input gives the same bins on every

@@ -66,7 +66,8 @@ def plan_of(training: Training, documents: Documents) -> Plan:
     }
     plan = kept_plan(training.plan_file, made_from, make)
     log(
-        f"plan {training.tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} steps, "
+        f"plan {training.tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} "
+        "steps, "
         f"{plan.hash}"
     )
     return plan

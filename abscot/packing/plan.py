@@ -5,13 +5,15 @@ is the same set of rows on 1 and on 256 ranks, and resuming is an integer. An ep
 moves (bins.py):
 
     shuffle     rows, keyed by (seed, round, phase, epoch), cut into windows of many steps
-    pack        token budget: into as few bins as possible (best fit). Example budget: into as many bins a
-                step as needed, rounded up to what common world sizes divide, all equally full
-    deal        bins sorted by cost (linear + attention) form strata; a step takes one run of neighbours from
-                each, so ranks that work side by side get equal cost, while the step sees cheap and dear bins;
-                which run goes to which step is chosen so that all steps have nearly the same tokens and mean
-                row length
-    even out    example budget: a few of the shortest rows change steps, so that each has exactly its number
+    pack        token budget: into as few bins as possible (best fit). Example budget: into as many
+                bins per step as needed, rounded up to what common world sizes divide, all equally
+                full
+    deal        bins sorted by cost (linear + attention) form strata; a step takes one run of
+                neighbours from each, so ranks that work side by side get equal cost, while the step
+                sees cheap and expensive bins; which run goes to which step is chosen so that all
+                steps have nearly the same tokens and mean row length
+    even out    example budget: a few of the shortest rows change steps, so that each has exactly
+                its number
 
 A worked example, capacity 10, two bins a step, rows of 7, 3, 6, 4, 5, 5, 8, 2 tokens: the bins are
 [7 3], [6 4], [5 5] and [8 2], of which [8 2] and [7 3] are the dearer half; steps: {[8 2], [5 5]},

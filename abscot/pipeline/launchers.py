@@ -19,6 +19,8 @@ LAUNCH = ROOT / "launch"
 SHARD = ROOT / "slurm" / "shard.sh"
 # After one rank has ended, the others have so long; then Slurm ends the step on all nodes.
 LAST_RANK_S = 300
+# In lines by which a launcher says no more than that a rank has failed.
+LAUNCHERS_WORDS = ("subprocess", "[launch.py", "srun: ")
 
 
 class Allocation(NamedTuple):

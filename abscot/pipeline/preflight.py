@@ -223,7 +223,9 @@ def _data(lengths: Lengths) -> dict:
 
 
 def _phase(training: Training, shape: ModelShape, lengths: Lengths, world: int) -> dict:
-    """One epoch of a phase in round 1, planned as it will be; other rounds and epochs are like it."""
+    """One epoch of a phase in round 1, planned as it will be; other rounds and epochs are
+    like it.
+    """
     recipe, phase, train = training.recipe, training.phase, training.recipe.train
     traces = np.full(len(lengths.prompt), recipe.traces.m_max)
     if lengths.store and is_done(training.traces):
@@ -345,7 +347,9 @@ def _hours(
 def stage_walltimes(
     recipe: Recipe, world: int, gpu: str = "H100 80 GB", mfu: float = 0.4
 ) -> dict[str, str]:
-    """Stage -> about how long it takes on `world` GPUs; empty where the base's shape is not known."""
+    """Stage -> about how long it takes on `world` GPUs; empty where the base's shape is
+    not known.
+    """
     try:
         hours = next(h for h in preflight(recipe, world, mfu)["hours"] if h["gpu"] == gpu)[
             "stage_gpu_hours"
@@ -374,9 +378,13 @@ def _advice(recipe: Recipe, shape: ModelShape, report: dict) -> Iterator[str]:
         if busy < 0.95:
             bins = f"{phase['bins_a_step']:.0f} bins a step"
             better = _better_batch(recipe, phase, world)
-            yield f"phase {name}: {world} ranks are busy {busy:.0%} of the time with {bins}; {better}"
+            yield (
+                f"phase {name}: {world} ranks are busy {busy:.0%} of the time with {bins}; "
+                + better
+            )
         if phase["steps"] < 20:
-            yield f"phase {name}: only {phase['steps']} steps; a smaller global batch or more epochs make more"
+            more = "a smaller global batch or more epochs make more"
+            yield f"phase {name}: only {phase['steps']} steps; {more}"
 
 
 def _what_fits(
@@ -433,7 +441,8 @@ def _what_fits(
         <= limit
     ):
         return "LoRA with ZeRO-3 fits"
-    return f"bins of {bin_tokens:,} tokens do not fit on any number of them; lower train.capacity_tokens"
+    none = f"bins of {bin_tokens:,} tokens do not fit on any number of them"
+    return f"{none}; lower train.capacity_tokens"
 
 
 def _better_batch(recipe: Recipe, phase: dict, world: int) -> str:

@@ -16,7 +16,7 @@ from abscot.common import files
 from abscot.common.errors import NEEDS_A_PERSON, REQUEUE, StageCrashed, UserError
 from abscot.common.log import SHOWN, format_s
 from abscot.common.process import free_port
-from abscot.pipeline.launchers import job_id, job_restarts
+from abscot.pipeline.launchers import LAUNCHERS_WORDS, job_id, job_restarts
 from abscot.pipeline.lease import exclusive
 from abscot.pipeline.stages import Stage, maker_of
 from abscot.recipe.run import Run, claim
@@ -24,7 +24,6 @@ from abscot.recipe.schema import Recipe
 
 MAX_CRASHES = 3  # of a stage, each soon after its start: then it needs a person too
 SOON_S = 1800
-LAUNCHERS = ("subprocess", "[launch.py", "srun: ")  # in lines that only say that a rank has failed
 
 
 def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
@@ -163,7 +162,9 @@ def _outcome(failed: bool, code: int, stop_asked: bool) -> str:
 
 
 class Watchdog:
-    """Ends a stage that has printed nothing for `limit_s`: ranks that wait for each other for ever."""
+    """Ends a stage that has printed nothing for `limit_s`: ranks that wait for each other
+    for ever.
+    """
 
     def __init__(self, process: subprocess.Popen, limit_s: float):
         self.process, self.limit_s, self.fired = process, limit_s, False
@@ -210,7 +211,9 @@ def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
 def _last_error(tail) -> str:
     """The line that says most: the last one that names an error, else the last one."""
     named = [
-        line for line in tail if "rror:" in line and not any(word in line for word in LAUNCHERS)
+        line
+        for line in tail
+        if "rror:" in line and not any(word in line for word in LAUNCHERS_WORDS)
     ]
     return (named or [line for line in tail if any(map(str.isalnum, line))] or ["no output"])[
         -1
@@ -246,7 +249,8 @@ def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str] | None 
                 print(f"    {title}  {shown}")
         if walltimes and stage.name in walltimes:
             print(
-                f"    for  {walltimes[stage.name]}{_checkpoints(recipe) if stage.launch.ranks else ''}"
+                "    for  "
+                f"{walltimes[stage.name]}{_checkpoints(recipe) if stage.launch.ranks else ''}"
             )
         command = " ".join(stage.launch.command(run.config))
         print(f"    run  {command.replace(sys.prefix + '/bin/', '')}")

@@ -25,7 +25,9 @@ SILENT_S = 600  # a running stage whose log is older than this may hang
 
 @dataclasses.dataclass(frozen=True)
 class StageStatus:
-    """state: done | running | stopped (its process is gone) | crashed | failed | ready | waiting."""
+    """state: done | running | stopped (its process is gone) | crashed | failed | ready |
+    waiting.
+    """
 
     stage: Stage
     state: str

@@ -20,13 +20,15 @@ body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 68rem;
        background: var(--paper); color: var(--ink);
        font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.3rem; margin: 2.75rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.3rem; margin: 2.75rem 0 .75rem; padding-top: .75rem;
+     border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; }
 p { max-width: 46rem; margin: .6rem 0; }
 .note, figcaption { color: var(--soft); font-size: .9rem; max-width: 52rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
+         white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
 th.left, td.left { text-align: left; }
 tr.missing td { color: var(--soft); font-style: italic; }
@@ -34,9 +36,10 @@ figure { margin: 1.25rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px;
              padding: 4px; border: 1px solid var(--line); }
 figcaption { margin-top: .5rem; }
-pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
-      font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
-      overflow-wrap: anywhere; margin: .4rem 0 1rem; }
+pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px;
+      padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
+      font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+      margin: .4rem 0 1rem; }
 .label { color: var(--soft); font-size: .85rem; margin: .6rem 0 .1rem; }
 .warnings { background: var(--alarm-tint); border-left: 4px solid var(--alarm); border-radius: 4px;
             padding: .6rem 1rem .6rem 2rem; }
@@ -77,7 +80,8 @@ class Warnings:
         return "\n".join(f"- **Warning:** {escape_markdown(item)}" for item in self.items)
 
     def html(self, images: Path) -> str:
-        return f"<ul class=warnings>{''.join(f'<li>{html.escape(item)}</li>' for item in self.items)}</ul>"
+        items = "".join(f"<li>{html.escape(item)}</li>" for item in self.items)
+        return f"<ul class=warnings>{items}</ul>"
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,9 @@ def to_markdown(blocks: list[Block]) -> str:
 
 
 def to_html(title: str, blocks: list[Block], images: Path) -> str:
-    """One page that needs no other file: the pictures in `images` are embedded, nothing is fetched."""
+    """One page that needs no other file: the pictures in `images` are embedded, nothing
+    is fetched.
+    """
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

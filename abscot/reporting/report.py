@@ -64,7 +64,9 @@ def table(run: Run) -> str:
 
 
 def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
-    """The report in reading order. `figures`: file name -> caption, of those that could be drawn."""
+    """The report in reading order. `figures`: file name -> caption, of those that could
+    be drawn.
+    """
 
     def figure(file: str) -> list[Block]:
         return [Figure(file, figures[file])] if file in figures else []
@@ -119,7 +121,8 @@ def _headline(data: RunData) -> list[str]:
             continue
         ratio = verbal.total_tokens.value / max(abstract.total_tokens.value, 1)
         lines.append(
-            f"{benchmark}: after round {data.recipe.rounds}, {percent_interval(abstract.accuracy)}% right "
+            f"{benchmark}: after round {data.recipe.rounds}, "
+            f"{percent_interval(abstract.accuracy)}% right "
             "with "
             f"{abstract.total_tokens.value:.1f} tokens an answer; "
             f"verbal CoT of the base {percent_interval(verbal.accuracy)}% "

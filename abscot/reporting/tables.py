@@ -262,7 +262,9 @@ def _prefill(stages: list[int] | None) -> str:
 
 
 def environment_blocks(data: RunData) -> list[Block]:
-    """What phases and evaluations recorded about themselves; what all phases agree on is said once."""
+    """What phases and evaluations recorded about themselves; what all phases agree on is
+    said once.
+    """
     rows = []
     for key in dict.fromkeys(
         k for log in data.logs.values() for k, v in log["meta"].items() if _is_scalar(v)

@@ -6,7 +6,8 @@ index at which it begins; a run on other ranks reads the slices that it needs. W
 does not change are not in it.
 
     step_0000120/DONE                       checksums, TrainState
-                 rank_00003_000.safetensors fp32/NAME, exp_avg/NAME, exp_avg_sq/NAME: flat float32 slices of tensor NAME
+                 rank_00003_000.safetensors fp32/NAME, exp_avg/NAME, exp_avg_sq/NAME: flat float32
+                                            slices of tensor NAME
 """
 
 import contextlib

@@ -1,0 +1,48 @@
+"""The house rules that a machine can check: which way imports run, lint, format."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abscot.recipe.load import ROOT
+
+MODULES = sorted([*(ROOT / "abscot").rglob("*.py"), *(ROOT / "launch").glob("*.py")])
+
+
+def tool(name: str, *arguments: str) -> str:
+    """What a tool of this environment prints; "" where it is content."""
+    command = [Path(sys.executable).with_name(name), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("lint-imports", "--no-cache"), ("ruff", "check", "."), ("ruff", "format", "--check", ".")],
+)
+def test_the_tools_are_content(command):
+    assert tool(*command) == ""
+
+
+def test_only_the_method_tells_phases_apart_by_name():
+    named = re.compile(r"(==|!=|in) *[\"'(\[]+(A|B)[\"']")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in MODULES
+        if path.parent.name != "method" and path.name != "judge.py"  # its A and B are answers
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if named.search(line)
+    ]
+    assert found == []
+
+
+def test_slurm_is_known_to_the_launchers_alone():
+    found = [
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if re.search(r"[\"'](SLURM_|srun|mpiexec)|beside_python\([\"']deepspeed", path.read_text())
+    ]
+    assert found == ["abscot/pipeline/launchers.py"]
