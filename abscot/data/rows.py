@@ -46,7 +46,7 @@ def fit(row: Row | None, limit: int, policy: str) -> Row:
         return row
     room = limit - len(row.prompt) - len(row.answer)
     if policy == "drop" or room <= 0:
-        raise Rejected("too_long", f"{total} tokens, room for {limit}")
+        raise Rejected("too_long", f"{total} tokens, room for {limit}", total)
     head = {"truncate_cot_left": 0, "truncate_cot_middle": room // 2, "truncate_cot_right": room}[
         policy
     ]

@@ -30,11 +30,13 @@ SUFFIXES = {
 
 
 class Rejected(Exception):
-    """A row that is not used: `reason` is counted, `detail` helps to find out why."""
+    """A row that is not used: `reason` is counted, `detail` helps to find out why. tokens: its
+    length, where it was tokenised.
+    """
 
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+    def __init__(self, reason: str, detail: str = "", tokens: int | None = None):
+        super().__init__(reason, detail, tokens)
+        self.reason, self.detail, self.tokens = reason, detail, tokens
 
 
 @dataclass(frozen=True)
