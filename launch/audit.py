@@ -14,9 +14,9 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
 from abscot.common.errors import UserError
-from abscot.packing.audit import audit, render
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
+from abscot.training.audit import audit, render
 
 
 def main() -> int:

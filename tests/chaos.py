@@ -35,7 +35,7 @@ from training_run import (
     weights,
 )
 
-from abscot.packing.audit import audit
+from abscot.training.audit import audit
 
 SAME = (
     "step",

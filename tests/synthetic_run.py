@@ -7,11 +7,22 @@ import numpy as np
 
 from abscot.common import files
 from abscot.common.draws import rng
+from abscot.evaluation.results import (
+    Environment,
+    ResultMeta,
+    ResultRow,
+    meta_file,
+    result_name,
+    rows_file,
+    write_rows,
+)
 from abscot.generation import collapse
 from abscot.method.lineage import round_models, trainings
+from abscot.method.phases import baselines
 from abscot.method.vocab import codebook_tokens
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run, claim
+from abscot.training.record import StepEntry, TrainLog, TrainLogMeta
 
 BENCHMARKS = ("world", "gsm8k")
 
@@ -62,49 +73,78 @@ def add_results(
             n_response = int(draw.integers(6, 12))
             gold = int(draw.integers(100))
             correct = bool(draw.random() < chance)
-            tokens = [
-                codebook_tokens()[i]
-                for i in draw.integers(64, size=n_reasoning if mode == "abstract" else 0)
-            ]
+            trace = draw.integers(64, size=n_reasoning if mode == "abstract" else 0)
+            tokens = [codebook_tokens()[i] for i in trace]
             answer = gold if correct else gold + 1
-            rows.append(
-                {
-                    "id": f"p{index:03}",
-                    "problem": f"Ann has {gold} pens and gets none. How many?",
-                    "gold": str(gold),
-                    "trace_ids": list(range(len(tokens))),
-                    "trace_tokens": tokens,
-                    "reasoning": "",
-                    "response": f"\\boxed{{{answer}}}",
-                    "prediction": str(answer),
-                    "correct": correct,
-                    "n_abstract_tokens": len(tokens),
-                    "n_reasoning_tokens": n_reasoning,
-                    "n_response_tokens": n_response,
-                    "n_total_tokens": n_reasoning + n_response,
-                    "finish_reason": "length" if index % 50 == 7 else "stop",
-                    "sample": sample,
-                    "scorer": "math-verify",
-                    **change,
-                }
+            row = result_row(
+                id=f"p{index:03}",
+                sample=sample,
+                problem=f"Ann has {gold} pens and gets none. How many?",
+                gold=str(gold),
+                trace_ids=list(range(len(tokens))),
+                trace_tokens=tokens,
+                response=f"\\boxed{{{answer}}}",
+                finish_reason="length" if index % 50 == 7 else "stop",
+                n_abstract_tokens=len(tokens),
+                n_reasoning_tokens=n_reasoning,
+                n_response_tokens=n_response,
+                n_total_tokens=n_reasoning + n_response,
+                prediction=str(answer),
+                correct=correct,
+                scorer="math-verify",
             )
-    run.results.mkdir(exist_ok=True)
-    stem = run.results / f"{mode}_{model}_{benchmark}"
-    Path(f"{stem}.jsonl").write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            rows.append(row.model_copy(update=change))
+    name = result_name(mode, model, benchmark)
+    write_rows(rows_file(run, name), rows)
+    baseline = model in [phase.name for phase in baselines()]
+    meta = ResultMeta(
+        mode=mode,
+        round=None if baseline else round_,
+        model=model,
+        benchmark=benchmark,
+        model_fingerprint="0123456789abcdef",
+        seed=0,
+        samples=samples,
+        temperature=0.0,
+        top_p=1.0,
+        limit=None,
+        max_reasoning_tokens=4096,
+        max_answer_tokens=1024,
+        m_min=4,
+        m_max=128,
+        problems=problems,
+        accuracy=0.5,
+        mean_total_tokens=20.0,
+        wall_s=12.5,
+        tokens_per_s=800.0,
+        cut_prompts=0,
+        unfinished_answers=0,
+        abstract_tokens_in_responses=0,
+        environment=Environment(engine="VllmEngine", dtype="bfloat16", device="a CPU"),
+        prompt_tokens_computed=[1000],
     )
-    meta = {
-        "mode": mode,
-        "round": round_ or None if model in ("sft_no_cot", "sft_cot", "pause") else round_,
-        "model": model,
-        "benchmark": benchmark,
-        "seed": 0,
-        "temperature": 0.0,
-        "wall_s": 12.5,
-        "tokens_per_s": 800.0,
-        "model_fingerprint": "0123456789abcdef",
-    }
-    files.write_json_atomic(Path(f"{stem}.meta.json"), meta)
+    meta.write(meta_file(run, name))
+
+
+def result_row(**change) -> ResultRow:
+    row = ResultRow(
+        id="p0",
+        sample=0,
+        problem="1+1?",
+        gold="2",
+        trace_ids=[],
+        trace_tokens=[],
+        reasoning="",
+        response="2",
+        finish_reason="stop",
+        n_abstract_tokens=0,
+        n_reasoning_tokens=0,
+        n_response_tokens=0,
+        n_total_tokens=0,
+        n_abstract_in_response=0,
+        prompt_cut=False,
+    )
+    return row.model_copy(update=change)
 
 
 def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
@@ -116,26 +156,47 @@ def add_phase(run: Run, tag: str, recipe, steps: int = 120) -> None:
             base * (0.1 + np.exp(-step / 15)) + draw.normal(0, 0.03),
         )
         lr = 1e-3 * min((step + 1) / 6, 0.5 * (1 + np.cos(np.pi * step / steps)))
-        entries.append(
-            {
-                "step": step,
-                "epoch": 0,
-                "loss": 0.6 * z + 0.4 * y,
-                "loss_z": z,
-                "loss_y": abs(y),
-                "lr": lr,
-                "grad_norm": 1.0,
-                "supervised_tokens": 900,
-                "examples": 16,
-                "tokens": 5000,
-                "tokens_per_s": 10_000.0,
-                "wall_s": 0.5,
-            }
-        )
-    meta = {"device": "cpu", "world_size": 2, "num_steps": steps, "torch": "2.13.0"}
-    files.write_json_atomic(run.train_log(tag), {"meta": meta, "steps": entries})
+        entries.append(step_entry(step, loss=0.6 * z + 0.4 * y, loss_z=z, loss_y=abs(y), lr=lr))
+    TrainLog(meta=train_log_meta(tag=tag, num_steps=steps), steps=entries).write(run.train_log(tag))
     if tag.startswith("pi"):
         add_traces(run, tag, recipe)
+
+
+def step_entry(step: int, **change) -> StepEntry:
+    entry = StepEntry(
+        step=step,
+        epoch=0,
+        loss=1.0,
+        loss_z=1.0,
+        loss_y=1.0,
+        lr=1e-3,
+        grad_norm=1.0,
+        supervised_tokens=900,
+        tokens=5000,
+        tokens_per_s=10_000.0,
+        mfu=None,
+        peak_bytes=10**9,
+        wall_s=0.5,
+        examples=16,
+        rows_digest=0,
+    )
+    return entry.model_copy(update=change)
+
+
+def train_log_meta(**change) -> TrainLogMeta:
+    meta = TrainLogMeta(
+        tag="pi1_phaseA",
+        round=1,
+        phase="A",
+        world_size=2,
+        plan_hash="0123456789abcdef",
+        num_steps=1,
+        rows=4000,
+        epochs=1,
+        seed=0,
+        peak_lr=1e-3,
+    )
+    return meta.model_copy(update=change)
 
 
 def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:

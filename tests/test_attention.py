@@ -74,7 +74,7 @@ def run(
     *qkv, upstream = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     for x in qkv:
         x.requires_grad_()
-    prepared = attention.prepare(packed.to(device), attention.PREFIX + name, hidden)
+    prepared = attention.layout_of(packed.to(device), attention.PREFIX + name, hidden)
     out = functions[name](*(x.transpose(1, 2) for x in qkv), prepared)
     out.backward(upstream)
     return [out.detach(), *(x.grad for x in qkv)]
@@ -115,7 +115,7 @@ def test_flex_forward(documents):
     for hidden in (BOTTLENECK, NOTHING_HIDDEN):
         outputs = [
             attention.BACKENDS[name](
-                q, k, v, attention.prepare(packed, attention.PREFIX + name, hidden)
+                q, k, v, attention.layout_of(packed, attention.PREFIX + name, hidden)
             )
             for name in ("dense", "flex")
         ]
@@ -141,7 +141,7 @@ def model(**changes):
 def hidden_and_gradient(lm, packed, hidden=BOTTLENECK):
     """Final hidden states, and the gradient of every weight of their fixed random projection."""
     lm.zero_grad()
-    layout = attention.prepare(packed, lm.config._attn_implementation, hidden)
+    layout = attention.layout_of(packed, lm.config._attn_implementation, hidden)
     hidden = lm.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -200,7 +200,7 @@ def test_what_the_layers_refuse():
     lm, packed = model(), synthetic_bin([(3, 5, 2, 4)])
     with pytest.raises(ValueError, match="abscot_layout"):
         lm(input_ids=packed.input_ids)
-    layout = attention.prepare(packed, "abscot_segments", BOTTLENECK)
+    layout = attention.layout_of(packed, "abscot_segments", BOTTLENECK)
     with pytest.raises(ValueError, match="one bin"):
         lm(input_ids=packed.input_ids.expand(2, -1), abscot_layout=layout)
     with pytest.raises(ValueError, match="dropout"):
@@ -262,7 +262,7 @@ def test_gpu_compiled_model_with_flex():
 
 @torch.no_grad()
 def hidden_only(lm, packed):
-    layout = attention.prepare(packed, lm.config._attn_implementation, BOTTLENECK)
+    layout = attention.layout_of(packed, lm.config._attn_implementation, BOTTLENECK)
     return lm.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,

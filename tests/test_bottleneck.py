@@ -54,7 +54,7 @@ def gradient_at_cot(lm, packed, layout, backend):
 def test_a_trace_carries_the_cot_and_an_empty_one_nothing(lm, backend):
     for trace_tokens, flows in ((3, True), (0, False)):
         packed = synthetic_bin([(4, 6, trace_tokens, 5), (2, 5, trace_tokens, 3)])
-        layout = attention.prepare(packed, attention.PREFIX + backend, BOTTLENECK)
+        layout = attention.layout_of(packed, attention.PREFIX + backend, BOTTLENECK)
         gradient = gradient_at_cot(lm, packed, layout, backend)
         assert bool((gradient.abs().sum(1) > 0).all()) if flows else bool((gradient == 0).all())
 
@@ -79,7 +79,7 @@ def test_the_split_in_two_passes_carries_nothing(lm):
 
     def answer(packed, input_ids):
         lm.set_attn_implementation("abscot_segments")
-        layout = attention.prepare(packed, "abscot_segments", BOTTLENECK)
+        layout = attention.layout_of(packed, "abscot_segments", BOTTLENECK)
         hidden = lm.model(
             input_ids=input_ids,
             position_ids=packed.position_ids,

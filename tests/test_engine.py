@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from abscot.common.errors import UserError
+from abscot.method.phases import NOTHING_HIDDEN
 from abscot.recipe.load import load_recipe
 from abscot.recipe.schema import TrainConfig
-from abscot.training.engine import deepspeed_config
+from abscot.training.model_engine import deepspeed_config
 from abscot.training.optimizer import lr_at, one_builder_per_host
 
 
@@ -76,14 +77,10 @@ def test_a_bin_that_does_not_fit_is_named_before_step_1(monkeypatch):
 
     monkeypatch.setattr(trainer, "forward_backward", out_of_memory)
     batch = SimpleNamespace(labels=torch.zeros(1, 32_768))
-    data = SimpleNamespace(
-        plan=SimpleNamespace(dearest_bin=lambda: [3]),
-        documents=SimpleNamespace(batch=lambda rows: batch),
-        training=SimpleNamespace(phase=None),
-    )
+    model_engine = SimpleNamespace(set_gradient_accumulation_boundary=lambda on: None)
     with pytest.raises(
         UserError,
-        match=r"dearest bin of the plan \(32,768 tokens\) before step 1: lower "
+        match=r"most expensive bin of the plan \(32,768 tokens\) before step 1: lower "
         "train.capacity_tokens",
     ):
-        rehearse(SimpleNamespace(set_gradient_accumulation_boundary=lambda on: None), data)
+        rehearse(model_engine, batch, NOTHING_HIDDEN)

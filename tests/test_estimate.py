@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from shape_drill import shape_of
+from synthetic_run import step_entry, train_log_meta
 
 from abscot.common import hardware
 from abscot.common.errors import UserError
@@ -19,7 +20,6 @@ from abscot.common.hardware import GPUS
 from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.model.shape import GB, QWEN3, ModelShape
-from abscot.packing.audit import audit, render
 from abscot.packing.make_plan import make_plan
 from abscot.packing.plan import Plan, rows_digest
 from abscot.pipeline import estimate
@@ -28,6 +28,8 @@ from abscot.pipeline.preflight import preflight
 from abscot.recipe.load import ROOT, dump, load_recipe
 from abscot.recipe.run import Run
 from abscot.recipe.schema import LoraConfig
+from abscot.training.audit import audit, render
+from abscot.training.record import TrainLog
 
 SMALL = dict(
     hidden_size=64,
@@ -79,7 +81,7 @@ def test_activations_a_layer_saves_are_those_of_a_real_layer():
 
     real = (saved_bytes(3) - saved_bytes(1)) / 2 / 512
     shape = ModelShape(256, 768, 1, 4, 2, 64, 128, True)
-    assert estimate.activation_bytes_a_token(shape, checkpointing=False) == pytest.approx(
+    assert estimate.activation_bytes_per_token(shape, checkpointing=False) == pytest.approx(
         real, rel=0.1
     )
 
@@ -105,7 +107,7 @@ def test_memory_of_zero_stages_by_hand():
     assert states(Sharding(2), trainable=10**6) == pytest.approx(2 * parameters + 16 / 8 * 10**6)
 
 
-# peak_bytes of rank 0 by tests/shape_drill.py: shape, DeepSpeed file, ranks, tokens of the dearest
+# peak_bytes of rank 0 by tests/shape_drill.py: shape, DeepSpeed file, ranks, tokens of the largest
 # bin, LoRA, measured
 CPU_PEAKS = [
     ("512x6", "cpu.json", 2, 1300, False, 3.06 * GB),
@@ -169,9 +171,9 @@ def test_the_smallest_world_is_where_it_starts_to_fit():
             QWEN3["32B"], Sharding(3), world, 32_768, checkpointing=True, chunk_tokens=1024
         )
 
-    world = estimate.smallest_world(75 * GB, memory_of)
+    world = estimate.smallest_world_size(75 * GB, memory_of)
     assert memory_of(world)["total"] <= 75 * GB < memory_of(world // 2)["total"]
-    assert estimate.smallest_world(10 * GB, memory_of) is None
+    assert estimate.smallest_world_size(10 * GB, memory_of) is None
 
 
 def test_longer_prompts_and_slower_gpus_take_longer_to_trace():
@@ -186,7 +188,7 @@ FULL = str(ROOT / "launch" / "recipes" / "qwen3-4b-full-600k.yaml")
 
 def test_preflight_before_there_is_data_assumes_and_says_so(tmp_path):
     recipe = load_recipe(FULL, [f"run_root={tmp_path}", "data.rows=6000"])
-    report = preflight(recipe, world=8, mfu=0.4)
+    report = preflight(recipe, world_size=8, mfu=0.4)
     assert "assumed" in report["data"]["origin"]
     assert (
         report["data"]["read"]
@@ -219,7 +221,7 @@ def test_preflight_reads_a_file_of_lengths(tmp_path):
     assert report["phases"][0]["tokens"] == 30 * (10 + 100 + 20 + 130)
     assert report["data"]["lengths"]["cot"]["p50"] == 100
     file.write_text("10 100\n")
-    with pytest.raises(UserError, match=r"lengths.csv: expected a line a row"):
+    with pytest.raises(UserError, match=r"lengths.csv: expected a line per row"):
         preflight(recipe, 1, 0.4, file)
 
 
@@ -230,12 +232,14 @@ def test_what_does_not_fit_gets_a_remedy_that_does(tmp_path):
         "train.deepspeed=ds_configs/zero1.json",
         "model.base=Qwen/Qwen3-14B",
     ]
-    report = preflight(load_recipe(FULL, overrides), world=8, mfu=0.4)
+    report = preflight(load_recipe(FULL, overrides), world_size=8, mfu=0.4)
     assert not report["memory"][0]["fits"]["H100 80 GB"]
     (advice,) = [line for line in report["advice"] if line.startswith("H100 80 GB")]
     assert "zero3" in advice
     remedy = overrides[:2] + [advice.split("--set ")[1].split(" ")[0], overrides[3]]
-    assert preflight(load_recipe(FULL, remedy), world=8, mfu=0.4)["memory"][0]["fits"]["H100 80 GB"]
+    assert preflight(load_recipe(FULL, remedy), world_size=8, mfu=0.4)["memory"][0]["fits"][
+        "H100 80 GB"
+    ]
 
 
 def test_an_unknown_base_is_the_users_mistake(tmp_path):
@@ -278,17 +282,13 @@ def trained(tmp_path):
                 rows=Training(recipe, run, phase, round_).rows(40),
             )
             plan.save(run.plan_of(tag), "key")
+            planned = [plan.step(k) for k in range(plan.num_steps)]
             steps = [
-                {
-                    "step": k,
-                    "examples": plan.step(k).examples,
-                    "rows_digest": rows_digest(plan.step(k).rows),
-                }
-                for k in range(plan.num_steps)
+                step_entry(k, examples=step.examples, rows_digest=rows_digest(step.rows))
+                for k, step in enumerate(planned)
             ]
-            write_json_atomic(
-                run.train_log(tag), {"meta": {"plan_hash": plan.hash}, "steps": steps}
-            )
+            meta = train_log_meta(tag=tag, plan_hash=plan.hash)
+            TrainLog(meta=meta, steps=steps).write(run.train_log(tag))
     return recipe, run
 
 

@@ -4,19 +4,19 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from synthetic_run import result_row
 from tiny_run import tiny_recipe
 
 from abscot.common.errors import UserError
 from abscot.evaluation import judge
 
 ROWS = [
-    {
-        "id": f"alpaca_eval/{i}",
-        "sample": 0,
-        "problem": f"do {i}",
-        "gold": "poor",
-        "response": "good" if i % 2 else "bad",
-    }
+    result_row(
+        id=f"alpaca_eval/{i}",
+        problem=f"do {i}",
+        gold="poor",
+        response="good" if i % 2 else "bad",
+    )
     for i in range(12)
 ]
 
@@ -72,7 +72,9 @@ def test_an_endpoint_that_refuses_is_named(tmp_path, url):
 
 
 def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
-    judge.write_answers(tmp_path / "a.json", [*ROWS, {**ROWS[0], "sample": 1}], "abstract_final")
+    judge.write_answers(
+        tmp_path / "a.json", [*ROWS, ROWS[0].model_copy(update={"sample": 1})], "abstract_final"
+    )
     written = json.loads((tmp_path / "a.json").read_text())
     assert len(written) == 12 and written[1] == {
         "instruction": "do 1",

@@ -154,7 +154,7 @@ def test_the_plan_of_an_input_never_changes():
     assert [plan.hash for plan in plans] == ["1310f89ad51c9b56", "6f7fad3e349e8eef"]
 
 
-def test_the_dearest_bin_is_the_one_with_the_longest_document_where_attention_dominates():
+def test_the_most_expensive_bin_is_the_one_with_the_longest_document_where_attention_dominates():
     lengths = np.array([5] * 60 + [60])
     plan = make_plan(
         lengths,
@@ -166,7 +166,7 @@ def test_the_dearest_bin_is_the_one_with_the_longest_document_where_attention_do
         global_batch_examples=8,
         pair_cost=1.0,
     )
-    rows = plan.dearest_bin()
+    rows = plan.most_expensive_bin()
     assert 60 in rows and plan.sizes.costs[rows].sum() == plan.bin_costs().max()
     assert plan.sizes.work(rows, 1.0) == (lengths[rows].sum(), (lengths[rows] ** 2).sum())
 
@@ -302,7 +302,7 @@ def test_even_out_moves_the_shortest_rows_and_opens_a_bin_where_none_has_room():
     assert steps[3] == 1 and bin_of[3] != bin_of[4] and sums(bin_of, lengths).max() <= 18
 
 
-def test_bins_a_step_suit_common_world_sizes():
+def test_bins_per_step_suit_common_world_sizes():
     assert [round_bins(n) for n in (1, 2, 3, 5, 9, 16, 17, 33, 70, 1000)] == [
         1,
         2,

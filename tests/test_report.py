@@ -142,7 +142,12 @@ def test_the_second_stages_share_of_the_prefill_is_shown(tmp_path):
     path = run.results / "abstract_final_world.meta.json"
     meta = json.loads(path.read_text())
     files.write_json_atomic(
-        path, {**meta, "prompt_tokens_computed": [2000, 50], "environment": {"device": "a GPU"}}
+        path,
+        {
+            **meta,
+            "prompt_tokens_computed": [2000, 50],
+            "environment": {**meta["environment"], "device": "a GPU"},
+        },
     )
     text = text_of(run)
     assert (

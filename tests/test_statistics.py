@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from synthetic_run import result_row
 
 from abscot.common.draws import rng
 from abscot.evaluation.statistics import (
@@ -42,22 +43,21 @@ def test_problems_are_resampled_not_samples():
     sqrt(8).
     """
     rows = [
-        {
-            "id": f"p{i}",
-            "sample": s,
-            "correct": float(i % 2),
-            "n_total_tokens": 5,
-            "n_reasoning_tokens": 2,
-            "n_response_tokens": 3,
-            "finish_reason": "stop",
-            "scorer": "x",
-        }
+        result_row(
+            id=f"p{i}",
+            sample=s,
+            correct=float(i % 2),
+            n_total_tokens=5,
+            n_reasoning_tokens=2,
+            n_response_tokens=3,
+            scorer="x",
+        )
         for i in range(60)
         for s in range(8)
     ]
     cell = summarise(rows, mode="abstract", model="final", benchmark="b", round=1)
     alone = summarise(
-        [r for r in rows if r["sample"] == 0],
+        [r for r in rows if r.sample == 0],
         mode="abstract",
         model="final",
         benchmark="b",

@@ -8,13 +8,16 @@ import subprocess
 import sys
 
 import pytest
+from synthetic_run import step_entry, train_log_meta
 
 from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.pipeline import status
+from abscot.pipeline.stage_state import StageState
 from abscot.pipeline.stages import Stage, stages_of
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
+from abscot.training.record import TrainLog
 
 
 @pytest.fixture
@@ -50,9 +53,11 @@ def note(run: Run, name: str, state: str, started_s: float, ended: bool = False,
         "restarts": 0,
         "error": None,
         "attempt": 1,
+        "crashes": 0,
+        "command": ["true"],
         **more,
     }
-    files.write_json_atomic(run.logs / f"{name}.json", known)
+    StageState(**known).write(StageState.file(run, name))
 
 
 def dead_pid() -> int:
@@ -89,9 +94,8 @@ def test_a_run_at_work_shows_progress_and_losses(run):
 
 def test_a_finished_phase_shows_its_last_loss(run):
     finish(run, "train_pi1_phaseA")
-    files.write_json_atomic(
-        run.train_log("pi1_phaseA"), {"meta": {}, "steps": [{"loss": 2.0}, {"loss": 0.4321}]}
-    )
+    steps = [step_entry(0, loss=2.0), step_entry(1, loss=0.4321)]
+    TrainLog(meta=train_log_meta(), steps=steps).write(run.train_log("pi1_phaseA"))
     assert "done 1:15 loss 0.432" in status.screen(run.root)
 
 

@@ -46,7 +46,7 @@ def tiny() -> SupervisedLM:
 
 
 def total(model, packed) -> torch.Tensor:
-    layout = attention.prepare(packed, BACKEND, BOTTLENECK)
+    layout = attention.layout_of(packed, BACKEND, BOTTLENECK)
     return model(packed.input_ids, packed.position_ids, packed.labels, packed.segment_id, layout)[0]
 
 

@@ -86,14 +86,14 @@ def measure(
     packed, inputs, runs = packed.to(device), Inputs.of(tokens, device), {}
     for name in [*names, "causal"]:
         backend = attention.BACKENDS.get(name, causal)
-        prepared = attention.prepare(packed, attention.PREFIX + name, BOTTLENECK)
+        prepared = attention.layout_of(packed, attention.PREFIX + name, BOTTLENECK)
         runs[name, "forward"] = inputs.forward_of(backend, prepared)
         runs[name, "both"] = inputs.both_of(backend, prepared)
     medians = tools.interleaved_medians(runs, repeats)
     seconds = {
         n: {kind: medians[n, kind] for kind in ("forward", "both")} for n in [*names, "causal"]
     }
-    share = attention.prepare(packed, "abscot_segments", BOTTLENECK).allowed_pairs / (
+    share = attention.layout_of(packed, "abscot_segments", BOTTLENECK).allowed_pairs / (
         tokens * (tokens + 1) / 2
     )
     return seconds | {"floor": {kind: s * share for kind, s in seconds["causal"].items()}}

@@ -121,7 +121,7 @@ def attention_scores() -> dict[str, float]:
     attention.choose("varlen", device)  # FlashAttention-3 where it can be had
     for tokens, documents in BINS.items():
         packed = tools.synthetic_bin([document(n) for n in documents])
-        pairs = attention.prepare(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
+        pairs = attention.layout_of(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
         seconds = measure(packed, ["varlen", "flex", "segments"], device, repeats=20)
         for name in ("varlen", "flex", "segments"):
             forward, backward = (
@@ -156,7 +156,7 @@ def measure_step(name: str, kind: str, phase: str, tokens: int) -> dict[str, flo
         lm = peft.get_peft_model(lm, config, autocast_adapter_dtype=False).get_base_model()
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     packed = tools.synthetic_bin(phase_documents(phase, tokens), VOCAB)
-    pairs = attention.prepare(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
+    pairs = attention.layout_of(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
     packed, optimizer = packed.to("cuda"), adamw(lm)
 
     def step():

@@ -56,7 +56,7 @@ def run(argv: list[str] = ()) -> dict:
     return results
 
 
-def _plan(lengths: np.ndarray, capacity: int, seed: int, bins_a_step: int) -> Plan:
+def _plan(lengths: np.ndarray, capacity: int, seed: int, bins_per_step: int) -> Plan:
     return make_plan(
         lengths,
         lengths * (lengths + 1) // 2,
@@ -64,7 +64,7 @@ def _plan(lengths: np.ndarray, capacity: int, seed: int, bins_a_step: int) -> Pl
         seed=seed,
         epochs=1,
         capacity_tokens=capacity,
-        global_batch_tokens=bins_a_step * capacity,
+        global_batch_tokens=bins_per_step * capacity,
         pair_cost=QWEN3["4B"].pair_cost,
     )
 

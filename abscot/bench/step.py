@@ -63,7 +63,7 @@ def small_qwen3():
 
 def packed_loss(lm, packed: Bin, hidden: HiddenPairs = BOTTLENECK) -> torch.Tensor:
     """The summed loss of one bin, as in training."""
-    layout = attention.prepare(packed, lm.config._attn_implementation, hidden)
+    layout = attention.layout_of(packed, lm.config._attn_implementation, hidden)
     hidden = lm.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,

@@ -1,6 +1,7 @@
-"""Processes: they end with the one that started them, and find free ports."""
+"""Processes: they end with the one that started them, when asked, and find free ports."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -24,6 +25,18 @@ def _watch(parent: int) -> None:
         except ProcessLookupError:
             os._exit(1)
         time.sleep(1)
+
+
+class StopRequest:
+    """`asked` once one of the signals has come: what runs then saves and ends by itself."""
+
+    def __init__(self, *signals: signal.Signals):
+        self.asked = False
+        for number in signals:
+            signal.signal(number, self.ask)
+
+    def ask(self, *_) -> None:
+        self.asked = True
 
 
 def free_port() -> int:

@@ -11,13 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from abscot.common.files import write_json_atomic, write_text_atomic
 from abscot.common.hardware import device_name, inference_dtype
 from abscot.common.log import Progress, log
 from abscot.evaluation import benchmarks, judge, scoring
 from abscot.evaluation.benchmarks import BENCHMARKS, Problem
 from abscot.evaluation.jobs import Job
 from abscot.evaluation.modes import MODES, Asker, Question
+from abscot.evaluation.results import (
+    AGAIN,
+    Answer,
+    Environment,
+    KeptAnswer,
+    ResultMeta,
+    ResultRow,
+    write_rows,
+)
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine
 
@@ -93,41 +101,39 @@ def _masking_engine(job: Job) -> TransformersEngine:
 
 
 def _generate(
-    job: Job, questions: list[Question], left: list[int], answers: dict[int, dict], asker: Asker
+    job: Job,
+    questions: list[Question],
+    left: list[int],
+    answers: dict[int, KeptAnswer],
+    asker: Asker,
 ) -> None:
-    """Adds the answers to the questions `left`. Each is on disk before the next one is
-    waited for.
-    """
-    spent_s, start = max((a["elapsed_s"] for a in answers.values()), default=0.0), time.monotonic()
-    environment = {
-        "engine": type(asker.engine).__name__,
-        "dtype": inference_dtype(job.recipe.inference.dtype),
-        "device": device_name(),
-    }
+    """Adds the answers to the questions `left`. Each is on disk before the next is waited for."""
+    spent_s, start = max((a.elapsed_s for a in answers.values()), default=0.0), time.monotonic()
+    environment = Environment(
+        engine=type(asker.engine).__name__,
+        dtype=inference_dtype(job.recipe.inference.dtype),
+        device=device_name(),
+    )
+    samples, total = sorted({questions[i].sample for i in left}), len(left) + len(answers)
     with contextlib.ExitStack() as stack:
-        files = {
-            s: stack.enter_context(open(job.partial(s), "a"))
-            for s in sorted({questions[i].sample for i in left})
-        }
-        bar = stack.enter_context(
-            Progress(len(left) + len(answers), "answers", job.name, len(answers))
-        )
+        files = {s: stack.enter_context(open(job.partial(s), "a")) for s in samples}
+        bar = stack.enter_context(Progress(total, "answers", job.name, len(answers)))
         for index, completions in asker.engine.stream([asker.request(questions[i]) for i in left]):
             number = left[index]
             question = questions[number]
-            answers[number] = {
-                "number": number,
-                "elapsed_s": spent_s + time.monotonic() - start,
-                "computed": [c.prompt_tokens - c.cached_tokens for c in completions],
-                "row": asker.answer(question, completions),
-                "environment": environment,
-            }
-            files[question.sample].write(json.dumps(answers[number], ensure_ascii=False) + "\n")
+            answers[number] = KeptAnswer(
+                number=number,
+                elapsed_s=spent_s + time.monotonic() - start,
+                computed=[c.prompt_tokens - c.cached_tokens for c in completions],
+                row=asker.answer(question, completions),
+                environment=environment,
+            )
+            files[question.sample].write(answers[number].line())
             files[question.sample].flush()
             bar.update()
 
 
-def _kept(job: Job, samples: list[int]) -> dict[int, dict]:
+def _kept(job: Job, samples: list[int]) -> dict[int, KeptAnswer]:
     """Number of the question -> answer that is on disk; a line that a kill cut short is taken out
     of its file.
     """
@@ -136,66 +142,70 @@ def _kept(job: Job, samples: list[int]) -> dict[int, dict]:
         whole_bytes = 0
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
-                answer = json.loads(line)
-                answers[answer["number"]] = answer
+                answer = KeptAnswer.of(json.loads(line), str(path), AGAIN)
+                answers[answer.number] = answer
                 whole_bytes += len(line)
         os.truncate(path, whole_bytes)
     return answers
 
 
-def _publish(job: Job, questions: list[Question], answers: list[dict]) -> None:
+def _publish(job: Job, questions: list[Question], answers: list[KeptAnswer]) -> None:
     """Scores all answers; the result file first and its meta last, so that a meta file vouches for
     its rows.
     """
-    rows = [_row(q, a["row"]) for q, a in zip(questions, answers, strict=True)]
-    _score(job, rows)
-    scores = [row["correct"] for row in rows if row["correct"] is not None]
-    wall_s = max(answer["elapsed_s"] for answer in answers)
-    tokens = sum(row["n_total_tokens"] for row in rows)
+    rows = _scored(job, [_row(q, a.row) for q, a in zip(questions, answers, strict=True)])
     job.meta.unlink(missing_ok=True)
-    write_text_atomic(
-        job.result, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    )
-    meta = {
-        **job.identity(),
-        "problems": len({row["id"] for row in rows}),
-        "accuracy": float(np.mean(scores)) if scores else None,
-        "mean_total_tokens": tokens / len(rows),
-        "wall_s": wall_s,
-        "tokens_per_s": tokens / max(wall_s, 1e-9),
-        "cut_prompts": sum(row["prompt_cut"] for row in rows),
-        "unfinished_answers": sum(row["finish_reason"] == "length" for row in rows),
-        "abstract_tokens_in_responses": sum(row["n_abstract_in_response"] for row in rows),
-        "environment": answers[0]["environment"],
-        "prompt_tokens_computed": np.sum(
-            [a["computed"] for a in answers], axis=0
-        ).tolist(),  # a stage each
-    }
-    write_json_atomic(job.meta, meta)
-    accuracy = f"accuracy {meta['accuracy']:.3f}" if scores else "not judged"
-    log(f"{job.name}: {accuracy}, {meta['mean_total_tokens']:.1f} tokens an answer -> {job.result}")
+    write_rows(job.result, rows)
+    meta = _meta(job, rows, answers)
+    meta.write(job.meta)
+    accuracy = f"accuracy {meta.accuracy:.3f}" if meta.accuracy is not None else "not judged"
+    log(f"{job.name}: {accuracy}, {meta.mean_total_tokens:.1f} tokens per answer -> {job.result}")
 
 
-def _row(question: Question, answer: dict) -> dict:
+def _row(question: Question, answer: Answer) -> ResultRow:
     problem: Problem = question.problem
-    return {
-        "id": problem.id,
-        "sample": question.sample,
-        "problem": problem.problem,
-        "gold": problem.gold,
-        **answer,
-    }
+    return ResultRow(
+        id=problem.id,
+        sample=question.sample,
+        problem=problem.problem,
+        gold=problem.gold,
+        **dict(answer),
+    )
 
 
-def _score(job: Job, rows: list[dict]) -> None:
-    """Adds prediction, correct (0..1; null where nobody judged) and scorer to each row."""
+def _scored(job: Job, rows: list[ResultRow]) -> list[ResultRow]:
     scorer = BENCHMARKS[job.benchmark].scorer
     if scorer == "judge":
         judge.write_answers(job.result.with_suffix(".answers.json"), rows, generator=job.name)
         verdicts = judge.score_all(job.recipe, rows)
     else:
-        verdicts = scoring.score_all(
-            scorer, [row["response"] for row in rows], [row["gold"] for row in rows]
+        verdicts = scoring.score_all(scorer, [r.response for r in rows], [r.gold for r in rows])
+    return [
+        row.model_copy(
+            update={
+                "prediction": verdict.prediction,
+                "correct": verdict.score,
+                "scorer": verdict.scorer,
+            }
         )
-    for row, verdict in zip(rows, verdicts, strict=True):
-        row.update(prediction=verdict.prediction, correct=verdict.score, scorer=verdict.scorer)
+        for row, verdict in zip(rows, verdicts, strict=True)
+    ]
+
+
+def _meta(job: Job, rows: list[ResultRow], answers: list[KeptAnswer]) -> ResultMeta:
+    scores = [row.correct for row in rows if row.correct is not None]
+    wall_s = max(answer.elapsed_s for answer in answers)
+    tokens = sum(row.n_total_tokens for row in rows)
+    return ResultMeta(
+        **dict(job.identity()),
+        problems=len({row.id for row in rows}),
+        accuracy=float(np.mean(scores)) if scores else None,
+        mean_total_tokens=tokens / len(rows),
+        wall_s=wall_s,
+        tokens_per_s=tokens / max(wall_s, 1e-9),
+        cut_prompts=sum(row.prompt_cut for row in rows),
+        unfinished_answers=sum(row.finish_reason == "length" for row in rows),
+        abstract_tokens_in_responses=sum(row.n_abstract_in_response for row in rows),
+        environment=answers[0].environment,
+        prompt_tokens_computed=np.sum([a.computed for a in answers], axis=0).tolist(),
+    )

@@ -9,14 +9,10 @@ from abscot.common.errors import UserError
 from abscot.common.files import fingerprint, require
 from abscot.evaluation.benchmarks import BENCHMARKS, Problem
 from abscot.evaluation.modes import MODES, Question
+from abscot.evaluation.results import AGAIN, Identity, ResultMeta, meta_file, result_name, rows_file
 from abscot.method.lineage import Model, model_named
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
-
-
-def result_name(mode: str, model: str, benchmark: str) -> str:
-    """The name of a job's files in results/."""
-    return f"{mode}_{model}_{benchmark}"
 
 
 @dataclass(frozen=True)
@@ -35,52 +31,47 @@ class Job:
 
     @property
     def result(self) -> Path:
-        return self.run.results / f"{self.name}.jsonl"
+        return rows_file(self.run, self.name)
 
     @property
     def meta(self) -> Path:
-        return self.run.results / f"{self.name}.meta.json"
+        return meta_file(self.run, self.name)
 
     def partial(self, sample: int) -> Path:
-        """What has been generated of one sample a problem; another model or other settings have
+        """What has been generated of one sample per problem; another model or other settings have
         another file.
         """
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[
-            :12
-        ]
+        text = json.dumps(self.identity().plain(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.run.results / f".{self.name}.{digest}.{sample}.partial"
 
     @property
     def samples(self) -> list[int]:
-        """Samples a problem. A job with a bottleneck is greedy: one."""
+        """Samples per problem. A job with a bottleneck is greedy: one."""
         return list(range(1 if MODES[self.mode].cot else self.recipe.eval.samples))
 
     def questions(self, problems: list[Problem]) -> list[Question]:
         return [Question(p, self.mode, s) for p in problems[: self.limit] for s in self.samples]
 
-    def identity(self) -> dict:
-        config = self.recipe.eval
-        return {
-            "mode": self.mode,
-            "round": self.model.round,
-            "model": self.model.name,
-            "benchmark": self.benchmark,
-            "model_fingerprint": fingerprint(self.model.directory),
-            "seed": self.recipe.seed,
-            "samples": config.samples,
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "limit": self.limit,
-            "max_reasoning_tokens": config.max_reasoning_tokens,
-            "max_answer_tokens": config.max_answer_tokens,
-            "m_min": self.recipe.traces.m_min,
-            "m_max": self.recipe.traces.m_max,
-            **(
-                {"trace_temperature": self.recipe.traces.temperature}
-                if MODES[self.mode].cot
-                else {}
-            ),
-        }
+    def identity(self) -> Identity:
+        config, traces = self.recipe.eval, self.recipe.traces
+        return Identity(
+            mode=self.mode,
+            round=self.model.round,
+            model=self.model.name,
+            benchmark=self.benchmark,
+            model_fingerprint=fingerprint(self.model.directory),
+            seed=self.recipe.seed,
+            samples=config.samples,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            limit=self.limit,
+            max_reasoning_tokens=config.max_reasoning_tokens,
+            max_answer_tokens=config.max_answer_tokens,
+            m_min=traces.m_min,
+            m_max=traces.m_max,
+            trace_temperature=traces.temperature if MODES[self.mode].cot else None,
+        )
 
     @property
     def limit(self) -> int | None:
@@ -94,8 +85,7 @@ class Job:
     def done(self) -> bool:
         if not (self.meta.exists() and self.result.exists()):
             return False
-        known = json.loads(self.meta.read_text())
-        return all(known.get(key) == value for key, value in self.identity().items())
+        return ResultMeta.read(self.meta, AGAIN).agrees_with(self.identity())
 
 
 def jobs_of(

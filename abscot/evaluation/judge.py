@@ -12,6 +12,7 @@ from pathlib import Path
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.files import write_json_atomic
+from abscot.evaluation.results import ResultRow
 from abscot.evaluation.scoring import Verdict
 from abscot.recipe.schema import Recipe
 
@@ -32,21 +33,18 @@ Reply with one letter, A or B.
 """
 
 
-def write_answers(path: Path, rows: list[dict], generator: str) -> None:
+def write_answers(path: Path, rows: list[ResultRow], generator: str) -> None:
     """The first sample of each problem in AlpacaEval's format: `alpaca_eval --model_outputs FILE`
     judges it.
     """
-    first = [row for row in rows if row["sample"] == 0]
+    first = [row for row in rows if row.sample == 0]
     write_json_atomic(
         path,
-        [
-            {"instruction": r["problem"], "output": r["response"], "generator": generator}
-            for r in first
-        ],
+        [{"instruction": r.problem, "output": r.response, "generator": generator} for r in first],
     )
 
 
-def score_all(recipe: Recipe, rows: list[dict]) -> list[Verdict]:
+def score_all(recipe: Recipe, rows: list[ResultRow]) -> list[Verdict]:
     """1 where the judge prefers the answer to the reference, 0 where it does not, None where nobody
     judged.
 
@@ -57,15 +55,14 @@ def score_all(recipe: Recipe, rows: list[dict]) -> list[Verdict]:
     if config.judge_url is None:
         return [Verdict(None, None, "not-judged")] * len(rows)
 
-    def ask(row: dict) -> Verdict:
-        answer_first = bool(
-            rng(recipe.seed, "judge", row["id"], row["sample"]).integers(2)
-        )  # judges favour a place
-        pair = (row["response"], row["gold"]) if answer_first else (row["gold"], row["response"])
+    def ask(row: ResultRow) -> Verdict:
+        # Judges favour a place, so it is drawn.
+        answer_first = bool(rng(recipe.seed, "judge", row.id, row.sample).integers(2))
+        pair = (row.response, row.gold) if answer_first else (row.gold, row.response)
         reply = _chat(
             config.judge_url,
             config.judge_model,
-            QUESTION.format(instruction=row["problem"], a=pair[0], b=pair[1]),
+            QUESTION.format(instruction=row.problem, a=pair[0], b=pair[1]),
         )
         letter = reply.strip()[:1].upper()
         if letter not in ("A", "B"):

@@ -26,6 +26,7 @@ from abscot.common.draws import keyed_seed, rng
 from abscot.common.errors import UserError
 from abscot.data.chat import ChatTokenizer
 from abscot.evaluation.benchmarks import Problem
+from abscot.evaluation.results import Answer
 from abscot.generation.requests import (
     Completion,
     Hidden,
@@ -198,7 +199,7 @@ class Asker:
             sampled, rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
         )
 
-    def answer(self, question: Question, completions: list[Completion]) -> dict:
+    def answer(self, question: Question, completions: list[Completion]) -> Answer:
         """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline)
         too.
 
@@ -211,19 +212,19 @@ class Asker:
             reasoning, response = self._split_thought(response)
             n_reasoning = len(reasoning)
         n_response = len(response) + n_newline
-        return {
-            "trace_ids": trace,
-            "trace_tokens": self.tokenizer.convert_ids_to_tokens(trace),
-            "reasoning": self._text(reasoning),
-            "response": self._text(response),
-            "finish_reason": completions[-1].finish_reason,
-            "n_abstract_tokens": len(trace),
-            "n_reasoning_tokens": n_reasoning,
-            "n_response_tokens": n_response,
-            "n_total_tokens": n_reasoning + n_response,
-            "n_abstract_in_response": sum(token in self.vocab.allowed_ids for token in response),
-            "prompt_cut": self._input_tokens(question) > self.room(question.mode),
-        }
+        return Answer(
+            trace_ids=trace,
+            trace_tokens=self.tokenizer.convert_ids_to_tokens(trace),
+            reasoning=self._text(reasoning),
+            response=self._text(response),
+            finish_reason=completions[-1].finish_reason,
+            n_abstract_tokens=len(trace),
+            n_reasoning_tokens=n_reasoning,
+            n_response_tokens=n_response,
+            n_total_tokens=n_reasoning + n_response,
+            n_abstract_in_response=sum(token in self.vocab.allowed_ids for token in response),
+            prompt_cut=self._input_tokens(question) > self.room(question.mode),
+        )
 
     def _input_tokens(self, question: Question) -> int:
         cot = self.cot(question) if MODES[question.mode].cot else []

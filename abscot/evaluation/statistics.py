@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from abscot.common.draws import rng
+from abscot.evaluation.results import ResultRow
 
 DRAWS = 10_000
 TAIL = 0.025  # of each side of a 95% interval
@@ -93,20 +94,20 @@ class Summary:
     scorers: dict[str, int]  # how an answer was found and compared -> answers
 
 
-def summarise(rows: list[dict], *, mode: str, model: str, benchmark: str, round: int) -> Summary:
+def summarise(
+    rows: list[ResultRow], *, mode: str, model: str, benchmark: str, round: int
+) -> Summary:
     """The cell of one results file's rows (at least one)."""
     problems = defaultdict(list)
     for row in rows:
-        problems[row["id"]].append(row)
-    judged = all(row["correct"] is not None for row in rows)
+        problems[row.id].append(row)
+    judged = all(row.correct is not None for row in rows)
     scores = (
-        {i: float(np.mean([r["correct"] for r in rs])) for i, rs in problems.items()}
-        if judged
-        else {}
+        {i: float(np.mean([r.correct for r in rs])) for i, rs in problems.items()} if judged else {}
     )
     samples = min(len(rs) for rs in problems.values())
-    right = sum(row["correct"] for row in rows) if judged else 0
-    total = sum(row["n_total_tokens"] for row in rows)
+    right = sum(row.correct for row in rows) if judged else 0
+    total = sum(row.n_total_tokens for row in rows)
     return Summary(
         mode=mode,
         model=model,
@@ -116,26 +117,23 @@ def summarise(rows: list[dict], *, mode: str, model: str, benchmark: str, round:
         samples=samples,
         accuracy=bootstrap_accuracy(list(scores.values())) if judged else None,
         pass_at_k=_pass_at_k(problems, samples),
-        reasoning_tokens=float(np.mean([row["n_reasoning_tokens"] for row in rows])),
-        response_tokens=float(np.mean([row["n_response_tokens"] for row in rows])),
+        reasoning_tokens=float(np.mean([row.n_reasoning_tokens for row in rows])),
+        response_tokens=float(np.mean([row.n_response_tokens for row in rows])),
         total_tokens=bootstrap_mean(
-            [np.mean([r["n_total_tokens"] for r in rs]) for rs in problems.values()]
+            [np.mean([r.n_total_tokens for r in rs]) for rs in problems.values()]
         ),
         tokens_per_correct=total / right if right else None,
-        truncated=float(np.mean([row["finish_reason"] == "length" for row in rows])),
+        truncated=float(np.mean([row.finish_reason == "length" for row in rows])),
         scores=scores,
-        scorers=dict(Counter(row["scorer"] for row in rows)),
+        scorers=dict(Counter(row.scorer for row in rows)),
     )
 
 
-def _pass_at_k(problems: dict[str, list[dict]], k: int) -> float | None:
-    if k == 1 or any(row["correct"] not in (0, 1) for rs in problems.values() for row in rs):
+def _pass_at_k(problems: dict[str, list[ResultRow]], k: int) -> float | None:
+    if k == 1 or any(row.correct not in (0, 1) for rs in problems.values() for row in rs):
         return None
     return float(
         np.mean(
-            [
-                pass_at_k(len(rs), round(sum(r["correct"] for r in rs)), k)
-                for rs in problems.values()
-            ]
+            [pass_at_k(len(rs), round(sum(r.correct for r in rs)), k) for rs in problems.values()]
         )
     )

@@ -5,7 +5,7 @@
 built as a keyword:
 
     model(input_ids=.., position_ids=.., attention_mask=None, use_cache=False,
-          abscot_layout=prepare(..))
+          abscot_layout=layout_of(..))
 """
 
 import functools
@@ -71,7 +71,7 @@ def _flash_attention_3(device: torch.device) -> bool:
     return hopper and importlib.util.find_spec("flash_attn_interface") is not None
 
 
-def prepare(batch, backend: str, hidden: HiddenPairs):
+def layout_of(batch, backend: str, hidden: HiddenPairs):
     """What `backend` (a registered name) needs for a batch's attention: made once, shared by every
     layer.
 
@@ -101,7 +101,7 @@ def _attention(
     """
     if abscot_layout is None:
         raise ValueError(
-            "this model attends by a packed layout: pass abscot_layout=attention.prepare(..)"
+            "this model attends by a packed layout: pass abscot_layout=attention.layout_of(..)"
         )
     if query.shape[0] != 1 or attention_mask is not None or dropout or sliding_window:
         raise ValueError(

@@ -1,26 +1,67 @@
-"""Is what an engine computes the model that was trained? A probe tells."""
+"""From training to serving: a probe tells whether an engine computes the model that was trained."""
 
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from abscot.common import files
 from abscot.common.log import log
+from abscot.common.record import Record
 from abscot.method.phases import NOTHING_HIDDEN
 from abscot.model import attention
+
+HANDOVER_KL = 0.015  # nats per token; bf16 kernels that differ stay far below
+
+
+class Probe(Record):
+    """A text, and -log p of its last tokens by the weights that were exported."""
+
+    TOKENS: ClassVar[int] = 512
+    POSITIONS: ClassVar[int] = 32
+
+    tokens: list[int]
+    surprisals: list[float]
+
+    @classmethod
+    def left_in(cls, model: Path) -> "Probe | None":
+        """The probe in DONE of an exported model; None where the model was not trained here."""
+        if not files.is_done(model):
+            return None
+        probe = files.read_done(model).get("probe")
+        where, mend = f"{model / files.DONE}: probe", f"delete {model} to export it again"
+        return None if probe is None else cls.of(probe, where, mend)
+
+
+class ExportMeta(Record):
+    """DONE of an exported model or adapter: which training made it, from which model, and the state
+    that the training ended in. applies_to: of an adapter, the model under it.
+    """
+
+    tag: str
+    round: int
+    phase: str
+    start: str
+    step: int
+    epoch: int
+    tokens: int
+    plan_hash: str
+    world_size: int
+    probe: Probe
+    applies_to: str | None = None
 
 
 def surprisals(module, batch, positions: int) -> list[float]:
     """-log p of the last `positions` tokens of a one-document batch, by the live weights and the
     head that is trained.
 
-    Whoever loads the exported model next compares (inference.handover_gap). All ranks must call it.
+    Whoever loads the exported model next compares (`check_handover`). All ranks must call it.
     """
     decoder, head = module.parts
     module.eval()
     with torch.no_grad():
-        layout = attention.prepare(batch, module.backend, NOTHING_HIDDEN)
+        layout = attention.layout_of(batch, module.backend, NOTHING_HIDDEN)
         hidden = decoder(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -37,33 +78,24 @@ def surprisals(module, batch, positions: int) -> list[float]:
         ]
 
 
-HANDOVER_KL = 0.015  # nats a token; bf16 kernels that differ stay far below
-
-
 def check_handover(engine, model: Path) -> None:
-    """Is what the engine computes the model that was trained? Export has left probabilities of the
-    live weights in DONE.
+    """Compares the engine's probabilities with those that the export has left in DONE: they were
+    computed by the live weights.
 
     Per token the KL divergence is estimated as r - 1 - log r of the two probabilities' ratio r,
     which is never negative. Raises RuntimeError above HANDOVER_KL: then weights were lost on the
     way, and every trace would be another model's.
     """
-    probe = files.read_done(model).get("probe") if files.is_done(model) else None
-    if probe is None or len(probe["tokens"]) >= engine.window_tokens:
+    probe = Probe.left_in(model)
+    if probe is None or len(probe.tokens) >= engine.window_tokens:
         return
-    found = engine.surprisals(probe["tokens"], len(probe["surprisals"]))
-    gaps = [live - served for live, served in zip(probe["surprisals"], found, strict=True)]
+    found = engine.surprisals(probe.tokens, len(probe.surprisals))
+    gaps = [live - served for live, served in zip(probe.surprisals, found, strict=True)]
     kl = sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
     if not kl <= HANDOVER_KL:
         raise RuntimeError(
             f"{model}: this engine's probabilities are not those of the trained weights (KL "
-            f"{kl:.4f} a token, at most {HANDOVER_KL});"
+            f"{kl:.4f} per token, at most {HANDOVER_KL});"
             f" delete {model} to export it again"
         )
-    log(f"{model.name}: the engine agrees with the trained weights, KL {kl:.1e} a token")
-
-
-PROBE_TOKENS, PROBED = (
-    512,
-    32,
-)  # of a fixed text, and its last ones, whose probabilities are recorded with the export
+    log(f"{model.name}: the engine agrees with the trained weights, KL {kl:.1e} per token")

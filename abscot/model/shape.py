@@ -48,7 +48,7 @@ class ModelShape:
             ) from None
 
     @property
-    def linear_parameters_a_layer(self) -> int:
+    def linear_parameters_per_layer(self) -> int:
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
@@ -56,18 +56,20 @@ class ModelShape:
     def parameters(self) -> int:
         norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
         tables = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.layers * self.linear_parameters_a_layer + norms + tables
+        return self.layers * self.linear_parameters_per_layer + norms + tables
 
     @property
     def pair_cost(self) -> float:
         """FLOPs of one attended (query, key) pair over one token's linear layers, head left out."""
-        return 2 * self.heads * self.head_dim / self.linear_parameters_a_layer
+        return 2 * self.heads * self.head_dim / self.linear_parameters_per_layer
 
     def forward_flops(self, tokens: float, pairs: float) -> float:
         """2 a weight and token, 4 a head dimension and pair (scores, and their product with the
         values).
         """
-        return 2 * self.layers * self.linear_parameters_a_layer * (tokens + pairs * self.pair_cost)
+        return (
+            2 * self.layers * self.linear_parameters_per_layer * (tokens + pairs * self.pair_cost)
+        )
 
     def training_flops(
         self, tokens: float, pairs: float, supervised: float, frozen: bool = False
@@ -81,7 +83,7 @@ class ModelShape:
         return 3 * (self.forward_flops(tokens, pairs) + head) - (weight_gradients if frozen else 0)
 
     @property
-    def kv_bytes_a_token(self) -> int:
+    def kv_bytes_per_token(self) -> int:
         return self.layers * 2 * self.kv_heads * self.head_dim * BF16_BYTES
 
     def lora_parameters(self, lora: LoraConfig, new_rows: int) -> int:

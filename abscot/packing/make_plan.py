@@ -100,8 +100,8 @@ def _windows_of_tokens(shuffled: np.ndarray, sizes: Sizes, tokens: int, generato
     """
     per_step = max(1, tokens // sizes.capacity)
     capacity = max(int(sizes.tokens[shuffled].max()), min(sizes.capacity, tokens))
-    rows_a_step = per_step * capacity / sizes.tokens[shuffled].mean()
-    count = max(1, round(len(shuffled) / max(WINDOW_ROWS, WINDOW_STEPS * rows_a_step)))
+    rows_per_step = per_step * capacity / sizes.tokens[shuffled].mean()
+    count = max(1, round(len(shuffled) / max(WINDOW_ROWS, WINDOW_STEPS * rows_per_step)))
     windows, waiting = [], shuffled[:0]
     for part in np.array_split(shuffled, count):
         rows = np.concatenate([waiting, part])
@@ -130,7 +130,7 @@ def _deal(
 
 
 def _window(sizes: Sizes, rows: np.ndarray, bin_of: np.ndarray, step_of_bin: np.ndarray) -> _Window:
-    """Rows ordered by (step, dearest bin first)."""
+    """Rows ordered by (step, most expensive bin first)."""
     order = np.lexsort((-sums(bin_of, sizes.costs[rows]), step_of_bin))
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))

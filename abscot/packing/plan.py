@@ -48,7 +48,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One optimizer step: `bins` are arrays of row numbers, dearest first."""
+    """One optimizer step: `bins` are arrays of row numbers, most expensive first."""
 
     index: int
     epoch: int
@@ -149,10 +149,10 @@ class Plan:
         """int64 [bins], in 1/COST_SCALE of the linear cost of a token."""
         return np.add.reduceat(self.sizes.costs[self.rows], self.bin_starts[:-1])
 
-    def dearest_bin(self) -> np.ndarray:
+    def most_expensive_bin(self) -> np.ndarray:
         """The rows of the bin that costs most."""
-        dearest = int(self.bin_costs().argmax())
-        return self.rows[self.bin_starts[dearest] : self.bin_starts[dearest + 1]]
+        number = int(self.bin_costs().argmax())
+        return self.rows[self.bin_starts[number] : self.bin_starts[number + 1]]
 
     def utilisation(self, world: int) -> float:
         """Work done / work the ranks could have done: mean over maximum cost of all micro-steps."""

@@ -6,8 +6,8 @@ import numpy as np
 
 from abscot.common.hardware import Gpu
 from abscot.model.shape import BF16_BYTES, FP32_BYTES, GB, ModelShape
+from abscot.training.optimizer import OPTIMIZERS
 
-ADAM_BYTES = 3 * FP32_BYTES  # a parameter's fp32 copy and two moments
 CPU_RUNTIME_BYTES = 0.8 * GB  # Python with torch, transformers and DeepSpeed
 RUNTIME_BYTES = 3 * GB  # CUDA context, NCCL and kernel workspaces, allocator waste
 
@@ -54,12 +54,13 @@ class Sharding:
 def memory_bytes(
     shape: ModelShape,
     sharding: Sharding,
-    world: int,
+    world_size: int,
     bin_tokens: int,
     *,
     checkpointing: bool,
     chunk_tokens: int,
     trainable: int | None = None,
+    optimizer: str = "adamw",
 ) -> dict[str, float]:
     """Peak bytes of one GPU by part. It trains bins of `bin_tokens` in bf16 and sums gradients in
     fp32.
@@ -71,13 +72,17 @@ def memory_bytes(
     parts: dict[str, float] = dict.fromkeys(
         ("parameters", "gradients", "optimizer", "gathered", "host"), 0.0
     )
-    parts["parameters"] = BF16_BYTES * parameters / (world if sharding.stage >= 3 else 1)
-    parts["gradients"] = FP32_BYTES * trained / (world if sharding.stage >= 2 else 1)
-    parts["optimizer"] = ADAM_BYTES * trained / (world if sharding.stage >= 1 else 1)
+    parts["parameters"] = BF16_BYTES * parameters / (world_size if sharding.stage >= 3 else 1)
+    parts["gradients"] = FP32_BYTES * trained / (world_size if sharding.stage >= 2 else 1)
+    parts["optimizer"] = (
+        OPTIMIZERS[optimizer].bytes_per_parameter
+        * trained
+        / (world_size if sharding.stage >= 1 else 1)
+    )
     if sharding.offload_optimizer:
-        parts["host"] = parts["optimizer"] + FP32_BYTES * trained / world
+        parts["host"] = parts["optimizer"] + FP32_BYTES * trained / world_size
         parts["optimizer"] = 0.0
-        parts["gradients"] = BF16_BYTES * trained / world
+        parts["gradients"] = BF16_BYTES * trained / world_size
     if sharding.offload_parameters:
         parts["host"] += parts["parameters"]
         parts["parameters"] = 0.0
@@ -86,7 +91,7 @@ def memory_bytes(
         BF16_BYTES * min(sharding.max_live_parameters, parameters) if sharding.stage >= 3 else 0.0
     )
     parts["gathered"] = live + buckets
-    parts["activations"] = bin_tokens * activation_bytes_a_token(shape, checkpointing)
+    parts["activations"] = bin_tokens * activation_bytes_per_token(shape, checkpointing)
     head_gradient = (
         BF16_BYTES * shape.vocab * shape.hidden if trained >= shape.vocab * shape.hidden else 0.0
     )
@@ -99,16 +104,17 @@ def memory_bytes(
 def cpu_memory_bytes(
     shape: ModelShape,
     sharding: Sharding,
-    world: int,
+    world_size: int,
     bin_tokens: int,
     *,
     checkpointing: bool,
     chunk_tokens: int,
     trainable: int | None = None,
+    optimizer: str = "adamw",
     bf16_in_hardware: bool = False,
 ) -> dict[str, float]:
     """Peak resident bytes of one rank that trains on a CPU in bf16, by part; `total` is that of the
-    dearest moment.
+    most expensive moment.
 
     The loss head is at work, beside activations and gathered weights; or the optimizer, with its
     temporaries: the whole gradient once more, and torch's AdamW two tensors as large. With the
@@ -121,12 +127,14 @@ def cpu_memory_bytes(
     compute, table = BF16_BYTES if bf16_in_hardware else FP32_BYTES, shape.vocab * shape.hidden
     trains_table = trained >= table
     parts = {
-        "parameters": BF16_BYTES * parameters / (world if sharding.stage >= 3 else 1),
+        "parameters": BF16_BYTES * parameters / (world_size if sharding.stage >= 3 else 1),
         "gradients": FP32_BYTES
         * trained
-        / (world if sharding.stage >= 2 else 1)
+        / (world_size if sharding.stage >= 2 else 1)
         * (2 if sharding.offload_optimizer else 1),
-        "optimizer": ADAM_BYTES * trained / (world if sharding.stage >= 1 else 1),
+        "optimizer": OPTIMIZERS[optimizer].bytes_per_parameter
+        * trained
+        / (world_size if sharding.stage >= 1 else 1),
         "buckets": FP32_BYTES * min(sharding.bucket, trained),
         "runtime": CPU_RUNTIME_BYTES,
     }
@@ -139,13 +147,16 @@ def cpu_memory_bytes(
     )
     work = {
         "gathered": live,
-        "activations": bin_tokens * activation_bytes_a_token(shape, checkpointing),
+        "activations": bin_tokens * activation_bytes_per_token(shape, checkpointing),
         "loss head": head,
     }
     step = (
         0.0
         if sharding.offload_optimizer
-        else 3 * FP32_BYTES * trained / (world if sharding.stage >= 1 else 1)
+        else OPTIMIZERS[optimizer].step_copies
+        * FP32_BYTES
+        * trained
+        / (world_size if sharding.stage >= 1 else 1)
     )
     load = (
         BF16_BYTES * parameters + parts["parameters"] + CPU_RUNTIME_BYTES
@@ -156,7 +167,7 @@ def cpu_memory_bytes(
     return {**parts, **work, "optimizer step": step, "loading": load, "total": total}
 
 
-def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:
+def activation_bytes_per_token(shape: ModelShape, checkpointing: bool) -> float:
     """Saved by a layer: its norms' inputs and outputs, q k v through norm, RoPE and attention, the
     attention's output, and the four tensors of the gated MLP; the norms work in fp32. With
     checkpointing a layer keeps its input, and one layer at a time is computed again, with gradients
@@ -172,15 +183,13 @@ def activation_bytes_a_token(shape: ModelShape, checkpointing: bool) -> float:
     return shape.layers * BF16_BYTES * shape.hidden + 2 * saved
 
 
-def smallest_world(limit_bytes: float, memory_of, most: int = 4096) -> int | None:
-    """The smallest power of two of GPUs with memory_of(world)["total"] <= limit_bytes, if there is
-    one.
-    """
-    world = 1
-    while world <= most:
-        if memory_of(world)["total"] <= limit_bytes:
-            return world
-        world *= 2
+def smallest_world_size(limit_bytes: float, memory_of, most: int = 4096) -> int | None:
+    """The smallest power of two of GPUs on which memory_of(GPUs)["total"] is within limit_bytes."""
+    world_size = 1
+    while world_size <= most:
+        if memory_of(world_size)["total"] <= limit_bytes:
+            return world_size
+        world_size *= 2
     return None
 
 
@@ -204,7 +213,7 @@ def trace_seconds(
         mfu * gpu.flops
     )
     weights = BF16_BYTES * shape.parameters
-    row_bytes = shape.kv_bytes_a_token * (lengths.mean() + trace_tokens)
+    row_bytes = shape.kv_bytes_per_token * (lengths.mean() + trace_tokens)
     together = float(np.clip((0.9 * gpu.memory_gb * GB - weights) / row_bytes, 1, 256))
     step_s = (weights + together * row_bytes) / (bandwidth_share * gpu.bandwidth)
     return prefill + len(lengths) * trace_tokens * step_s / together
@@ -212,24 +221,21 @@ def trace_seconds(
 
 def disk_bytes(
     shape: ModelShape,
-    rounds: int,
-    checkpoints: int,
+    *,
     row_tokens: float,
     trace_tokens: float,
-    trainable: int,
+    models: int,
+    checkpoints: int,
+    saved_bytes: float,
 ) -> dict[str, float]:
     """Shards, traces, checkpoints (one more exists while it is written) and exported models, in
-    bytes.
+    bytes. saved_bytes: of one checkpoint; what is not trained is not in it.
     """
     return {
         "shards": FP32_BYTES * row_tokens * 1.02,
         "traces": FP32_BYTES * trace_tokens,
-        "checkpoints": (checkpoints + 1)
-        * ADAM_BYTES
-        * trainable,  # what is not trained is not saved
-        "models": BF16_BYTES
-        * shape.parameters
-        * (1 + 2 * rounds),  # base, and both phases of every round
+        "checkpoints": (checkpoints + 1) * saved_bytes,
+        "models": BF16_BYTES * shape.parameters * models,
     }
 
 

@@ -4,7 +4,7 @@ from abscot.common.hardware import GPUS
 from abscot.common.log import format_s
 from abscot.common.table import Table
 from abscot.model.shape import GB
-from abscot.pipeline.preflight import PERCENTILES
+from abscot.pipeline.preflight_lengths import PERCENTILES
 
 
 def render(report: dict) -> str:
@@ -61,7 +61,7 @@ def _phase_table(report: dict) -> str:
             f"{p['steps']:,}",
             f"{p['tokens']:,}",
             f"{p['bins']:,}",
-            f"{p['bins_a_step']:.0f}",
+            f"{p['bins_per_step']:.0f}",
             f"{p['fill']:.3f}",
             f"{p['utilisation']:.3f}",
             f"{p['flops']:.2e}",

@@ -2,22 +2,19 @@
 
 import collections
 import contextlib
-import datetime
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 
-from abscot.common import files
 from abscot.common.errors import NEEDS_A_PERSON, REQUEUE, StageCrashed, UserError
 from abscot.common.log import SHOWN, format_s
-from abscot.common.process import free_port
-from abscot.pipeline.launchers import LAUNCHERS_WORDS, job_id, job_restarts
+from abscot.common.process import StopRequest, free_port
+from abscot.pipeline.launchers import LAUNCHERS_WORDS
 from abscot.pipeline.lease import exclusive
+from abscot.pipeline.stage_state import StageState, now
 from abscot.pipeline.stages import Stage, maker_of
 from abscot.recipe.run import Run, claim
 from abscot.recipe.schema import Recipe
@@ -34,7 +31,7 @@ def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
     lose.
     """
     _check_inputs(recipe, plan)
-    run, stop = claim(recipe), StopRequest()
+    run, stop = claim(recipe), ForwardedStop()
     with exclusive(run.root):
         for number, stage in enumerate(plan, 1):
             label = f"[{number}/{len(plan)}] {stage.name}"
@@ -61,7 +58,7 @@ def _check_inputs(recipe: Recipe, plan: list[Stage]) -> None:
                 )
 
 
-class StopRequest:
+class ForwardedStop(StopRequest):
     """SIGUSR1 asks for an end: the stage that runs is told, and no other is started.
 
     Training saves and exits with code 75; whatever else it reaches just ends, having kept its work
@@ -69,44 +66,53 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.asked, self.process = False, None
-        signal.signal(signal.SIGUSR1, self._ask)
+        self.process = None
+        super().__init__(signal.SIGUSR1)
 
-    def _ask(self, *_):
-        self.asked = True
+    def ask(self, *_) -> None:
+        super().ask()
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(
-                self.process.pid, signal.SIGUSR1
-            )  # srun hands it on to its tasks; a SIGTERM it would make a SIGKILL
+            # srun hands it on to its tasks; a SIGTERM it would make a SIGKILL.
+            os.killpg(self.process.pid, signal.SIGUSR1)
 
 
-def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) -> float:
+def run_stage(run: Run, stage: Stage, stop: ForwardedStop, hang_minutes: float) -> float:
     """Runs one stage to its end; returns its seconds.
 
     Raises UserError with its last error line where it would fail again, StageCrashed where it need
     not, SystemExit(75) where it was asked to stop before its end.
     """
     run.logs.mkdir(exist_ok=True)
-    state_file, log_file = run.logs / f"{stage.name}.json", run.logs / f"{stage.name}.log"
-    before = json.loads(state_file.read_text()) if state_file.is_file() else {}
-    command = stage.launch.command(run.config, free_port())
-    state = {
-        "state": "running",
-        "started": _now(),
-        "ended": None,
-        "pid": None,
-        "host": socket.gethostname(),
-        "job_id": job_id(),
-        "restarts": job_restarts(),
-        "error": None,
-        "attempt": before.get("attempt", 0) + 1,
-        "crashes": before.get("crashes", 0),
-        "command": command,
-    }
+    state_file, log_file = StageState.file(run, stage.name), run.logs / f"{stage.name}.log"
+    before = StageState.last(run, stage.name)
     start = time.monotonic()
-    process = stop.process = subprocess.Popen(
+    process = stop.process = _start(stage, run)
+    state = StageState.begun(before, process.args, process.pid)
+    state.write(state_file)
+    try:
+        with Watchdog(process, 60 * hang_minutes) as watchdog:
+            tail = _tee(process, log_file, watchdog)
+            code = process.wait()
+    finally:
+        stop.process = None
+        _end_group(process)
+    seconds = time.monotonic() - start
+    outcome = _outcome(code != 0 or not stage.done(), code, stop.asked)
+    error = _last_error(tail) if outcome in ("failed", "crashed") else None
+    if error and watchdog.fired:
+        error = f"printed nothing for {hang_minutes:g} minutes (hang_minutes)"
+    crashes = (state.crashes + 1 if seconds < SOON_S else 1) if outcome == "crashed" else 0
+    state.finished(outcome, crashes, error).write(state_file)
+    _raise_unless_done(stage, outcome, crashes, f"(exit {code}): {error}; its log: {log_file}")
+    return seconds
+
+
+def _start(stage: Stage, run: Run) -> subprocess.Popen:
+    """The stage's process, in a group of its own."""
+    command = stage.launch.command(run.config, free_port())
+    return subprocess.Popen(
         command,
         env=stage.launch.environment(command),
         stdin=subprocess.DEVNULL,
@@ -116,32 +122,12 @@ def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) ->
         errors="replace",
         start_new_session=True,
     )
-    files.write_json_atomic(state_file, {**state, "pid": process.pid})
-    try:
-        with Watchdog(process, 60 * hang_minutes) as watchdog:
-            tail = _tee(process, log_file, watchdog)
-            code = process.wait()
-    finally:
-        stop.process = None
-        _end_group(process)
-    seconds = time.monotonic() - start
-    failed = code != 0 or not stage.done()
-    outcome = _outcome(failed, code, stop.asked)
-    crashes = (state["crashes"] + 1 if seconds < SOON_S else 1) if outcome == "crashed" else 0
-    error = None
-    if outcome in ("failed", "crashed"):
-        error = (
-            f"printed nothing for {hang_minutes:g} minutes (hang_minutes)"
-            if watchdog.fired
-            else _last_error(tail)
-        )
-    files.write_json_atomic(
-        state_file, {**state, "state": outcome, "ended": _now(), "crashes": crashes, "error": error}
-    )
+
+
+def _raise_unless_done(stage: Stage, outcome: str, crashes: int, what: str) -> None:
     if outcome == "stopped":
         print(f"{stage.name}: stopped; the same command goes on from here", flush=True)
         raise SystemExit(REQUEUE)
-    what = f"(exit {code}): {error}; its log: {log_file}"
     if outcome == "failed" or crashes >= MAX_CRASHES:
         often = f"crashed {crashes} times in a row" if crashes else "failed"
         raise UserError(f"stage {stage.name} {often} {what}")
@@ -149,7 +135,6 @@ def run_stage(run: Run, stage: Stage, stop: StopRequest, hang_minutes: float) ->
         raise StageCrashed(
             f"stage {stage.name} crashed {what}; the same command goes on from there"
         )
-    return seconds
 
 
 def _outcome(failed: bool, code: int, stop_asked: bool) -> str:
@@ -197,7 +182,7 @@ def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
     """
     tail = collections.deque(maxlen=200)
     with open(log_file, "a", encoding="utf-8") as log:
-        log.write(f"--- {_now()} {' '.join(process.args)}\n")
+        log.write(f"--- {now()} {' '.join(process.args)}\n")
         for line in process.stdout:
             watchdog.seen()
             log.write(line)
@@ -229,10 +214,6 @@ def _end_group(process) -> None:
             process.wait(timeout=20)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str] | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from abscot.common.errors import UserError
 from abscot.common.files import finished
-from abscot.evaluation.jobs import result_name
+from abscot.evaluation.results import meta_file, result_name
 from abscot.method.lineage import Model, Training, baseline_trainings, round_models, trainings_of
 from abscot.pipeline.launchers import Launch, ranks_to_train_on
 from abscot.recipe.run import Run
@@ -95,7 +95,7 @@ def evaluation_stage(
 ) -> Stage:
     """The evaluation of one model in its own modes, as launch/evaluate.py does it by itself."""
     outputs = tuple(
-        run.results / f"{result_name(mode, model.name, benchmark)}.meta.json"
+        meta_file(run, result_name(mode, model.name, benchmark))
         for benchmark in benchmarks
         for mode in model.modes
     )

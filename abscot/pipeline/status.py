@@ -3,8 +3,6 @@ why.
 """
 
 import dataclasses
-import datetime
-import json
 import os
 import re
 import socket
@@ -14,9 +12,11 @@ from pathlib import Path
 from abscot.common.errors import UserError
 from abscot.common.log import SHOWN, format_s
 from abscot.common.table import Table
+from abscot.pipeline.stage_state import StageState
 from abscot.pipeline.stages import Stage, stages_of
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
+from abscot.training.record import TrainLog
 
 TAIL_BYTES = 65_536
 SHOWN_STATES = ("running", "stopped", "crashed", "failed")
@@ -69,30 +69,18 @@ def stage_status(run: Run, stage: Stage) -> StageStatus:
     """What the outputs of a stage and its logs/NAME.json say; outputs that are there have the last
     word.
     """
-    path = run.logs / f"{stage.name}.json"
-    known = json.loads(path.read_text()) if path.is_file() else None
-    seconds = _seconds(known) if known else None
+    known = StageState.last(run, stage.name)
     if stage.done():
+        seconds = known.seconds if known else None
         return StageStatus(stage, "done", seconds, _train_summary(run, stage))
-    if known is None or known["state"] == "done":  # done once, and its outputs removed since
+    if known is None or known.state == "done":  # done once, and its outputs removed since
         return StageStatus(stage, "waiting" if stage.missing_inputs() else "ready")
-    if known["state"] in ("failed", "crashed"):
-        return StageStatus(stage, known["state"], seconds, known["error"])
-    here = known["host"] == socket.gethostname() and known["pid"] is not None
-    gone = known["state"] == "stopped" or here and not _alive(known["pid"])
-    return StageStatus(
-        stage, "stopped" if gone else "running", None if gone else seconds, _last_words(run, stage)
-    )
-
-
-def _seconds(known: dict) -> float:
-    start = datetime.datetime.fromisoformat(known["started"])
-    end = (
-        datetime.datetime.fromisoformat(known["ended"])
-        if known["ended"]
-        else datetime.datetime.now(datetime.UTC)
-    )
-    return (end - start).total_seconds()
+    if known.state in ("failed", "crashed"):
+        return StageStatus(stage, known.state, known.seconds, known.error)
+    here = known.host == socket.gethostname() and known.pid is not None
+    if known.state == "stopped" or here and not _alive(known.pid):
+        return StageStatus(stage, "stopped", None, _last_words(run, stage))
+    return StageStatus(stage, "running", known.seconds, _last_words(run, stage))
 
 
 def _alive(pid: int) -> bool:
@@ -123,12 +111,12 @@ def _train_summary(run: Run, stage: Stage) -> str:
     path = run.train_log(stage.name.removeprefix("train_"))
     if stage.kind != "train" or not path.is_file():
         return ""
-    steps = json.loads(path.read_text())["steps"]
-    return f"loss {steps[-1]['loss']:.3f}" if steps else ""
+    steps = TrainLog.read(path).steps
+    return f"loss {steps[-1].loss:.3f}" if steps else ""
 
 
 def _grid(statuses: list[StageStatus]) -> Table:
-    """A row a round, a column a kind of stage."""
+    """A row per round, a column per kind of stage."""
     cells = {(s.stage.round, _kind(s.stage)): _cell(s) for s in statuses}
     kinds, numbers = (list(dict.fromkeys(key[i] for key in cells)) for i in (1, 0))
     rows = tuple((str(n), *(cells.get((n, kind), "") for kind in kinds)) for n in numbers)
@@ -152,10 +140,10 @@ def _cell(status: StageStatus) -> str:
 
 def _detail(run: Run, status: StageStatus) -> str:
     """A line on a stage that runs, or ended without being done."""
-    known = json.loads((run.logs / f"{status.stage.name}.json").read_text())
+    known = StageState.last(run, status.stage.name)
     log = run.logs / f"{status.stage.name}.log"
-    who = [f"attempt {known['attempt']}", f"pid {known['pid']} on {known['host']}"]
-    who += [f"job {known['job_id']}, {known['restarts']} restarts"] if known["job_id"] else []
+    who = [f"attempt {known.attempt}", f"pid {known.pid} on {known.host}"]
+    who += [f"job {known.job_id}, {known.restarts} restarts"] if known.job_id else []
     notes = [status.detail or "no word yet"]
     if status.state == "running":
         silent_s = time.time() - log.stat().st_mtime if log.is_file() else 0
@@ -163,7 +151,7 @@ def _detail(run: Run, status: StageStatus) -> str:
     if status.state == "stopped":
         notes.append("its process is gone; the same command goes on from here")
     if status.state == "crashed":
-        notes.append(f"{known['crashes']} in a row; the same command goes on from here")
+        notes.append(f"{known.crashes} in a row; the same command goes on from here")
     if status.state != "running":
         notes.append(f"log: {log}")
     return f"{status.state:<8} {status.stage.name}: {'; '.join(notes)}  ({', '.join(who)})"

@@ -14,6 +14,8 @@ from abscot.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".arrow")
+# Keys of recipes that were written before the optimizer had a section of its own.
+MOVED = {f"train.{key}": f"optimizer.{key}" for key in ("weight_decay", "beta1", "beta2")}
 DEFAULT_RECIPE = ROOT / "launch" / "recipes" / "tiny-cpu.yaml"
 
 
@@ -147,6 +149,8 @@ def _build(cls, tree: dict, where: str, prefix: str):
     values = {}
     for key, value in tree.items():
         if key not in known:
+            if moved := MOVED.get(prefix + str(key)):
+                raise UserError(f"{where}: unknown key {prefix}{key}; it is {moved} now")
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")

@@ -99,9 +99,6 @@ class TrainConfig:
     )
     warmup_ratio: float = 0.05  # share of the steps
     min_lr_ratio: float = 0.0  # of the peak, at the last step
-    weight_decay: float = 0.0  # of matrices
-    beta1: float = 0.9  # AdamW
-    beta2: float = 0.95  # AdamW
     grad_clip: float = 1.0  # global norm
     supervise_end: bool = (
         True  # loss on <endabstract>; without it a model cannot learn when to stop
@@ -117,6 +114,14 @@ class TrainConfig:
     phase_epochs: dict[str, int] = field(
         default_factory=dict
     )  # phase name -> epochs, where they differ
+
+
+@dataclass
+class OptimizerConfig:
+    name: Literal["adamw"] = "adamw"  # a row of OPTIMIZERS in abscot/training/optimizer.py
+    weight_decay: float = 0.0  # of matrices
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.95  # AdamW
 
 
 @dataclass
@@ -205,6 +210,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     traces: TraceConfig = field(default_factory=TraceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

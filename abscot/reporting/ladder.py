@@ -105,13 +105,14 @@ def ladder_table(data: RunData) -> Table:
 
 def _spent(data: RunData, row: Row) -> tuple[str, str]:
     """(answers trained on, supervised tokens) of all the phases behind a row."""
-    logs = [data.logs[tag]["steps"] for tag in row.trained if tag in data.logs]
+    logs = [data.logs[tag].steps for tag in row.trained if tag in data.logs]
     if not row.trained or len(logs) < len(row.trained):
         return NONE, NONE
     steps = [step for log in logs for step in log]
-    return tuple(
-        f"{sum(step.get(key, 0) for step in steps):,}" for key in ("examples", "supervised_tokens")
+    answers, supervised = (
+        sum(getattr(step, name) for step in steps) for name in ("examples", "supervised_tokens")
     )
+    return f"{answers:,}", f"{supervised:,}"
 
 
 def channel_table(data: RunData) -> Table | None:

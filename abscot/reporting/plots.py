@@ -81,7 +81,7 @@ def draw(data: RunData, directory: Path) -> dict[str, str]:
 
 def training(data: RunData):
     """Loss and learning rate of all phases, end to end."""
-    logs = {tag: log["steps"] for tag, log in data.logs.items() if log["steps"]}
+    logs = {tag: log.steps for tag, log in data.logs.items() if log.steps}
     if not logs:
         return None
     figure, (above, below) = plt.subplots(
@@ -91,7 +91,7 @@ def training(data: RunData):
     for number, (tag, steps) in enumerate(logs.items()):
         x = start + np.arange(1, len(steps) + 1)
         for key, (label, colour) in LOSS.items():
-            y = np.array([s[key] for s in steps], dtype=float)
+            y = np.array([getattr(s, key) for s in steps], dtype=float)
             if not y.any():  # a phase without that segment
                 continue
             above.plot(x, y, color=colour, linewidth=0.8, alpha=0.3 if len(y) >= 50 else 0.9)
@@ -100,7 +100,7 @@ def training(data: RunData):
             if label not in labelled:
                 above.plot([], [], color=colour, linewidth=2, label=label)
                 labelled.add(label)
-        below.plot(x, [s["lr"] for s in steps], color=SOFT, linewidth=1.5)
+        below.plot(x, [s.lr for s in steps], color=SOFT, linewidth=1.5)
         for axes in (above, below):
             axes.axvspan(
                 start + 0.5,

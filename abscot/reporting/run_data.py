@@ -6,13 +6,15 @@ from pathlib import Path
 
 from abscot.common import files
 from abscot.common.errors import UserError
+from abscot.evaluation.results import AGAIN, ResultMeta, ResultRow, read_rows, rows_file
 from abscot.evaluation.statistics import Summary, summarise
 from abscot.method.lineage import Training, baseline_trainings, round_models, trainings
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
+from abscot.training.record import TrainLog
 
-MODES = (
+MODE_ORDER = (
     "verbal",
     "no_cot",
     "pause",
@@ -30,12 +32,12 @@ class RunData:
     run: Run
     recipe: Recipe
     summaries: list[Summary] = field(default_factory=list)
-    metas: dict[tuple, dict] = field(default_factory=dict)  # (mode, model, benchmark) -> meta.json
-    rows: dict[tuple, list[dict]] = field(default_factory=dict)  # the same keys -> result rows
+    metas: dict[tuple, ResultMeta] = field(default_factory=dict)  # by (mode, model, benchmark)
+    rows: dict[tuple, list[ResultRow]] = field(default_factory=dict)  # the same keys -> result rows
     missing: list[tuple[str, str, str, int]] = field(
         default_factory=list
     )  # mode, model, benchmark, round
-    logs: dict[str, dict] = field(
+    logs: dict[str, TrainLog] = field(
         default_factory=dict
     )  # phase tag -> train log, in the order of training
     traces: dict[str, dict] = field(
@@ -81,7 +83,9 @@ def read(run: Run) -> RunData:
     data.missing = _missing_cells(data)
     data.summaries.sort(key=lambda s: order(data.recipe, s.mode, s.model, s.benchmark, s.round))
     known = data.tags + [t.tag for t in baseline_trainings(data.recipe, run)]
-    data.logs = {tag: _json(run.train_log(tag)) for tag in known if run.train_log(tag).is_file()}
+    data.logs = {
+        tag: TrainLog.read(run.train_log(tag)) for tag in known if run.train_log(tag).is_file()
+    }
     data.traces = {
         tag: _json(run.traces(tag) / "stats.json")
         for tag in data.tags
@@ -101,25 +105,18 @@ def _json(path: Path):
 
 def _read_results(data: RunData, meta_path: Path) -> None:
     """One cell. The meta file is written last, so a cell that has one is whole."""
-    meta, path = _json(meta_path), Path(str(meta_path).removesuffix(".meta.json") + ".jsonl")
+    meta = ResultMeta.read(meta_path, AGAIN)
+    path = rows_file(data.run, meta_path.name.removesuffix(".meta.json"))
     if not path.is_file():
         raise UserError(
             f"{path}: missing beside its .meta.json; delete that and run launch/evaluate.py again"
         )
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                mend = "delete the file and run launch/evaluate.py again"
-                raise UserError(f"{path}:{number}: broken line; {mend}") from None
-    key = meta["mode"], meta["model"], meta["benchmark"]
+    rows, key = read_rows(path), (meta.mode, meta.model, meta.benchmark)
     data.metas[key], data.rows[key] = meta, rows
     if rows:
-        data.summaries.append(
-            summarise(rows, mode=key[0], model=key[1], benchmark=key[2], round=meta["round"] or 0)
-        )
+        mode, model, benchmark = key
+        of = {"mode": mode, "model": model, "benchmark": benchmark, "round": meta.round or 0}
+        data.summaries.append(summarise(rows, **of))
 
 
 def _missing_cells(data: RunData) -> list[tuple[str, str, str, int]]:
@@ -136,5 +133,8 @@ def order(recipe: Recipe, mode: str, model: str, benchmark: str, round_: int) ->
     """Sort key of a cell: benchmarks as in the recipe, then rounds, then modes."""
     names = recipe.eval.benchmarks
     place = names.index(benchmark) if benchmark in names else len(names)
-    family = next((i for i in reversed(range(len(MODES))) if mode.startswith(MODES[i])), len(MODES))
+    family = next(
+        (i for i in reversed(range(len(MODE_ORDER))) if mode.startswith(MODE_ORDER[i])),
+        len(MODE_ORDER),
+    )
     return place, benchmark, round_, model, family, mode

@@ -8,9 +8,11 @@ import numpy as np
 
 from abscot.common.log import format_s
 from abscot.common.table import Table
+from abscot.evaluation.results import ResultRow
 from abscot.evaluation.statistics import Interval, Summary, paired_difference
 from abscot.reporting.blocks import Block, Code, Heading, Paragraph
 from abscot.reporting.run_data import RunData, order
+from abscot.training.record import TrainLog, TrainLogMeta
 
 NONE = "–"
 PACKAGES = (
@@ -131,36 +133,34 @@ def phase_table(data: RunData) -> Table:
     )
 
 
-def _phase_cells(log: dict) -> tuple[str, ...]:
+def _phase_cells(log: TrainLog) -> tuple[str, ...]:
     """Losses are means over the first and the last tenth of the steps."""
-    steps, planned = log["steps"], log["meta"]["num_steps"]
+    steps, planned = log.steps, log.meta.num_steps
     if not steps:
         return (f"0 of {planned}", *[NONE] * 9)
     tenth = max(1, len(steps) // 10)
 
-    def ends(key: str) -> str:
-        values = [step[key] for step in steps]
-        return (
-            f"{np.mean(values[:tenth]):.3f} → {np.mean(values[-tenth:]):.3f}"
-            if any(values)
-            else NONE
-        )
+    def ends(name: str) -> str:
+        values = [getattr(step, name) for step in steps]
+        if not any(values):
+            return NONE
+        return f"{np.mean(values[:tenth]):.3f} → {np.mean(values[-tenth:]):.3f}"
 
-    wall_s, tokens = sum(s["wall_s"] for s in steps), sum(s["tokens"] for s in steps)
+    wall_s, tokens = sum(s.wall_s for s in steps), sum(s.tokens for s in steps)
     return (
         str(planned) if len(steps) == planned else f"{len(steps)} of {planned}",
-        str(len({s["epoch"] for s in steps})),
+        str(len({s.epoch for s in steps})),
         f"{tokens:,}",
-        f"{sum(s['supervised_tokens'] for s in steps):,}",
+        f"{sum(s.supervised_tokens for s in steps):,}",
         *map(ends, ("loss", "loss_z", "loss_y")),
-        f"{max(s['lr'] for s in steps):.1e}",
+        f"{max(s.lr for s in steps):.1e}",
         format_s(wall_s),
         f"{tokens / wall_s:,.0f}" if wall_s else NONE,
     )
 
 
 def trace_blocks(data: RunData) -> list[Block]:
-    """Every scalar of the sets' stats.json, a column a set."""
+    """Every scalar of the sets' stats.json, a column per set."""
     names = dict.fromkeys(
         name for stats in data.traces.values() for name, value in stats.items() if _is_scalar(value)
     )
@@ -182,38 +182,31 @@ def example_blocks(data: RunData) -> list[Block]:
     """Right and wrong answers of the last abstract model evaluated, the first of each kind by
     problem id.
     """
-    asked = [s for s in data.summaries if s.mode == "abstract" and s.accuracy] or [
-        s for s in data.summaries if s.accuracy
-    ]
+    scored = [s for s in data.summaries if s.accuracy]
+    asked = [s for s in scored if s.mode == "abstract"] or scored
     if not asked:
         return [Paragraph("No answer yet.")]
     last = max(asked, key=lambda s: s.round)
-    rows = sorted(
-        data.rows[last.mode, last.model, last.benchmark], key=lambda r: (r["id"], r["sample"])
-    )
+    rows = data.rows[last.mode, last.model, last.benchmark]
+    rows = sorted(rows, key=lambda row: (row.id, row.sample))
     shown: list[Block] = [Paragraph(f"{last.mode} answers of {last.model} on {last.benchmark}.")]
     for verdict, right in (("Right", True), ("Wrong", False)):
-        for row in [r for r in rows if (r["correct"] >= 0.5) is right][:EXAMPLES_PER_VERDICT]:
-            shown += [
-                Heading(f"{verdict}: {row['id']}", 3),
-                Code("Problem", _shorten(row["problem"])),
-            ]
-            if row["trace_tokens"]:
-                label = f"Trace, {row['n_abstract_tokens']} abstract tokens"
-                shown.append(Code(label, _shorten(trace_text(row["trace_tokens"]))))
-            shown += [
-                Code(label, _shorten(row[key]))
-                for label, key in (("Thought", "reasoning"), ("Answer", "response"))
-                if row[key]
-            ]
-            shown.append(
-                Paragraph(
-                    f"Read as {_shorten(str(row['prediction']))!r}; gold "
-                    f"{_shorten(str(row['gold']))!r}.",
-                    note=True,
-                )
-            )
+        for row in [r for r in rows if (r.correct >= 0.5) is right][:EXAMPLES_PER_VERDICT]:
+            shown += [Heading(f"{verdict}: {row.id}", 3), *_example(row)]
     return shown
+
+
+def _example(row: ResultRow) -> list[Block]:
+    trace = f"Trace, {row.n_abstract_tokens} abstract tokens"
+    texts = {
+        "Problem": row.problem,
+        trace: trace_text(row.trace_tokens),
+        "Thought": row.reasoning,
+        "Answer": row.response,
+    }
+    read = f"Read as {_shorten(str(row.prediction))!r}; gold {_shorten(row.gold)!r}."
+    shown = [Code(label, _shorten(text)) for label, text in texts.items() if text]
+    return [*shown, Paragraph(read, note=True)]
 
 
 def trace_text(tokens: list[str]) -> str:
@@ -262,44 +255,50 @@ def _prefill(stages: list[int] | None) -> str:
 
 
 def environment_blocks(data: RunData) -> list[Block]:
-    """What phases and evaluations recorded about themselves; what all phases agree on is
-    said once.
-    """
-    rows = []
-    for key in dict.fromkeys(
-        k for log in data.logs.values() for k, v in log["meta"].items() if _is_scalar(v)
-    ):
-        values = {tag: _number(log["meta"].get(key)) for tag, log in data.logs.items()}
-        same = len(values) > 1 and len(set(values.values())) == 1
-        rows += (
-            [("all phases", key, *set(values.values()))]
-            if same
-            else [(tag, key, v) for tag, v in values.items()]
-        )
-    for meta in data.metas.values():
-        rows += [
-            ("evaluation", key, str(value)) for key, value in meta.get("environment", {}).items()
-        ]
-    rows = list(dict.fromkeys(rows))
+    """What trainings and evaluations recorded about themselves."""
+    rows = [*_training_facts(data), *_evaluation_facts(data)]
     rows += [("this page", name, version) for name, version in _versions().items()]
-    asked = [
-        (
-            *(
+    blocks = [Table(("of", "key", "value"), tuple(rows), 2)]
+    return [*blocks, _evaluation_table(data)] if data.summaries else blocks
+
+
+def _training_facts(data: RunData) -> list[tuple[str, str, str]]:
+    """(tag, key, value) of the heads of the train logs; what all phases agree on is said once."""
+    rows = []
+    for key in TrainLogMeta.model_fields:
+        values = {tag: _number(getattr(log.meta, key)) for tag, log in data.logs.items()}
+        if len(values) > 1 and len(set(values.values())) == 1:
+            rows.append(("all phases", key, *set(values.values())))
+        else:
+            rows += [(tag, key, value) for tag, value in values.items()]
+    return rows
+
+
+def _evaluation_facts(data: RunData) -> list[tuple[str, str, str]]:
+    """(`evaluation`, key, value) of where answers were made, each once."""
+    environments = [dict(meta.environment) for meta in data.metas.values()]
+    facts = [("evaluation", *fact) for facts in environments for fact in facts.items()]
+    return list(dict.fromkeys(facts))
+
+
+def _evaluation_table(data: RunData) -> Table:
+    rows = []
+    for s in data.summaries:
+        meta = data.metas[s.mode, s.model, s.benchmark]
+        rows.append(
+            (
                 s.mode,
                 s.model,
                 s.benchmark,
                 ", ".join(f"{name} {n}" for name, n in sorted(s.scorers.items())),
-            ),
-            *(
-                _number(meta.get(key))
-                for key in ("model_fingerprint", "seed", "temperature", "tokens_per_s")
-            ),
-            _prefill(meta.get("prompt_tokens_computed")),
-            format_s(meta["wall_s"]),
+                meta.model_fingerprint,
+                _number(meta.seed),
+                _number(meta.temperature),
+                _number(meta.tokens_per_s),
+                _prefill(meta.prompt_tokens_computed),
+                format_s(meta.wall_s),
+            )
         )
-        for s in data.summaries
-        for meta in [data.metas[s.mode, s.model, s.benchmark]]
-    ]
     columns = (
         "mode",
         "model",
@@ -312,6 +311,4 @@ def environment_blocks(data: RunData) -> list[Block]:
         "prompt tokens computed",
         "time",
     )
-    return [Table(("of", "key", "value"), tuple(rows), 2)] + [
-        Table(columns, tuple(asked), 5)
-    ] * bool(asked)
+    return Table(columns, tuple(rows), 5)

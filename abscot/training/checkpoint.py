@@ -11,7 +11,6 @@ does not change are not in it.
 """
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import time
@@ -32,15 +31,14 @@ from safetensors.torch import save_file
 from abscot.common import files, ranks
 from abscot.common.errors import UserError
 from abscot.common.log import log
-from abscot.training.optimizer import set_optimizer_step
+from abscot.common.record import Record
+from abscot.training.optimizer import MASTER, OPTIMIZERS, set_optimizer_step
 
 PREFIX = "step_"
 FILE_BYTES = 1 << 30
-WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
 
 
-@dataclass
-class TrainState:
+class TrainState(Record):
     """What a resumed run must agree on. `step` is the number of optimizer steps already taken."""
 
     step: int
@@ -50,9 +48,9 @@ class TrainState:
     world_size: int
 
 
-def save(engine, directory: Path, state: TrainState, keep: int) -> None:
+def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer: str) -> None:
     """Writes directory/step_N, all ranks at once; it exists only when it is complete. Keeps the
-    `keep` newest.
+    `keep` newest. optimizer: its name, for the state that it keeps.
     """
     began_s = time.monotonic()
     final = directory / f"{PREFIX}{state.step:07}"
@@ -62,10 +60,10 @@ def save(engine, directory: Path, state: TrainState, keep: int) -> None:
         temp.mkdir(parents=True)
     torch.distributed.barrier()
     sums = [None] * ranks.world_size()
-    torch.distributed.all_gather_object(sums, _write_slices(engine, temp))
+    torch.distributed.all_gather_object(sums, _write_slices(model_engine, temp, optimizer))
     if ranks.rank() == 0:
         sums = {name: digest for of_rank in sums for name, digest in of_rank.items()}
-        files.seal(temp, dataclasses.asdict(state), sums)
+        files.seal(temp, state.model_dump(), sums)
         shutil.rmtree(final, ignore_errors=True)
         temp.rename(final)
         for old in checkpoints(directory)[:-keep]:
@@ -133,26 +131,27 @@ def _remove_unfinished(directory: Path) -> None:
 
 
 def state_of(checkpoint: Path) -> TrainState:
-    return TrainState(**files.read_done(checkpoint))
+    mend = f"delete {checkpoint}: the one before it is then used"
+    return TrainState.of(files.read_done(checkpoint), str(checkpoint / files.DONE), mend)
 
 
-def load(engine, checkpoint: Path) -> TrainState:
+def load(model_engine, checkpoint: Path, optimizer: str) -> TrainState:
     """Restores weights, optimizer and step on all ranks, however many wrote it. The optimizer has
     taken a step before: its state must exist.
 
-    Raises UserError where the checkpoint holds other tensors than the engine trains.
+    Raises UserError where the checkpoint holds other tensors than the model engine trains.
     """
     state = state_of(checkpoint)
     with _Slices(checkpoint) as slices:
-        for shard in _shards(engine):
+        for shard in _shards(model_engine):
             shard.write(
                 {
                     key: slices.read(f"{key}/{shard.name}", shard.first, shard.numel)
-                    for key in (WEIGHT, *MOMENTS)
+                    for key in OPTIMIZERS[optimizer].saved
                 }
             )
-    set_optimizer_step(engine, state.step)
-    _publish_masters(engine.optimizer)
+    set_optimizer_step(model_engine, state.step)
+    _publish_masters(model_engine.optimizer)
     return state
 
 
@@ -171,10 +170,10 @@ class _Shard:
         """float32 [numel], perhaps a view of the live state."""
         p = self.parameter
         if not hasattr(p, "ds_id"):
-            return p._hp_mapping.get_hp_fragment(None if key == WEIGHT else key)
+            return p._hp_mapping.get_hp_fragment(None if key == MASTER else key)
         whole = (
             safe_get_local_fp32_param(p)
-            if key == WEIGHT
+            if key == MASTER
             else safe_get_local_optimizer_state(p, key)
         )
         return whole[: self.numel]
@@ -188,16 +187,16 @@ class _Shard:
             whole = torch.nn.functional.pad(value, (0, p.ds_tensor.numel() - self.numel))
             safe_set_local_fp32_param(
                 p, whole
-            ) if key == WEIGHT else safe_set_local_optimizer_state(p, whole, key)
+            ) if key == MASTER else safe_set_local_optimizer_state(p, whole, key)
 
 
-def _shards(engine) -> Iterator[_Shard]:
-    if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+def _shards(model_engine) -> Iterator[_Shard]:
+    if hasattr(model_engine.optimizer, "_hp_optimizer_states_linked"):
         # ZeRO-1 and 2 link the states of all groups when the first group has stepped: the others
         # had none then.
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-    for name, parameter in engine.module.named_parameters():
+        model_engine.optimizer._hp_optimizer_states_linked = False
+        model_engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in model_engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
         if hasattr(parameter, "ds_id"):  # ZeRO-3: equal parts, the last one padded
@@ -211,7 +210,7 @@ def _shards(engine) -> Iterator[_Shard]:
             yield _Shard(name, address.start, address.numel, parameter)
 
 
-def _write_slices(engine, directory: Path) -> dict[str, str]:
+def _write_slices(model_engine, directory: Path, optimizer: str) -> dict[str, str]:
     """Writes this rank's files, of at most FILE_BYTES and one tensor; returns their checksums."""
     tensors, first, size, sums = {}, {}, 0, {}
 
@@ -225,8 +224,8 @@ def _write_slices(engine, directory: Path) -> dict[str, str]:
         sums[path.name] = files.sha256_on_disk(path)
         tensors, first, size = {}, {}, 0
 
-    for shard in _shards(engine):
-        for key in (WEIGHT, *MOMENTS):
+    for shard in _shards(model_engine):
+        for key in OPTIMIZERS[optimizer].saved:
             value = shard.read(key).detach().to("cpu", copy=True)
             if tensors and size + value.nbytes > FILE_BYTES:
                 flush()

@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 
 from abscot.common import files, ranks
 from abscot.common.errors import UserError
+from abscot.model.handover import ExportMeta
 from abscot.model.lm import unwrapped
 from abscot.model.lora import ADAPTER_PARTS, adapter_parameters, merged_weight, plain_name
 
 SHARD_BYTES = 4 << 30
 
 
-def export(lm, source: Path, target: Path, adapter: Path | None, meta: dict) -> None:
+def export(lm, source: Path, target: Path, adapter: Path | None, meta: ExportMeta) -> None:
     """Publishes `target` (loads with AutoModelForCausalLM and vLLM) and `adapter` (loads with
     PeftModel).
 
@@ -32,13 +33,15 @@ def export(lm, source: Path, target: Path, adapter: Path | None, meta: dict) -> 
     from; its tensor names, shapes and dtypes are what `target` must have, and its config and
     tokenizer go along unchanged.
     """
-    with _on_rank0(files.publish(target, meta)) as temp:
+    with _on_rank0(files.publish(target, meta.model_dump(exclude_none=True))) as temp:
         _write_shards(_full_tensors(lm), temp)
         if temp:
             _check_complete(tensor_table(temp), tensor_table(source), source)
             _copy_companions(source, temp)
     if adapter:
-        with _on_rank0(files.publish(adapter, {**meta, "applies_to": str(source)})) as temp:
+        with _on_rank0(
+            files.publish(adapter, meta.model_copy(update={"applies_to": str(source)}).model_dump())
+        ) as temp:
             _write_adapter(lm, temp)
 
 

@@ -11,9 +11,10 @@ from abscot.generation.trace_set import TraceSet
 from abscot.method.lineage import Training
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.shape import ModelShape
-from abscot.packing.batches import Documents, prefetched
+from abscot.packing.batches import Batch, Documents, prefetched
 from abscot.packing.phase_plan import plan_of
-from abscot.packing.plan import Plan
+from abscot.packing.plan import Plan, StepPlan
+from abscot.training.record import TrainLogMeta
 
 
 @dataclass(frozen=True)
@@ -30,31 +31,34 @@ class PhaseData:
         """(StepPlan, this rank's micro-batches) of every step from `first_step` on, prefetched."""
         return prefetched(self.plan, self.documents, ranks.rank(), ranks.world_size(), first_step)
 
-    def mfu(self, step, wall_s: float) -> float | None:
-        """Share of the devices' peak that went into FLOPs of real tokens and allowed pairs;
-        recomputation not counted.
+    def most_expensive_batch(self) -> Batch:
+        return self.documents.batch(self.plan.most_expensive_bin())
+
+    def seconds_at_peak(self, step: StepPlan) -> float | None:
+        """How long the FLOPs of a step's real tokens and allowed pairs take where every device runs
+        at its peak; recomputation not counted. Over the step's time this is its MFU.
         """
         if self.peak_flops is None:
             return None
         tokens, pairs = self.plan.sizes.work(step.rows, self.shape.pair_cost)
         frozen = self.training.recipe.lora is not None
         flops = self.shape.training_flops(tokens, pairs, step.supervised_tokens, frozen)
-        return flops / (wall_s * self.peak_flops * ranks.world_size())
+        return flops / (self.peak_flops * ranks.world_size())
 
-    def meta(self) -> dict:
+    def meta(self) -> TrainLogMeta:
         """The head of the train log."""
-        return {
-            "tag": self.training.tag,
-            "round": self.training.round,
-            "phase": self.training.phase.name,
-            "world_size": ranks.world_size(),
-            "plan_hash": self.plan.hash,
-            "num_steps": self.plan.num_steps,
-            "rows": len(np.unique(self.plan.rows)),
-            "epochs": int(self.plan.epochs.max()) + 1,
-            "seed": self.training.recipe.seed,
-            "peak_lr": self.training.peak_lr,
-        }
+        return TrainLogMeta(
+            tag=self.training.tag,
+            round=self.training.round,
+            phase=self.training.phase.name,
+            world_size=ranks.world_size(),
+            plan_hash=self.plan.hash,
+            num_steps=self.plan.num_steps,
+            rows=len(np.unique(self.plan.rows)),
+            epochs=int(self.plan.epochs.max()) + 1,
+            seed=self.training.recipe.seed,
+            peak_lr=self.training.peak_lr,
+        )
 
 
 def load_data(training: Training) -> PhaseData:

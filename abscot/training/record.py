@@ -1,35 +1,83 @@
 """train_logs/TAG.json, and the training curves for people who watch."""
 
-import json
 import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from abscot.common import files, ranks
+from abscot.common import ranks
 from abscot.common.errors import UserError
+from abscot.common.record import Record
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 FLUSH_S = 10
 
 
-class StepLog:
-    """The steps before `first_step` are kept from the file; later ones belong to a run that was
-    killed.
+class StepEntry(Record):
+    """One optimizer step. Losses are means over supervised tokens, in nats; 0 where a segment is
+    not supervised. mfu: None on a CPU. rows_digest: of the rows that the ranks fed (plan.py).
     """
 
-    def __init__(self, path: Path, first_step: int, meta: dict):
+    step: int
+    epoch: int
+    loss: float
+    loss_z: float
+    loss_y: float
+    lr: float
+    grad_norm: float
+    supervised_tokens: int
+    tokens: int
+    tokens_per_s: float
+    mfu: float | None
+    peak_bytes: int
+    wall_s: float
+    examples: int
+    rows_digest: int
+
+    def summary(self) -> str:
+        """The entry in a line of progress."""
+        mfu = f"  mfu {self.mfu:.1%}" if self.mfu is not None else ""
+        speed = f"{self.tokens_per_s:,.0f} tokens/s{mfu}  {self.peak_bytes / 1e9:.1f} GB"
+        return f"loss {self.loss:.4f}  lr {self.lr:.2e}  {speed}"
+
+
+class TrainLogMeta(Record):
+    """What a training is. num_steps: planned; rows: of one epoch."""
+
+    tag: str
+    round: int
+    phase: str
+    world_size: int
+    plan_hash: str
+    num_steps: int
+    rows: int
+    epochs: int
+    seed: int
+    peak_lr: float
+
+
+class TrainLog(Record):
+    """train_logs/TAG.json: the steps that are part of the model, in order."""
+
+    meta: TrainLogMeta
+    steps: list[StepEntry]
+
+
+class StepLog:
+    """The log as it grows: written atomically, cut back to the step that a training resumes at."""
+
+    def __init__(self, path: Path, first_step: int, meta: TrainLogMeta):
         self.path, self.meta = path, meta
-        old = json.loads(path.read_text())["steps"] if path.is_file() and first_step else []
-        self.steps = [entry for entry in old if entry["step"] < first_step]
+        old = TrainLog.read(path).steps if path.is_file() and first_step else []
+        self.steps = [entry for entry in old if entry.step < first_step]
         if len(self.steps) != first_step and ranks.rank() == 0:
             raise ValueError(
                 f"{path}: holds {len(self.steps)} of the {first_step} steps before the checkpoint"
             )
         self.flushed_s = time.monotonic()
 
-    def add(self, entry: dict) -> None:
+    def add(self, entry: StepEntry) -> None:
         self.steps.append(entry)
         if time.monotonic() - self.flushed_s > FLUSH_S:
             self.flush()
@@ -37,10 +85,10 @@ class StepLog:
     def flush(self) -> None:
         self.flushed_s = time.monotonic()
         if ranks.rank() == 0:
-            files.write_json_atomic(self.path, {"meta": self.meta, "steps": self.steps})
+            TrainLog.model_construct(meta=self.meta, steps=self.steps).write(self.path)
 
 
-VALUES = (
+TRACKED = (
     "loss",
     "loss_z",
     "loss_y",
@@ -54,13 +102,11 @@ VALUES = (
 
 
 class Trackers:
-    """Those that the recipe names, on rank 0. steps: the log of a resumed run, up to where it goes
-    on.
-
-    Raises UserError for one that is not installed.
+    """Those that the recipe names, on rank 0. steps: the log of a resumed training, up to where it
+    goes on. Raises UserError for one that is not installed.
     """
 
-    def __init__(self, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
+    def __init__(self, recipe: Recipe, run: Run, tag: str, steps: list[StepEntry]):
         makers = {"tensorboard": _tensorboard, "wandb": _hosted, "trackio": _hosted}
         names = recipe.trackers if ranks.rank() == 0 else []
         self.open = []
@@ -71,20 +117,21 @@ class Trackers:
                 mend = f".venv/bin/pip install {name}, or leave it out of the recipe"
                 raise UserError(f"trackers: {name} is not installed; {mend}") from None
 
-    def log(self, entry: dict) -> None:
+    def log(self, entry: StepEntry) -> None:
         for write, _ in self.open:
-            write(_values(entry), entry["step"])
+            write(_tracked(entry), entry.step)
 
     def close(self) -> None:
         for _, close in self.open:
             close()
 
 
-def _values(entry: dict) -> dict[str, float]:
-    return {f"train/{key}": entry[key] for key in VALUES if entry[key] is not None}
+def _tracked(entry: StepEntry) -> dict[str, float]:
+    values = {name: getattr(entry, name) for name in TRACKED}
+    return {f"train/{name}": value for name, value in values.items() if value is not None}
 
 
-def _tensorboard(_, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
+def _tensorboard(_, recipe: Recipe, run: Run, tag: str, steps: list[StepEntry]):
     """Written anew from the log at each start: what a kill has left unwritten, or written too much,
     is gone.
     """
@@ -98,11 +145,11 @@ def _tensorboard(_, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
             writer.add_scalar(key, value, step)
 
     for entry in steps:
-        write(_values(entry), entry["step"])
+        write(_tracked(entry), entry.step)
     return write, writer.close
 
 
-def _hosted(name: str, recipe: Recipe, run: Run, tag: str, steps: list[dict]):
+def _hosted(name: str, recipe: Recipe, run: Run, tag: str, steps: list[StepEntry]):
     """W&B and trackio share an interface."""
     import importlib
 

@@ -1,94 +1,70 @@
-"""One phase of one round: from its inputs to its exported model. The loop is `train` ->
-`train_step`.
-"""
+"""One training: from its inputs to its exported model."""
 
-from dataclasses import asdict
-
-import torch.distributed
-
-from abscot.common import files, ranks
-from abscot.common.errors import REQUEUE
+from abscot.common import files
 from abscot.common.log import Progress, log
 from abscot.method.lineage import Training
-from abscot.model.handover import PROBE_TOKENS, PROBED, surprisals
+from abscot.model.handover import ExportMeta, Probe, surprisals
 from abscot.recipe.run import claim
-from abscot.training import checkpoint
-from abscot.training.checkpoint import TrainState
-from abscot.training.engine import build_engine, init_ranks
 from abscot.training.export import export
+from abscot.training.model_engine import init_ranks
 from abscot.training.optimizer import lr_at
-from abscot.training.phase_data import load_data
-from abscot.training.record import StepLog, Trackers
-from abscot.training.trainer import SaveClock, StopRequest, rehearse, summary, train_step
+from abscot.training.phase_data import PhaseData, load_data
+from abscot.training.trainer import Trainer, Work
 
 
 def train(training: Training) -> None:
     """Trains and publishes the model; goes on from the newest checkpoint if there is one.
 
-    Raises MissingInput, FloatingPointError for a loss or gradient that is not finite.
+    Raises MissingInput, and FloatingPointError for a loss or gradient that is not finite.
     """
-    recipe, run, tag = training.recipe, training.run, training.tag
+    recipe, tag = training.recipe, training.tag
     if all(map(files.finished, training.outputs)):
         log(f"{tag}: done before, in {training.export}")
         return
     files.require(*training.inputs)
     claim(recipe)
-    device, folder = init_ranks(), training.checkpoints
+    device = init_ranks()
     data = load_data(training)
-    trainer = build_engine(recipe, training.start, folder, device)
-    rehearse(trainer, data)
-    saved = checkpoint.newest(folder, data.plan.hash)
-    state = (
-        checkpoint.load(trainer, saved)
-        if saved
-        else TrainState(0, 0, 0, data.plan.hash, ranks.world_size())
+    trainer = Trainer(work_of(training, data), device, data.most_expensive_batch())
+    num_steps = data.plan.num_steps
+    with Progress(num_steps, "steps", f"train {tag}", done=trainer.state.step) as progress:
+        for step, micro_batches in data.batches(trainer.state.step):
+            lr = lr_at(step.index, num_steps, training.peak_lr, recipe.train)
+            entry = trainer.step(step, micro_batches, lr, data.seconds_at_peak(step))
+            progress.update(1, entry.summary())
+            trainer.keep(is_last=trainer.state.step == num_steps)
+    meta = export_meta(training, data, trainer)
+    lm = trainer.model_engine.module.lm
+    export(lm, training.start, training.export, training.adapter, meta)
+    trainer.close()
+    log(f"{tag}: {training.export}")
+
+
+def work_of(training: Training, data: PhaseData) -> Work:
+    return Work(
+        recipe=training.recipe,
+        run=training.run,
+        name=training.tag,
+        hidden=training.phase.hidden,
+        start=training.start,
+        checkpoints=training.checkpoints,
+        train_log=training.train_log,
+        meta=data.meta(),
     )
-    if saved:
-        log(f"{tag}: goes on from {saved}, made on {state.world_size} ranks")
-    record = StepLog(training.train_log, state.step, data.meta())
-    curves = Trackers(recipe, run, tag, record.steps)
-    stop, clock = StopRequest(), SaveClock(recipe.train, device)
 
-    with Progress(data.plan.num_steps, "steps", f"train {tag}", done=state.step) as progress:
-        for step, micro_batches in data.batches(state.step):
-            lr = lr_at(step.index, data.plan.num_steps, training.peak_lr, recipe.train)
-            entry, asked = train_step(trainer, data, step, micro_batches, lr, stop.asked)
-            state = TrainState(
-                step.index + 1,
-                step.epoch,
-                state.tokens + entry["tokens"],
-                state.plan_hash,
-                ranks.world_size(),
-            )
-            record.add(entry)
-            curves.log(entry)
-            progress.update(1, summary(entry))
-            is_last = state.step == data.plan.num_steps
-            if asked or is_last or clock.is_due(state.step):
-                record.flush()
-                checkpoint.save(trainer, folder, state, recipe.train.keep_checkpoints)
-                clock.saved()
-            if asked and not is_last:
-                log(
-                    f"{tag}: asked to stop, saved at step {state.step}; the same command goes on "
-                    "from there"
-                )
-                raise SystemExit(REQUEUE)
 
-    probe = data.documents.plain(PROBE_TOKENS).to(trainer.device)
-    live = surprisals(trainer.module, probe, min(PROBED, probe.input_ids.shape[1] - 1))
-    meta = {
-        "tag": tag,
-        "round": training.round,
-        "phase": training.phase.name,
-        "start": files.fingerprint(training.start),
-        **asdict(state),
-        "probe": {"tokens": probe.input_ids[0].tolist(), "surprisals": live},
-    }
-    export(trainer.module.lm, training.start, training.export, training.adapter, meta)
-    record.flush()
-    curves.close()
-    torch.distributed.barrier()
-    if ranks.rank() == 0:
-        checkpoint.clear(folder)
-        log(f"{tag}: {training.export}")
+def export_meta(training: Training, data: PhaseData, trainer: Trainer) -> ExportMeta:
+    """What DONE says of the model, with the probe by which the next engine knows it. All ranks must
+    call it.
+    """
+    batch = data.documents.plain(Probe.TOKENS).to(trainer.model_engine.device)
+    positions = min(Probe.POSITIONS, batch.input_ids.shape[1] - 1)
+    live = surprisals(trainer.model_engine.module, batch, positions)
+    return ExportMeta(
+        tag=training.tag,
+        round=training.round,
+        phase=training.phase.name,
+        start=files.fingerprint(training.start),
+        **trainer.state.model_dump(),
+        probe=Probe(tokens=batch.input_ids[0].tolist(), surprisals=live),
+    )

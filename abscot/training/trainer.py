@@ -1,8 +1,14 @@
-"""One optimizer step of packed bins, its rehearsal, when to save, when to stop."""
+"""A trainer: DeepSpeed's model engine, and what every loop around it needs. It takes optimizer
+steps of packed bins, records them, saves, stops when asked, and rehearses the most expensive bin
+before the first step. Which bins, at which learning rate, is the loop's business (train_phase.py).
+"""
 
 import math
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,126 +16,212 @@ import torch.distributed
 
 from abscot.common import hardware, ranks
 from abscot.common.draws import keyed_seed
-from abscot.common.errors import UserError
-from abscot.method.phases import Phase
+from abscot.common.errors import REQUEUE, UserError
+from abscot.common.log import log
+from abscot.common.process import StopRequest
+from abscot.method.phases import HiddenPairs
 from abscot.model import attention
 from abscot.packing.batches import Batch
-from abscot.packing.plan import rows_digest
-from abscot.recipe.schema import TrainConfig
+from abscot.packing.plan import StepPlan, rows_digest
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe, TrainConfig
+from abscot.training import checkpoint
+from abscot.training.checkpoint import TrainState
+from abscot.training.model_engine import build_model_engine
 from abscot.training.optimizer import set_lr, set_optimizer_step
-from abscot.training.phase_data import PhaseData
+from abscot.training.record import StepEntry, StepLog, Trackers, TrainLogMeta
 
 
-def rehearse(trainer, data: PhaseData) -> None:
-    """A whole step of the dearest bin with a loss and a learning rate of zero, before step 1.
+@dataclass(frozen=True)
+class Work:
+    """What a trainer is for. name: of its files, and of its random draws. hidden: which segments
+    are hidden from which. checkpoints, train_log: where its files lie.
+    """
+
+    recipe: Recipe
+    run: Run
+    name: str
+    hidden: HiddenPairs
+    start: Path
+    checkpoints: Path
+    train_log: Path
+    meta: TrainLogMeta
+
+
+class Trainer:
+    """Built on every rank. `state` says how far it is; `step`, `record` and `keep` take it on."""
+
+    def __init__(self, work: Work, device: torch.device, rehearsal: Batch):
+        """Loads the model of work.start, rehearses, and goes on from the newest checkpoint.
+
+        Raises UserError for an engine or a checkpoint that cannot be, and where memory does not
+        suffice; FloatingPointError where the rehearsal's loss is not finite.
+        """
+        self.work, recipe = work, work.recipe
+        self.model_engine = build_model_engine(recipe, work.start, work.checkpoints, device)
+        rehearse(self.model_engine, rehearsal, work.hidden)
+        self.optimizer = recipe.optimizer.name
+        plan_hash, world_size = work.meta.plan_hash, ranks.world_size()
+        self.state = TrainState(
+            step=0, epoch=0, tokens=0, plan_hash=plan_hash, world_size=world_size
+        )
+        if saved := checkpoint.newest(work.checkpoints, plan_hash):
+            self.state = checkpoint.load(self.model_engine, saved, self.optimizer)
+            log(f"{work.name}: goes on from {saved}, made on {self.state.world_size} ranks")
+        self.log = StepLog(work.train_log, self.state.step, work.meta)
+        self.curves = Trackers(recipe, work.run, work.name, self.log.steps)
+        self.stop = StopRequest(signal.SIGTERM, signal.SIGUSR1)
+        self.clock = SaveClock(recipe.train, device)
+
+    def step(
+        self, plan: StepPlan, micro_batches: Sequence[Batch], lr: float, at_peak_s: float | None
+    ) -> StepEntry:
+        """Takes one optimizer step over this rank's micro-batches, and records it.
+
+        The loss is the summed cross-entropy over the step's global number of supervised tokens,
+        which the plan knows beforehand: the same for every world size and accumulation. DeepSpeed
+        averages gradients over ranks, hence the factor `world_size`; it divides by nothing else, as
+        accumulation is ours (gas = 1, boundary set by hand). at_peak_s: how long the step's FLOPs
+        take where every device runs at its peak; None: unknown.
+
+        Raises FloatingPointError, on all ranks at the same step, for a loss or gradient that is not
+        finite, before weights made of it are saved.
+        """
+        began_s = time.monotonic()
+        sums, digest = self._forward_backward(plan, micro_batches)
+        set_lr(self.model_engine, lr)
+        self.model_engine.step()
+        grad_norm = float(self.model_engine.get_global_grad_norm())
+        if not math.isfinite(grad_norm):  # DeepSpeed has then left the weights as they were
+            refuse("gradient norm", grad_norm, plan, micro_batches)
+        wall_s = time.monotonic() - began_s
+        entry = StepEntry(
+            step=plan.index,
+            epoch=plan.epoch,
+            loss=sums.total / plan.supervised_tokens,
+            loss_z=sums.z / max(sums.n_z, 1),
+            loss_y=sums.y / max(sums.n_y, 1),
+            lr=lr,
+            grad_norm=grad_norm,
+            supervised_tokens=plan.supervised_tokens,
+            tokens=int(sums.tokens),
+            tokens_per_s=sums.tokens / wall_s,
+            mfu=None if at_peak_s is None else at_peak_s / wall_s,
+            peak_bytes=hardware.peak_memory_bytes(),
+            wall_s=wall_s,
+            examples=plan.examples,
+            rows_digest=digest,
+        )
+        self._record(entry, stop_asked=sums.stop_asked > 0)
+        return entry
+
+    def _forward_backward(self, plan: StepPlan, micro_batches: Sequence[Batch]):
+        """(sums over all ranks, digest of the rows that they fed); the gradients stand."""
+        device, recipe = self.model_engine.device, self.work.recipe
+        sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
+        for number, batch in enumerate(micro_batches, 1):
+            self.model_engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+            # Of LoRA's dropout.
+            torch.manual_seed(keyed_seed(recipe.seed, self.work.name, plan.index, *batch.ids))
+            scale = ranks.world_size() / plan.supervised_tokens
+            losses = forward_backward(self.model_engine, batch, self.work.hidden, scale)
+            sums[:-1] += torch.cat([losses, batch.counts().to(device)])
+        finite_here = bool(sums[0].isfinite())
+        sums[-1] = self.stop.asked
+        rows = np.concatenate([batch.rows for batch in micro_batches])
+        digest = torch.tensor(rows_digest(rows), device=device)
+        torch.distributed.all_reduce(sums)
+        torch.distributed.all_reduce(digest)
+        found, planned = Sums(*sums.tolist()), plan.supervised_tokens
+        if not math.isfinite(found.total):
+            refuse("loss", found.total, plan, [] if finite_here else micro_batches)
+        assert found.n_supervised == planned, (
+            f"step {plan.index}: {found.n_supervised} supervised tokens, plan says {planned}"
+        )
+        return found, int(digest)
+
+    def _record(self, entry: StepEntry, stop_asked: bool) -> None:
+        self.stop_agreed = stop_asked  # by all ranks
+        self.state = TrainState(
+            step=entry.step + 1,
+            epoch=entry.epoch,
+            tokens=self.state.tokens + entry.tokens,
+            plan_hash=self.state.plan_hash,
+            world_size=ranks.world_size(),
+        )
+        self.log.add(entry)
+        self.curves.log(entry)
+
+    def keep(self, is_last: bool) -> None:
+        """Saves where it is due, at the last step, and where a rank was asked to stop.
+
+        Raises SystemExit(75) in the last case, if steps are left: the same command goes on.
+        """
+        train = self.work.recipe.train
+        if self.stop_agreed or is_last or self.clock.is_due(self.state.step):
+            self.log.flush()
+            checkpoint.save(
+                self.model_engine,
+                self.work.checkpoints,
+                self.state,
+                train.keep_checkpoints,
+                self.optimizer,
+            )
+            self.clock.saved()
+        if self.stop_agreed and not is_last:
+            log(
+                f"{self.work.name}: asked to stop, saved at step {self.state.step}; the same "
+                "command goes on from there"
+            )
+            raise SystemExit(REQUEUE)
+
+    def close(self) -> None:
+        """The model is published: nothing goes on from the checkpoints."""
+        self.log.flush()
+        self.curves.close()
+        torch.distributed.barrier()
+        if ranks.rank() == 0:
+            checkpoint.clear(self.work.checkpoints)
+
+
+def rehearse(model_engine, batch: Batch, hidden: HiddenPairs) -> None:
+    """A whole step of the most expensive bin, with a loss and a learning rate of zero.
 
     What does not fit fails now and not in an hour; weights and moments stay bit for bit what they
     were. It also makes the optimizer's state, into which a checkpoint is loaded. Raises UserError
     where memory does not suffice, FloatingPointError where the loss is not finite.
     """
-    rows = data.plan.dearest_bin()
-    batch = data.documents.batch(rows)
-    trainer.set_gradient_accumulation_boundary(True)
+    model_engine.set_gradient_accumulation_boundary(True)
     try:
-        total = float(forward_backward(trainer, batch, data.training.phase, 0.0)[0])
+        total = float(forward_backward(model_engine, batch, hidden, 0.0)[0])
         if not math.isfinite(total):  # the same bin on all ranks
             raise FloatingPointError(
-                f"before step 1: loss is {total} at the plan's dearest bin; rows: "
+                f"before step 1: loss is {total} at the plan's most expensive bin; rows: "
                 f"{', '.join(batch.ids)}"
             )
-        set_lr(trainer, 0.0)
-        trainer.step()
+        set_lr(model_engine, 0.0)
+        model_engine.step()
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of memory at the dearest bin of the plan ({batch.labels.numel():,} tokens) "
-            "before step 1: lower "
-            "train.capacity_tokens, take more ranks or ds_configs/zero3_offload.json; "
-            "launch/plan.py says what fits "
+            f"out of memory at the most expensive bin of the plan ({batch.labels.numel():,} "
+            "tokens) before step 1: lower train.capacity_tokens, take more ranks or "
+            "ds_configs/zero3_offload.json; launch/plan.py says what fits "
             f"({str(error).splitlines()[0]})"
         ) from error
-    set_optimizer_step(trainer, 0)
+    set_optimizer_step(model_engine, 0)
 
 
-def forward_backward(trainer, batch: Batch, phase: Phase, scale: float) -> torch.Tensor:
+def forward_backward(model_engine, batch: Batch, hidden: HiddenPairs, scale: float) -> torch.Tensor:
     """Adds the gradient of the bin's summed loss times `scale`. Returns the sums (total, z, y),
     float64 [3].
     """
-    batch = batch.to(trainer.device)
-    layout = attention.prepare(batch, trainer.module.backend, phase.hidden)
-    total, z, y = trainer(
+    batch = batch.to(model_engine.device)
+    layout = attention.layout_of(batch, model_engine.module.backend, hidden)
+    total, z, y = model_engine(
         batch.input_ids, batch.position_ids, batch.labels, batch.segment_id, layout
     )
-    trainer.backward(total * scale)
+    model_engine.backward(total * scale)
     return torch.stack([total.detach(), z, y]).double()
-
-
-def train_step(
-    trainer, data: PhaseData, step, micro_batches, lr: float, stop_asked: bool
-) -> tuple[dict, bool]:
-    """One optimizer step over this rank's micro-batches. Returns its log entry and whether any rank
-    was asked to stop.
-
-    The loss is the summed cross-entropy over the step's global number of supervised tokens, which
-    the plan knows beforehand: the same for every world size and accumulation. DeepSpeed averages
-    gradients over ranks, hence the factor `world_size`; it divides by nothing else, as accumulation
-    is ours (gas = 1, boundary set by hand).
-    """
-    began_s = time.monotonic()
-    sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=trainer.device)
-    for number, batch in enumerate(micro_batches, 1):
-        trainer.set_gradient_accumulation_boundary(number == len(micro_batches))
-        torch.manual_seed(
-            keyed_seed(data.training.recipe.seed, data.training.tag, step.index, *batch.ids)
-        )  # of LoRA's dropout
-        losses = forward_backward(
-            trainer, batch, data.training.phase, ranks.world_size() / step.supervised_tokens
-        )
-        sums[:-1] += torch.cat([losses, batch.counts().to(trainer.device)])
-    finite_here = bool(sums[0].isfinite())
-    sums[-1] = stop_asked
-    digest = torch.tensor(
-        rows_digest(np.concatenate([b.rows for b in micro_batches])), device=trainer.device
-    )
-    torch.distributed.all_reduce(sums)
-    torch.distributed.all_reduce(digest)
-    all_ = Sums(*sums.tolist())
-    if not math.isfinite(all_.total):
-        refuse("loss", all_.total, step, [] if finite_here else micro_batches)
-    planned = step.supervised_tokens
-    assert all_.n_supervised == planned, (
-        f"step {step.index}: {all_.n_supervised} supervised tokens, plan says {planned}"
-    )
-    set_lr(trainer, lr)
-    trainer.step()
-    grad_norm = float(trainer.get_global_grad_norm())
-    if not math.isfinite(grad_norm):  # DeepSpeed has then left the weights as they were
-        refuse("gradient norm", grad_norm, step, micro_batches)
-    wall_s = time.monotonic() - began_s
-    entry = {
-        "step": step.index,
-        "epoch": step.epoch,
-        "loss": all_.total / step.supervised_tokens,
-        "loss_z": all_.z / max(all_.n_z, 1),
-        "loss_y": all_.y / max(all_.n_y, 1),
-        "lr": lr,
-        "grad_norm": grad_norm,
-        "supervised_tokens": step.supervised_tokens,
-        "tokens": int(all_.tokens),
-        "tokens_per_s": all_.tokens / wall_s,
-        "mfu": data.mfu(step, wall_s),
-        "peak_bytes": hardware.peak_memory_bytes(),
-        "wall_s": wall_s,
-        "examples": step.examples,
-        "rows_digest": int(digest),
-    }
-    return entry, all_.stop_asked > 0
-
-
-def summary(entry: dict) -> str:
-    """A log entry in a line of progress."""
-    mfu = f"  mfu {entry['mfu']:.1%}" if entry["mfu"] is not None else ""
-    speed = f"{entry['tokens_per_s']:,.0f} tokens/s{mfu}  {entry['peak_bytes'] / 1e9:.1f} GB"
-    return f"loss {entry['loss']:.4f}  lr {entry['lr']:.2e}  {speed}"
 
 
 class Sums(NamedTuple):
@@ -147,7 +239,7 @@ class Sums(NamedTuple):
     stop_asked: float
 
 
-def refuse(what: str, value: float, step, micro_batches) -> None:
+def refuse(what: str, value: float, plan: StepPlan, micro_batches: Sequence[Batch]) -> None:
     """Ends all ranks at the same step, before its weights are saved, and names the rows it was
     computed from.
     """
@@ -155,7 +247,7 @@ def refuse(what: str, value: float, step, micro_batches) -> None:
     torch.distributed.all_gather_object(everyone, [i for batch in micro_batches for i in batch.ids])
     named = ", ".join([i for ids in everyone for i in ids][:64])
     raise FloatingPointError(
-        f"step {step.index}: {what} is {value}; checkpoints up to the step before are intact; "
+        f"step {plan.index}: {what} is {value}; checkpoints up to the step before are intact; "
         f"rows: {named}"
     )
 
@@ -175,25 +267,10 @@ class SaveClock:
             return True
         if not self.minutes:
             return False
-        due = torch.tensor(
-            int(time.monotonic() - self.saved_s >= 60 * self.minutes), device=self.device
-        )
+        waited = time.monotonic() - self.saved_s >= 60 * self.minutes
+        due = torch.tensor(int(waited), device=self.device)
         torch.distributed.broadcast(due, 0)
         return bool(due)
 
     def saved(self) -> None:
         self.saved_s = time.monotonic()
-
-
-class StopRequest:
-    """SIGTERM or SIGUSR1 asks for a checkpoint and an end; the ranks agree on the step in
-    `train_step`.
-    """
-
-    def __init__(self):
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
-
-    def _ask(self, *_):
-        self.asked = True

@@ -1,6 +1,4 @@
-"""The DeepSpeed engine: ranks, configuration, optimizer groups and the learning rate, which nobody
-else sets.
-"""
+"""DeepSpeed's model engine: ranks, configuration, sharded loading. The one door to DeepSpeed."""
 
 import contextlib
 import json
@@ -18,22 +16,20 @@ from abscot.common.process import free_port
 from abscot.model.lm import load_for_training, parameter_counts, restore_rotary
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import Recipe
-from abscot.training.optimizer import make_optimizer, parameter_groups
+from abscot.training.optimizer import make_optimizer
 
 
 def init_ranks() -> torch.device:
     """Joins the process group with the launcher's ranks (deepspeed, torchrun or srun), or as the
     only rank.
     """
-    if (
-        "RANK" not in os.environ
-    ):  # plain python; with any of the five missing DeepSpeed would ask mpi4py
+    if "RANK" not in os.environ:  # plain python; without all five DeepSpeed would ask mpi4py
         os.environ |= {
             "RANK": "0",
             "WORLD_SIZE": "1",
             "LOCAL_RANK": "0",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": free_port(),
+            "MASTER_PORT": str(free_port()),
         }
     cuda = torch.cuda.is_available()
     if not cuda:
@@ -87,25 +83,25 @@ def deepspeed_config(recipe: Recipe) -> dict:
     return config
 
 
-def build_engine(recipe: Recipe, start: Path, directory: Path, device: torch.device):
-    """The engine for the model at `start`; the resolved DeepSpeed config goes into `directory`."""
+def build_model_engine(recipe: Recipe, start: Path, directory: Path, device: torch.device):
+    """The model engine for `start`; the resolved DeepSpeed config goes into `directory`."""
     config = deepspeed_config(recipe)
     with _sharded_loading(config, recipe):
         module = load_for_training(start, recipe, device)
     restore_rotary(module)
     offload = config["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
-    optimizer = make_optimizer(parameter_groups(module, recipe), recipe.train, offload, device)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    optimizer = make_optimizer(module, recipe, offload, device)
+    model_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if ranks.rank() == 0:
         files.write_json_atomic(directory / "deepspeed.json", config)
-    trainable, total = parameter_counts(engine.module)
+    trainable, total = parameter_counts(model_engine.module)
     log(
         f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f}%), "
-        f"ZeRO-{engine.zero_optimization_stage()}, {ranks.world_size()} ranks on "
+        f"ZeRO-{model_engine.zero_optimization_stage()}, {ranks.world_size()} ranks on "
         f"{get_accelerator().device_name()}, "
         f"{recipe.model.dtype}, attention {module.backend}"
     )
-    return engine
+    return model_engine
 
 
 @contextlib.contextmanager

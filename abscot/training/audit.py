@@ -18,6 +18,7 @@ from abscot.method.lineage import Training, baseline_trainings, trainings
 from abscot.packing.plan import Plan, rows_digest
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
+from abscot.training.record import StepEntry, TrainLog, TrainLogMeta
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,17 @@ def _audit_training(training: Training, num_rows: int) -> Finding:
     for path in (log_path, plan_path):
         if not path.is_file():
             return Finding(tag, epochs, len(rows), 0, 0, (f"not trained: no {path}",))
-    try:
-        log = json.loads(log_path.read_text())
-        steps = log["steps"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{log_path}: not a train log ({error!r})") from None
+    log = TrainLog.read(log_path)
     plan, _ = Plan.load(plan_path)
-    faults = [*_plan_faults(plan, log["meta"], rows, epochs), *_step_faults(plan, steps)]
-    trained = sum(entry.get("examples", 0) for entry in steps)
+    faults = [*_plan_faults(plan, log.meta, rows, epochs), *_step_faults(plan, log.steps)]
+    trained = sum(entry.examples for entry in log.steps)
     return Finding(tag, epochs, len(rows), plan.num_steps, trained, tuple(faults))
 
 
-def _plan_faults(plan: Plan, meta: dict, rows: np.ndarray, epochs: int):
+def _plan_faults(plan: Plan, meta: TrainLogMeta, rows: np.ndarray, epochs: int):
     """Is this the plan that was trained, and does it hold every row once an epoch?"""
-    if meta.get("plan_hash") != plan.hash:
-        yield f"trained by plan {meta.get('plan_hash')}, the one kept is {plan.hash}"
+    if meta.plan_hash != plan.hash:
+        yield f"trained by plan {meta.plan_hash}, the one kept is {plan.hash}"
     if int(plan.epochs[-1]) + 1 != epochs:
         yield f"the plan has {int(plan.epochs[-1]) + 1} epochs, the recipe {epochs}"
     row_epochs = np.repeat(plan.epochs, np.diff(plan.bin_starts[plan.step_starts]))
@@ -81,9 +78,9 @@ def _plan_faults(plan: Plan, meta: dict, rows: np.ndarray, epochs: int):
             )
 
 
-def _step_faults(plan: Plan, steps: list[dict]):
+def _step_faults(plan: Plan, steps: list[StepEntry]):
     """Is every step in the log exactly once, in order, with exactly the plan's rows?"""
-    numbers = [entry.get("step") for entry in steps]
+    numbers = [entry.step for entry in steps]
     if numbers != list(range(plan.num_steps)):
         missing = sorted(set(range(plan.num_steps)) - set(numbers))
         twice = len(numbers) - len(set(numbers))
@@ -91,17 +88,13 @@ def _step_faults(plan: Plan, steps: list[dict]):
         others = f"{twice} logged twice, or out of order"
         yield f"{len(missing)} of {plan.num_steps} steps missing{where}, {others}"
     for entry in steps:
-        if entry.get("step") not in range(plan.num_steps):
+        if entry.step not in range(plan.num_steps):
             continue
-        planned = plan.step(entry["step"])
-        if (entry.get("examples"), entry.get("rows_digest")) != (
-            planned.examples,
-            rows_digest(planned.rows),
-        ):
+        planned = plan.step(entry.step)
+        if (entry.examples, entry.rows_digest) != (planned.examples, rows_digest(planned.rows)):
             yield (
-                f"step {entry['step']}: the ranks fed {entry.get('examples')} rows that are not "
-                "the plan's"
-                f" {planned.examples}"
+                f"step {entry.step}: the ranks fed {entry.examples} rows that are not the plan's "
+                f"{planned.examples}"
             )
 
 

@@ -1,0 +1,130 @@
+"""How long the rows of a recipe are: counted in the shards, given in a file, or assumed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abscot.common.draws import rng
+from abscot.common.errors import UserError
+from abscot.common.files import is_done
+from abscot.data.shards import ShardStore
+from abscot.method.sequence import limit_tokens
+from abscot.pipeline import estimate
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe
+
+PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
+UNKNOWN_ROWS = 600_000  # of a source that nobody has read yet and that is used whole: the paper's
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token counts of the rows, int64 [rows] each, and where they come from."""
+
+    prompt: np.ndarray
+    cot: np.ndarray
+    answer: np.ndarray
+    origin: str
+    read: int
+    truncated: int
+    rejected: dict[str, int]  # reason -> rows
+    lost_tokens: dict[str, int]  # reason -> tokens, where they were counted
+    store: ShardStore | None = None
+
+
+def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
+    """From `file` (a line per row: prompt, CoT and answer tokens), from the shards, or assumed."""
+    if file is None and is_done(run.shards):
+        return _prepared_lengths(run)
+    if file is not None:
+        prompt, cot, answer = _read_lengths(file)
+        origin = f"{file}"
+    elif recipe.data.source == "world":
+        # Its rows are about this long.
+        prompt, cot, answer = (np.full(recipe.world.rows, n) for n in (38, 59, 7))
+        origin = "assumed (not prepared yet)"
+    else:
+        rows = recipe.data.rows or UNKNOWN_ROWS
+        total = estimate.dolci_like_lengths(rows, rng("preflight", recipe.seed))
+        prompt, answer = np.minimum(200, total // 3), np.minimum(600, total // 3)
+        cot = total - prompt - answer
+        origin = f"assumed: {rows:,} rows with the lengths of Dolci-Think-SFT-7B (not prepared yet)"
+    total = prompt + cot + answer
+    limit = limit_tokens(recipe)
+    fits, truncated = total <= limit, 0
+    if recipe.data.long_rows != "drop":
+        truncated = int((~fits & (prompt + answer < limit)).sum())
+        cot = np.minimum(cot, np.maximum(0, limit - prompt - answer))
+        fits = prompt + cot + answer <= limit
+    if not fits.any():
+        raise UserError(
+            f"train.capacity_tokens: {recipe.train.capacity_tokens} holds none of the rows "
+            f"({origin})"
+        )
+    lost = int((~fits).sum())
+    return Lengths(
+        prompt[fits],
+        cot[fits],
+        answer[fits],
+        origin,
+        len(total),
+        truncated,
+        {"too_long": lost} if lost else {},
+        {"too_long": int(total[~fits].sum())} if lost else {},
+    )
+
+
+def _prepared_lengths(run: Run) -> Lengths:
+    store = ShardStore(run.shards)
+    counts, lost = store.manifest["counts"], {}
+    if counts["rejected"].get("too_long"):
+        with open(run.shards / "rejected.jsonl") as lines:
+            long_rows = [line for line in map(json.loads, lines) if line["reason"] == "too_long"]
+        lost["too_long"] = sum(line["tokens"] for line in long_rows)
+    tokens = {name: values.astype(np.int64) for name, values in store.lengths().items()}
+    return Lengths(
+        **tokens,
+        origin=f"{run.shards}",
+        read=counts["read"],
+        truncated=counts["truncated"],
+        rejected=counts["rejected"],
+        lost_tokens=lost,
+        store=store,
+    )
+
+
+def _read_lengths(file: Path) -> np.ndarray:
+    """int64 [3, rows]. Raises UserError with the file and what was expected."""
+    try:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2, comments=None)
+        if table.shape[1] != 3 or not len(table) or table.min() < 0:
+            raise ValueError(f"{table.shape[1]} columns")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: expected a line per row, prompt,cot,answer tokens, e.g. 120,20000,600 "
+            f"({error})"
+        ) from None
+    return table.T
+
+
+def describe(lengths: Lengths) -> dict:
+    columns = {"prompt": lengths.prompt, "cot": lengths.cot, "answer": lengths.answer}
+    columns["total"] = sum(columns.values())
+    percentiles = {
+        name: {
+            **{f"p{p}": int(np.percentile(v, p, method="nearest")) for p in PERCENTILES},
+            "sum": int(v.sum()),
+        }
+        for name, v in columns.items()
+    }
+    return {
+        "origin": lengths.origin,
+        "read": lengths.read,
+        "kept": len(lengths.prompt),
+        "truncated": lengths.truncated,
+        "rejected": lengths.rejected,
+        "lost_tokens": lengths.lost_tokens,
+        "lengths": percentiles,
+    }
