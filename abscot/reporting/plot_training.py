@@ -1,0 +1,192 @@
+"""Pictures of the training: losses, and the traces that each phase read."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from abscot.reporting.plot_style import GRID, LOSS, SOFT, log_ticks, phase_colour, phase_name
+from abscot.reporting.run_data import RunData
+from abscot.training.record import StepEntry
+
+
+def training(data: RunData):
+    """Loss and learning rate of all phases, end to end."""
+    logs = {tag: log.steps for tag, log in data.logs.items() if log.steps}
+    if not logs:
+        return None
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(9, 5.2), sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.12}
+    )
+    start, labelled = 0, set()
+    for number, (tag, steps) in enumerate(logs.items()):
+        x = start + np.arange(1, len(steps) + 1)
+        _losses(above, x, steps, labelled)
+        below.plot(x, [s.lr for s in steps], color=SOFT, linewidth=1.5)
+        stripe = {"color": GRID, "alpha": 0.55 * (number % 2), "linewidth": 0}
+        for axes in (above, below):
+            axes.axvspan(start + 0.5, start + len(steps) + 0.5, **stripe)
+        name = phase_name(tag).removeprefix("round ") if len(logs) > 8 else phase_name(tag)
+        above.text(
+            start + 0.5 + len(steps) / 2,
+            1.02,
+            name,
+            transform=above.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            color=SOFT,
+            fontsize=9,
+        )
+        start += len(steps)
+    above.set_ylabel("loss, nats per supervised token")
+    above.set_ylim(bottom=0)
+    above.legend(ncols=3, loc="upper right")
+    below.set_ylabel("learning rate")
+    below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    below.set_xlabel("optimizer steps, all phases end to end")
+    below.set_xlim(0.5, start + 0.5)
+    below.set_ylim(bottom=0)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return (
+        figure,
+        "Loss (thin: each step, thick: running mean) and learning rate of every phase, on one "
+        "axis of steps.",
+    )
+
+
+def _losses(axes, x: np.ndarray, steps: list[StepEntry], labelled: set[str]) -> None:
+    """The losses of one phase; each kind gets its label once."""
+    for key, (label, colour) in LOSS.items():
+        y = np.array([getattr(s, key) for s in steps], dtype=float)
+        if not y.any():  # a phase without that segment
+            continue
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3 if len(y) >= 50 else 0.9)
+        if len(y) >= 50:
+            axes.plot(x, _smooth(y), color=colour, linewidth=1.7)
+        if label not in labelled:
+            axes.plot([], [], color=colour, linewidth=2, label=label)
+            labelled.add(label)
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Centred running mean over a twentieth of the phase, narrower at its ends."""
+    half = max(1, len(y) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    at = np.arange(len(y))
+    low, high = np.clip(at - half, 0, None), np.clip(at + half + 1, None, len(y))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def trace_lengths(data: RunData):
+    """One histogram per trace set: rounds down, phases across."""
+    if not data.traces:
+        return None
+    m_min, m_max = data.recipe.traces.m_min, data.recipe.traces.m_max
+    rounds, readers = data.recipe.rounds, [t for t in data.trainings if t.reads_traces]
+    size = (9, 0.6 + 1.75 * rounds)
+    across = len(readers) // rounds
+    figure, grid = plt.subplots(rounds, across, figsize=size, sharex=True, squeeze=False)
+    width = max(1, (m_max + 1) // 64)
+    for axes, training in zip(grid.flat, readers, strict=True):
+        tag = training.tag
+        axes.set_title(phase_name(tag))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        for bound in (m_min, m_max):
+            axes.axvline(bound, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        if tag not in data.traces:
+            _nothing(axes)
+            continue
+        stats = data.traces[tag]
+        histogram = np.array(stats.get("length_histogram", [0]))
+        edges = np.arange(0, m_max + width + 1, width)
+        heights = np.add.reduceat(
+            np.pad(histogram, (0, edges[-1] - histogram.size)), edges[:-1]
+        ) / max(histogram.sum(), 1)
+        axes.bar(
+            edges[:-1] - 0.5,
+            heights,
+            width,
+            align="edge",
+            color=phase_colour(training),
+            edgecolor="white",
+            linewidth=0.4,
+        )
+        mean, spread = stats.get("length_mean", 0), stats.get("length_std", 0)
+        note = f"mean {mean:.1f}, sd {spread:.1f}, n {histogram.sum():,}"
+        axes.set_title(note, loc="right", fontsize=8.5, fontweight="normal", color=SOFT)
+    for axes in grid[-1]:
+        axes.set_xlabel("trace length, abstract tokens")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(-0.5 - 0.01 * m_max, m_max + 0.5 + 0.02 * m_max)
+    figure.supylabel("share of traces", fontsize=10, color=SOFT)
+    figure.tight_layout()
+    return (
+        figure,
+        f"Length of the traces each phase trains on; dashed: m_min = {m_min} and m_max = {m_max}.",
+    )
+
+
+def _nothing(axes) -> None:
+    axes.set_yticks([])
+    axes.text(
+        0.5,
+        0.5,
+        "not there yet",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color=SOFT,
+        style="italic",
+    )
+
+
+def token_frequency(data: RunData):
+    """Rank against frequency, log-log: a panel per round, a curve per phase."""
+    if not data.traces:
+        return None
+    size, rounds = data.recipe.codebook_size, data.recipe.rounds
+    across = min(rounds, 3)
+    down = -(-rounds // across)
+    figure, grid = plt.subplots(
+        down,
+        across,
+        figsize=(3.1 * across, 0.5 + 2.7 * down),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for axes in grid.flat[rounds:]:
+        axes.remove()
+    for round_, axes in enumerate(grid.flat[:rounds], 1):
+        axes.set_title(f"Round {round_}")
+        axes.loglog(
+            [1, size],
+            [100 / size] * 2,
+            color=SOFT,
+            linewidth=1,
+            linestyle=(0, (3, 3)),
+            label="uniform",
+        )
+        for training in (t for t in data.trainings if t.round == round_):
+            counts = np.sort(data.traces.get(training.tag, {}).get("token_counts", []))[::-1]
+            counts = counts[counts > 0]
+            if counts.size:
+                label = f"{training.phase.name}: {counts.size} of {size} used"
+                axes.plot(
+                    np.arange(1, counts.size + 1),
+                    100 * counts / counts.sum(),
+                    color=phase_colour(training),
+                    marker="o",
+                    markersize=2.5,
+                    linewidth=1.3,
+                    label=label,
+                )
+        axes.legend(loc="lower left", fontsize=8, handlelength=1.4)
+        log_ticks(axes.xaxis, "{:g}")
+        log_ticks(axes.yaxis, "{:g}%")
+    for axes in grid[-1][: rounds - (down - 1) * across]:
+        axes.set_xlabel("rank of the token")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("share of trace tokens")
+    figure.tight_layout()
+    return figure, "How often each abstract token is used, by rank; dashed: all tokens alike."
