@@ -88,37 +88,53 @@ class TransformersEngine:
 
         sampling = requests[0].sampling
         assert sampling.temperature == 0, "behind the bottleneck decoding is greedy"
-        ids, mask = self._left_padded([r.prompt[: r.hidden.behind] for r in requests])
-        new = torch.tensor(
-            [list(r.prompt[r.hidden.behind :]) for r in requests], device=self.device
-        )
+        seen = [r.prompt[: r.hidden.behind] for r in requests]
+        behind = [list(r.prompt[r.hidden.behind :]) for r in requests]  # all as long: a newline
         with torch.inference_mode():
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            cache = self.lm.model(
-                ids, attention_mask=mask, position_ids=positions, use_cache=True
-            ).past_key_values
-            for row, hidden in enumerate(r.hidden for r in requests):
-                padding = ids.shape[1] - hidden.behind
-                mask[row, padding + hidden.start : padding + hidden.stop] = 0
-            at, made, ended = (
-                positions[:, -1:] + 1,
-                [],
-                torch.zeros_like(mask[:, 0], dtype=torch.bool),
-            )
-            while len(made) < sampling.max_tokens and not ended.all():
-                mask = torch.cat([mask, torch.ones_like(new)], 1)
-                positions = at + torch.arange(new.shape[1], device=self.device)
-                logits = self.lm(
-                    new, attention_mask=mask, position_ids=positions, past_key_values=cache
-                ).logits
-                at, new = at + new.shape[1], logits[:, -1:].argmax(-1)
-                made.append(new)
-                ended |= torch.isin(new[:, 0], torch.tensor(sampling.stop_ids, device=self.device))
-        tokens = torch.cat(made, 1).tolist()
+            cache, mask = self._prefill(seen)
+            next_position = mask.sum(1, keepdim=True)  # before anything is masked
+            self._hide(mask, requests)
+            new = torch.tensor(behind, device=self.device)
+            tokens = self._decode_greedily(new, next_position, mask, cache, sampling)
         return [
             _until_stop(row, len(r.prompt), sampling)
             for row, r in zip(tokens, requests, strict=True)
         ]
+
+    def _prefill(self, prompts: list[Sequence[int]]):
+        """(KV cache, mask) of left-padded prompts; positions count from a prompt's first token."""
+        ids, mask = self._left_padded(prompts)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        computed = self.lm.model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        return computed.past_key_values, mask
+
+    def _hide(self, mask, requests: list[Request]) -> None:
+        """Masks the hidden keys of each prompt, in place."""
+        for row, hidden in enumerate(r.hidden for r in requests):
+            padding = mask.shape[1] - hidden.behind
+            mask[row, padding + hidden.start : padding + hidden.stop] = 0
+
+    def _decode_greedily(
+        self, new, next_position, mask, cache, sampling: Sampling
+    ) -> list[list[int]]:
+        """Tokens of each row, until all rows have stopped. new: int64 [rows, tokens to feed first];
+        next_position: int64 [rows, 1]; mask: int64 [rows, keys in the cache].
+        """
+        import torch
+
+        stops = torch.tensor(sampling.stop_ids, device=self.device)
+        ended, made = torch.zeros_like(mask[:, 0], dtype=torch.bool), []
+        while len(made) < sampling.max_tokens and not ended.all():
+            mask = torch.cat([mask, torch.ones_like(new)], 1)
+            positions = next_position + torch.arange(new.shape[1], device=self.device)
+            logits = self.lm(
+                new, attention_mask=mask, position_ids=positions, past_key_values=cache
+            ).logits
+            next_position = next_position + new.shape[1]
+            new = logits[:, -1:].argmax(-1)
+            made.append(new)
+            ended |= torch.isin(new[:, 0], stops)
+        return torch.cat(made, 1).tolist()
 
     def _left_padded(self, prompts: list[Sequence[int]]):
         """(ids, mask): int64 [prompts, longest prompt]; the mask is 0 where padding."""

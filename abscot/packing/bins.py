@@ -117,53 +117,72 @@ def deal(
     """Step of every bin; each step gets `per_step` of them. bin_costs, bin_tokens, bin_rows: int64
     [bins].
 
-    Each stratum of the bins, sorted by cost, is cut into as many runs of neighbours as there are
-    steps. Runs are dealt at random, then random pairs of steps exchange their runs of one stratum
-    wherever that brings the tokens and the rows of the two nearer to each other.
+    The bins, sorted by cost, form strata, and each stratum is cut into as many runs of neighbours
+    as there are steps. Runs are dealt at random, then random pairs of steps exchange their runs of
+    one stratum wherever that brings the tokens and the rows of the two nearer to each other.
+
+    Eight bins of rising cost, four per step: strata of [0 1] [2 3] [4 5] [6 7], so runs of one bin;
+    a step gets one bin of each stratum, say 0 3 4 7, and the other step 1 2 5 6.
+    """
+    steps = len(bin_costs) // per_step
+    strata = _strata(bin_costs, per_step, generator)
+    mean_length = bin_tokens.sum() // bin_rows.sum()
+    measures = np.stack([bin_tokens, bin_rows * mean_length], axis=1)  # rows, in tokens too
+    if steps > 1:
+        _exchange(strata, measures, generator)
+    step_of_bin = np.empty(len(bin_costs), np.int64)
+    for runs in strata:
+        step_of_bin[runs] = np.arange(steps)[:, None]
+    return step_of_bin
+
+
+def _strata(
+    bin_costs: np.ndarray, per_step: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """For each stratum its runs of bins, int64 [steps, bins of a run], in random order: run s goes
+    to step s. Bins of equal cost come in random order as well.
     """
     steps = len(bin_costs) // per_step
     order = generator.permutation(len(bin_costs))
     order = order[np.argsort(bin_costs[order], kind="stable")]
     widths = [len(part) for part in np.array_split(np.arange(per_step), num_strata(per_step))]
     strata = np.split(order, np.cumsum(widths)[:-1] * steps)
-    strata = [generator.permutation(stratum.reshape(steps, -1)) for stratum in strata]
-    mean_length = bin_tokens.sum() // bin_rows.sum()
-    measures = np.stack([bin_tokens, bin_rows * mean_length], axis=1)
-    gives = [measures[runs].sum(1) for runs in strata]
-    held = sum(gives)
-    for _ in range(EXCHANGES if steps > 1 else 0):
+    return [generator.permutation(stratum.reshape(steps, -1)) for stratum in strata]
+
+
+def _exchange(
+    strata: list[np.ndarray], measures: np.ndarray, generator: np.random.Generator
+) -> None:
+    """EXCHANGES rounds over all strata, in place. measures: int64 [bins, 2], to be evened out."""
+    gives = [measures[runs].sum(1) for runs in strata]  # of each stratum to each step
+    held = sum(gives)  # by each step
+    steps = len(held)
+    for _ in range(EXCHANGES):
         for runs, give in zip(strata, gives, strict=True):
             left, right = generator.permutation(steps)[: steps // 2 * 2].reshape(2, -1)
-            change = give[right] - give[left]
+            change = give[right] - give[left]  # what an exchange brings to the left step
+            # The squared distance of the two changes by 4 x this.
             better = (change * (held[left] - held[right] + change)).sum(1) < 0
             left, right, change = left[better], right[better], change[better]
             runs[left], runs[right] = runs[right], runs[left]
             give[left], give[right] = give[right], give[left]
             held[left] += change
             held[right] -= change
-    step_of_bin = np.empty(len(order), np.int64)
-    for runs in strata:
-        step_of_bin[runs] = np.arange(steps)[:, None]
-    return step_of_bin
 
 
 def even_out(
     lengths: np.ndarray, bin_of: np.ndarray, step_of_bin: np.ndarray, examples: int, capacity: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exactly `examples` rows a step: steps with more give their shortest rows to steps with fewer.
-
-    A row goes into the emptiest bin of its new step, or into a new bin. Returns (bin_of,
+    """Exactly `examples` rows per step: steps with more give their shortest rows to steps with
+    fewer. A row goes into the emptiest bin of its new step, or into a new bin. Returns (bin_of,
     step_of_bin).
+
+    Rows of 4, 1, 3 tokens in bin 0 of step 0 and of 5 in bin 1 of step 1, two rows per step: step 0
+    gives its row of 1 token to bin 1.
     """
-    steps = len(lengths) // examples
-    step_of = step_of_bin[bin_of]
-    num_rows = np.bincount(step_of, minlength=steps)
-    by_step = np.lexsort((lengths, step_of))
-    rank = np.arange(len(by_step)) - np.repeat(np.cumsum(num_rows) - num_rows, num_rows)
-    moving = by_step[rank < (num_rows - examples)[step_of[by_step]]]
-    receivers = np.repeat(np.arange(steps), np.maximum(examples - num_rows, 0)).tolist()
+    moving, receivers = _surplus(lengths, step_of_bin[bin_of], examples)
     bin_of, step_of_bin = bin_of.copy(), step_of_bin.tolist()
-    emptiest: dict[int, list[tuple[int, int]]] = {step: [] for step in receivers}
+    emptiest: dict[int, list[tuple[int, int]]] = {step: [] for step in receivers}  # (held, bin)
     for index, (step, held) in enumerate(
         zip(step_of_bin, sums(bin_of, lengths).tolist(), strict=True)
     ):
@@ -178,8 +197,24 @@ def even_out(
             step_of_bin.append(step)
             heappush(emptiest[step], (length, chosen))
         bin_of[row] = chosen
-    kept, bin_of = np.unique(bin_of, return_inverse=True)
+    kept, bin_of = np.unique(bin_of, return_inverse=True)  # a bin may have given all its rows
     return bin_of, np.asarray(step_of_bin)[kept]
+
+
+def _surplus(
+    lengths: np.ndarray, step_of: np.ndarray, examples: int
+) -> tuple[np.ndarray, list[int]]:
+    """(rows that must leave their step, the step that each goes to): of a step with more than
+    `examples` rows the shortest leave; a step with fewer stands in the list once per row it lacks.
+    """
+    steps = len(lengths) // examples
+    num_rows = np.bincount(step_of, minlength=steps)
+    by_step = np.lexsort((lengths, step_of))  # step by step, the shortest row first
+    first = np.repeat(np.cumsum(num_rows) - num_rows, num_rows)
+    place = np.arange(len(by_step)) - first  # of a row in its step
+    moving = by_step[place < (num_rows - examples)[step_of[by_step]]]
+    lacking = np.maximum(examples - num_rows, 0)
+    return moving, np.repeat(np.arange(steps), lacking).tolist()
 
 
 def sums(group_of: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -25,25 +25,11 @@ def plan_of(training: Training, documents: Documents) -> Plan:
     It is kept in the run directory, where a resumed run and the audit read it.
     Raises UserError for traces that are not exactly those of the phase's rows, or of another model.
     """
-    recipe, run, store, train = (
-        training.recipe,
-        training.run,
-        documents.store,
-        training.recipe.train,
-    )
+    store = documents.store
     rows = training.rows(len(store))
     if documents.traces:
         _check_traces(training, documents.traces, rows)
-    options = {
-        "seed": recipe.seed,
-        "round_": training.round,
-        "phase": training.phase.name,
-        "epochs": training.epochs,
-        "capacity_tokens": train.capacity_tokens,
-        "global_batch_examples": train.global_batch_examples,
-        "global_batch_tokens": train.global_batch_tokens,
-        "pair_cost": ModelShape.of_directory(run.base).pair_cost,
-    }
+    options = _options(training)
 
     def make() -> Plan:
         lengths = documents.lengths()
@@ -53,9 +39,10 @@ def plan_of(training: Training, documents: Documents) -> Plan:
             lengths["supervised"],
             **options,
             rows=rows,
-            row_name=lambda row: f"{run.shards}: row {row} ({store.row(row).id})",
+            row_name=lambda row: f"{training.run.shards}: row {row} ({store.row(row).id})",
         )
 
+    train = training.recipe.train
     made_from = {
         **options,
         "store": store.hash,
@@ -67,10 +54,24 @@ def plan_of(training: Training, documents: Documents) -> Plan:
     plan = kept_plan(training.plan_file, made_from, make)
     log(
         f"plan {training.tag}: {len(rows):,} rows, {plan.num_bins:,} bins, {plan.num_steps:,} "
-        "steps, "
-        f"{plan.hash}"
+        f"steps, {plan.hash}"
     )
     return plan
+
+
+def _options(training: Training) -> dict:
+    """The arguments of make_plan that do not depend on lengths."""
+    recipe, train = training.recipe, training.recipe.train
+    return {
+        "seed": recipe.seed,
+        "round_": training.round,
+        "phase": training.phase.name,
+        "epochs": training.epochs,
+        "capacity_tokens": train.capacity_tokens,
+        "global_batch_examples": train.global_batch_examples,
+        "global_batch_tokens": train.global_batch_tokens,
+        "pair_cost": ModelShape.of_directory(training.run.base).pair_cost,
+    }
 
 
 def _check_traces(training: Training, traces: TraceSet, rows: np.ndarray) -> None:
@@ -80,8 +81,7 @@ def _check_traces(training: Training, traces: TraceSet, rows: np.ndarray) -> Non
         missing, foreign = np.setdiff1d(rows, traces.rows), np.setdiff1d(traces.rows, rows)
         raise UserError(
             f"{directory}: {len(missing)} rows of the phase have no trace and {len(foreign)} "
-            "traces are of"
-            f" other rows; {again}"
+            f"traces are of other rows; {again}"
         )
     model = training.trace_model
     if model is None or files.is_done(model):
@@ -89,8 +89,7 @@ def _check_traces(training: Training, traces: TraceSet, rows: np.ndarray) -> Non
         if traces.meta["model_fingerprint"] != expected:
             raise UserError(
                 f"{directory}: traces of model {traces.meta['model_fingerprint']}, expected "
-                f"{expected}"
-                f" ({model or 'random traces'}); {again}"
+                f"{expected} ({model or 'random traces'}); {again}"
             )
 
 

@@ -124,47 +124,38 @@ def cpu_memory_bytes(
     time, work in fp32 copies.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
-    compute, table = BF16_BYTES if bf16_in_hardware else FP32_BYTES, shape.vocab * shape.hidden
-    trains_table = trained >= table
+    kind, stage, offloaded = OPTIMIZERS[optimizer], sharding.stage, sharding.offload_optimizer
+    share = trained / (world_size if stage >= 1 else 1)  # of the optimizer, this rank's
+    gradients = FP32_BYTES * trained / (world_size if stage >= 2 else 1)
     parts = {
-        "parameters": BF16_BYTES * parameters / (world_size if sharding.stage >= 3 else 1),
-        "gradients": FP32_BYTES
-        * trained
-        / (world_size if sharding.stage >= 2 else 1)
-        * (2 if sharding.offload_optimizer else 1),
-        "optimizer": OPTIMIZERS[optimizer].bytes_per_parameter
-        * trained
-        / (world_size if sharding.stage >= 1 else 1),
+        "parameters": BF16_BYTES * parameters / (world_size if stage >= 3 else 1),
+        "gradients": gradients * (2 if offloaded else 1),
+        "optimizer": kind.bytes_per_parameter * share,
         "buckets": FP32_BYTES * min(sharding.bucket, trained),
         "runtime": CPU_RUNTIME_BYTES,
     }
-    live = (
-        BF16_BYTES * min(sharding.max_live_parameters, parameters) if sharding.stage >= 3 else 0.0
-    )
-    head = chunk_tokens * shape.vocab * (FP32_BYTES + (BF16_BYTES if bf16_in_hardware else 0))
-    head += (compute * table if not bf16_in_hardware else 0) + (
-        compute * table if trains_table else 0
-    )
+    live = BF16_BYTES * min(sharding.max_live_parameters, parameters) if stage >= 3 else 0.0
     work = {
         "gathered": live,
         "activations": bin_tokens * activation_bytes_per_token(shape, checkpointing),
-        "loss head": head,
+        "loss head": _cpu_head_bytes(shape, chunk_tokens, trained, bf16_in_hardware),
     }
-    step = (
-        0.0
-        if sharding.offload_optimizer
-        else OPTIMIZERS[optimizer].step_copies
-        * FP32_BYTES
-        * trained
-        / (world_size if sharding.stage >= 1 else 1)
-    )
-    load = (
-        BF16_BYTES * parameters + parts["parameters"] + CPU_RUNTIME_BYTES
-        if trained < parameters
-        else 0.0
-    )
+    step = 0.0 if offloaded else kind.step_copies * FP32_BYTES * share
+    load = BF16_BYTES * parameters + parts["parameters"] + CPU_RUNTIME_BYTES
+    load *= trained < parameters
     total = max(sum(parts.values()) + max(sum(work.values()), step), load)
     return {**parts, **work, "optimizer step": step, "loading": load, "total": total}
+
+
+def _cpu_head_bytes(
+    shape: ModelShape, chunk_tokens: int, trained: int, bf16_in_hardware: bool
+) -> float:
+    """A chunk of logits, and the table in the dtype that is computed in, with its gradient."""
+    table = shape.vocab * shape.hidden
+    compute = BF16_BYTES if bf16_in_hardware else FP32_BYTES
+    logits = chunk_tokens * shape.vocab * (FP32_BYTES + (BF16_BYTES if bf16_in_hardware else 0))
+    copies = (not bf16_in_hardware) + (trained >= table)
+    return logits + copies * compute * table
 
 
 def activation_bytes_per_token(shape: ModelShape, checkpointing: bool) -> float:
