@@ -13,9 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
-from abscot.common.errors import UserError
-from abscot.recipe.load import load_recipe
-from abscot.recipe.run import Run
+from abscot.recipe.run import open_run
 from abscot.training.audit import audit, render
 
 
@@ -24,12 +22,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="directory of the run")
-    run = Run(parser.parse_args().run)
-    if not run.config.is_file():
-        raise UserError(
-            f"{run.config}: missing; expected the directory of a run, e.g. runs/tiny-cpu"
-        )
-    findings = audit(load_recipe(run.config), run)
+    run, recipe = open_run(parser.parse_args().run)
+    findings = audit(recipe, run)
     print(render(findings))
     return int(any(finding.faults for finding in findings))
 

@@ -2,6 +2,7 @@
 benchmark.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,44 +11,41 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from abscot import cli
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = cli.recipe_parser(
         __doc__
         + "\n\nKilled and started again it goes on with the next answer. The results stand in "
         "RUN/results."
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model",
-        help="base, round1, .., final, a baseline (sft_cot), a phase of a round (pi1_phaseA), "
-        "or all"
-        " (default: final, or the grid's)",
+        help="base, round1, .., final, a baseline (sft_cot), a phase of a round (pi1_phaseA), or "
+        "all (default: final, or the grid's)",
     )
-    parser.add_argument(
-        "--mode", action="append", help="instead of the recipe's modes (repeatable)"
-    )
-    parser.add_argument(
-        "--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)"
-    )
-    parser.add_argument(
+    add("--mode", action="append", help="instead of the recipe's modes (repeatable)")
+    add("--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)")
+    add(
         "--grid",
         metavar="FILE",
         help="models, benchmarks and seeds instead of the above: slurm/grid.yaml",
     )
-    parser.add_argument(
-        "--cell", type=int, metavar="N", help="make the answers of the grid's cell N alone; from 0"
-    )
-    parser.add_argument(
-        "--cells", action="store_true", help="print the grid's cells, and do nothing"
-    )
-    parser.add_argument(
+    add("--cell", type=int, metavar="N", help="make the answers of the grid's cell N alone; from 0")
+    add("--cells", action="store_true", help="print the grid's cells, and do nothing")
+    add(
         "--then-traces",
         action="store_true",
         help="with the same engine, make the traces of the training that starts from this model",
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     recipe = cli.recipe_of(args)
 
     from abscot.evaluation.evaluate import evaluate
+    from abscot.evaluation.grid import Grid
     from abscot.evaluation.jobs import jobs_of
     from abscot.method.lineage import round_models
     from abscot.pipeline.fan_out import evaluate_models, evaluate_then_trace
@@ -55,8 +53,6 @@ def main() -> int:
 
     run, sample, models, benchmarks = Run.of(recipe), None, [args.model or "final"], args.benchmark
     if args.grid or args.cells or args.cell is not None:
-        from abscot.evaluation.grid import Grid
-
         grid = Grid.of(recipe, args.grid)
         if args.cells:
             print("\n".join(f"{number}  {cell}" for number, cell in enumerate(grid.cells())))

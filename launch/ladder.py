@@ -33,11 +33,11 @@ def main() -> None:
 
     recipe, run = ladder_recipe(recipe), Run.of(recipe)
     print(equalised(recipe), flush=True)
-    plan = ladder_stages(recipe)
+    stages = ladder_stages(recipe)
     if args.dry_run:
-        runner.dry_run(recipe, plan)
+        runner.dry_run(recipe, stages)
         return
-    runner.run_stages(recipe, plan)
+    runner.run_stages(recipe, stages)
     index = report.write(run)
     data = run_data.read(run)
     tables = (ladder_table(data), channel_table(data))

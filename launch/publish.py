@@ -12,7 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
 from abscot.common.errors import UserError
-from abscot.recipe.run import Run
+from abscot.pipeline.stages import require_finished
+from abscot.recipe.run import Run, open_run
 from abscot.reporting import hub
 
 
@@ -32,15 +33,15 @@ def main() -> None:
     args = parser.parse_args()
     if not args.repo and not args.dry_run:
         raise UserError("--repo: expected OWNER/NAME, or --dry-run to see what would be uploaded")
-    prepared = hub.prepare(
-        Path(args.run) if args.run else Run.of(cli.recipe_of(args)).root, args.repo
-    )
-    print(prepared.table())
+    run, recipe = open_run(args.run or Run.of(cli.recipe_of(args)).root)
+    require_finished(run, recipe)
+    upload = hub.collect(run, recipe, args.repo)
+    print(upload.table())
     if args.dry_run:
-        command = f"python launch/publish.py {prepared.run.root} --repo {args.repo or 'OWNER/NAME'}"
+        command = f"python launch/publish.py {run.root} --repo {args.repo or 'OWNER/NAME'}"
         print(f"nothing was uploaded; to do so: {command}")
         return
-    print(hub.upload(prepared, args.repo, args.private))
+    print(hub.send(upload, args.repo, args.private))
 
 
 cli.run(main)

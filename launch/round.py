@@ -35,18 +35,18 @@ def main() -> None:
     )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
-    plan = select(recipe, args.round)
+    stages = select(recipe, args.round)
     if args.without_evaluation:
-        plan = [stage for stage in plan if stage.kind != "evaluate"]
+        stages = [stage for stage in stages if stage.kind != "evaluate"]
     if args.dry_run:
         job, walltimes = allocation(), {}
         if job:
             from abscot.pipeline.preflight import stage_walltimes
 
             walltimes = stage_walltimes(recipe, job.tasks)
-        runner.dry_run(recipe, plan, walltimes)
+        runner.dry_run(recipe, stages, walltimes)
         return
-    runner.run_stages(recipe, plan)
+    runner.run_stages(recipe, stages)
     if args.round == "all":
         from abscot.recipe.run import Run
         from abscot.reporting import report

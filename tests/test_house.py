@@ -1,5 +1,6 @@
-"""The house rules that a machine can check: which way imports run, lint, format."""
+"""The house rules that a machine can check: which way imports run, lint, format, sizes."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from abscot.recipe.load import ROOT
 
+MODULE_LINES, FUNCTION_LINES = 350, 60
 MODULES = sorted([*(ROOT / "abscot").rglob("*.py"), *(ROOT / "launch").glob("*.py")])
 
 
@@ -25,6 +27,15 @@ def tool(name: str, *arguments: str) -> str:
 )
 def test_the_tools_are_content(command):
     assert tool(*command) == ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(ROOT)) for path in MODULES])
+def test_modules_and_functions_can_be_seen_whole(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MODULE_LINES
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    lengths = {n.name: n.end_lineno - n.lineno + 1 for n in functions}
+    assert {name: n for name, n in lengths.items() if n > FUNCTION_LINES} == {}
 
 
 def test_only_the_method_tells_phases_apart_by_name():

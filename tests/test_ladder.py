@@ -17,7 +17,7 @@ from abscot.common.errors import UserError
 from abscot.evaluation import benchmarks
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import jobs_of
-from abscot.generation.requests import Hidden, Request, Sampling
+from abscot.generation.requests import HiddenSpan, Request, Sampling
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.method import masks
 from abscot.method.lineage import epochs_of
@@ -161,7 +161,9 @@ def test_a_hidden_cot_is_hidden_as_in_the_one_pass_of_training(tiny):
             10, 250, (x + c + z + 1,), generator=generator
         ).tolist()  # and a newline
         prompts.append(prompt)
-        requests.append(Request(prompt, Sampling(max_tokens=5), hidden=Hidden(x, x + c, x + c + z)))
+        requests.append(
+            Request(prompt, Sampling(max_tokens=5), hidden=HiddenSpan(x, x + c, x + c + z))
+        )
     found = dict(engine.stream(requests))
     for index, ((x, c, z), prompt) in enumerate(zip(lengths, prompts, strict=True)):
         tokens = list(prompt)

@@ -3,7 +3,6 @@ of ranks.
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from abscot.bench.tools import synthetic_bin
+from abscot.common.process import free_port
 from abscot.method.phases import SEGMENT_Y, SEGMENT_Z
 from abscot.method.sequence import IGNORE
 from abscot.model.loss import _fused_cross_entropy_, supervised_loss
@@ -170,7 +170,7 @@ def test_zero3_ranks_have_the_gradients_of_one_process():
     launcher = [
         Path(sys.executable).with_name("deepspeed"),
         "--num_gpus=2",
-        f"--master_port={_free_port()}",
+        f"--master_port={free_port()}",
     ]
     done = subprocess.run(
         [*launcher, Path(__file__).with_name("zero3_gradients.py")],
@@ -181,12 +181,6 @@ def test_zero3_ranks_have_the_gradients_of_one_process():
     )
     assert done.returncode == 0, done.stdout
     assert "worst difference" in done.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.gpu

@@ -12,11 +12,18 @@ from tiny_run import make_model, tiny_tokenizer
 
 from abscot.common import files
 from abscot.common.errors import UserError
-from abscot.pipeline.stages import stages_of
+from abscot.pipeline.stages import require_finished, stages_of
 from abscot.recipe.load import ROOT, load_recipe
-from abscot.recipe.run import Run
+from abscot.recipe.run import Run, open_run
 from abscot.reporting import report
-from abscot.reporting.hub import prepare, upload
+from abscot.reporting.hub import Upload, collect, send
+
+
+def prepare(root, repo) -> Upload:
+    """As launch/publish.py does it."""
+    run, recipe = open_run(root)
+    require_finished(run, recipe)
+    return collect(run, recipe, repo)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +115,7 @@ class Hub:
 
 def test_the_upload_hands_the_hub_exactly_the_listed_files(finished):
     prepared, hub = prepare(finished.root, "me/tiny"), Hub()
-    assert upload(prepared, "me/tiny", True, hub) == "hub/me/tiny"
+    assert send(prepared, "me/tiny", True, hub) == "hub/me/tiny"
     (repo, private, exist_ok), folder, card = hub.calls
     assert (repo, private, exist_ok) == ("me/tiny", True, True)
     assert (
@@ -137,15 +144,15 @@ def test_what_the_client_takes_is_what_it_is_given():
 def test_refusals_and_damage_are_one_line(finished, tmp_path):
     prepared = prepare(finished.root, "me/tiny")
     with pytest.raises(UserError, match="--repo me: expected OWNER/NAME"):
-        upload(prepared, "me", False, Hub())
+        send(prepared, "me", False, Hub())
     with pytest.raises(
         UserError, match="--repo me/tiny: 401 Unauthorized; the same command goes on"
     ):
-        upload(prepared, "me/tiny", False, Hub(OSError("401 Unauthorized\nlong story")))
+        send(prepared, "me/tiny", False, Hub(OSError("401 Unauthorized\nlong story")))
     copy = tmp_path / finished.root.name
     shutil.copytree(finished.root, copy)
     done = json.loads((copy / "final" / "DONE").read_text())
     done["files"]["model.safetensors"] = "0" * 64
     (copy / "final" / "DONE").write_text(json.dumps(done))
     with pytest.raises(UserError, match="checksum differs"):
-        upload(prepare(copy, None), "me/tiny", False, Hub())
+        send(prepare(copy, None), "me/tiny", False, Hub())

@@ -133,8 +133,8 @@ def test_step_lengths_sum_up_for_any_text(chat, text):
 def test_templates_that_refuse_or_lose_turns_give_no_prompt():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}"
-        "{{ messages[0]['content'] }}"
+        "{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}{{ "
+        "messages[0]['content'] }}"
     )
     assert [p is None for p in ChatTokenizer(tokenizer).prompts([TURNS[:1], TURNS])] == [
         False,
@@ -580,9 +580,7 @@ def test_a_store_refuses_what_it_was_not(tmp_path, source):
 def test_without_a_launcher_mpi_is_not_imported(tmp_path):
     code = (
         "import sys; from abscot.data import prepare, mpi; from abscot.pipeline.launchers import "
-        "mpi_launch; "
-        "mpi.Ranks(*mpi_launch()); "
-        "sys.exit(bool({'mpi4py', 'torch'} & {*sys.modules}))"
+        "mpi_launch; mpi.Ranks(*mpi_launch()); sys.exit(bool({'mpi4py', 'torch'} & {*sys.modules}))"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "SLURM_"))}
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean).returncode == 0

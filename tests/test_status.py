@@ -78,8 +78,8 @@ def test_a_run_at_work_shows_progress_and_losses(run):
     finish(run, "world", "extend", "prepare", "evaluate_base", "traces_pi1_phaseA")
     note(run, "train_pi1_phaseA", "running", started_s=30, job_id="17_1", attempt=2)
     line = (
-        "train pi1_phaseA: 84/150 steps, 2.0 steps/s, 0:33 left  loss 1.2345  lr 1.00e-03  "
-        "12,300 tokens/s"
+        "train pi1_phaseA: 84/150 steps, 2.0 steps/s, 0:33 left  loss 1.2345  lr 1.00e-03  12,300 "
+        "tokens/s"
     )
     (run.logs / "train_pi1_phaseA.log").write_text(
         f"--- start\n· an older word\n· {line}\n[rank0] engine noise\n"

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import make_tiny_run, training_of
 
 from abscot.common import files
+from abscot.common.process import free_port
 from abscot.pipeline.stages import train_stage
 from abscot.recipe.load import dump
 from abscot.recipe.run import Run
@@ -74,10 +74,8 @@ def on_ranks(recipe, ranks: int, **train):
 def start(recipe, run: Run) -> subprocess.Popen:
     """Phase A of round 1, in a session of its own."""
     run.config.write_text(dump(recipe))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = train_stage(training_of(recipe, run, 1, "A")).launch.command(run.config, port)
+    stage = train_stage(training_of(recipe, run, 1, "A"))
+    command = stage.launch.command(run.config, free_port())
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -31,16 +31,22 @@ def run(argv: list[str] = ()) -> dict:
     args = parser.parse_args(argv)
     lengths = dolci_like_lengths(args.rows, rng("bench", args.seed))
     results = {"rows": args.rows}
-    for world in (8, 64, 256):
+    for world_size in (8, 64, 256):
         start = time.perf_counter()
-        plan = _plan(lengths, 32_768, args.seed, MICRO_STEPS * world)
+        plan = _plan(lengths, 32_768, args.seed, MICRO_STEPS * world_size)
         seconds = time.perf_counter() - start
-        log(f"plan for {world} ranks: {seconds:.1f} s, {plan.num_steps:,} steps")
-        results |= {f"plan_s_{world}": seconds, f"utilisation_{world}": plan.utilisation(world)}
+        log(f"plan for {world_size} ranks: {seconds:.1f} s, {plan.num_steps:,} steps")
+        results |= {
+            f"plan_s_{world_size}": seconds,
+            f"utilisation_{world_size}": plan.utilisation(world_size),
+        }
         dealt = _dealt_at_random(plan, args.seed)
-        results[f"random_utilisation_{world}"] = dealt.utilisation(world)
-        results |= {f"mix_cv_{world}": mix_cv(plan), f"random_mix_cv_{world}": mix_cv(dealt)}
-    results["plan_s"] = max(results[f"plan_s_{world}"] for world in (8, 64, 256))
+        results[f"random_utilisation_{world_size}"] = dealt.utilisation(world_size)
+        results |= {
+            f"mix_cv_{world_size}": mix_cv(plan),
+            f"random_mix_cv_{world_size}": mix_cv(dealt),
+        }
+    results["plan_s"] = max(results[f"plan_s_{world_size}"] for world_size in (8, 64, 256))
     results |= {"mix_cv": results["mix_cv_64"], "random_mix_cv": results["random_mix_cv_64"]}
     short = lengths[lengths <= 16_384]
     bound = -(-int(short.sum()) // 16_384)

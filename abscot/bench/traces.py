@@ -68,8 +68,8 @@ def run(argv: Sequence[str] = ()) -> dict:
             Path(directory), InferenceConfig(max_model_len_tokens=1024), rules, items, args
         )
     print(
-        f"{args.traces:,} traces of {rules.m_min} to {rules.m_max} tokens, phase A prompts, "
-        "random 4-layer model"
+        f"{args.traces:,} traces of {rules.m_min} to {rules.m_max} tokens, phase A prompts, random "
+        "4-layer model"
     )
     for name, label in (
         ("", "engine starts not counted"),

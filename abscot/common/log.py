@@ -72,8 +72,7 @@ class Progress:
             self.bar.stop()
         log(
             f"{self.label}: {self.done:,} {self.unit} done in "
-            f"{format_s(time.monotonic() - self.start)}"
-            f"{'  ' + note if note else ''}"
+            f"{format_s(time.monotonic() - self.start)}{'  ' + note if note else ''}"
         )
 
     def __enter__(self) -> "Progress":

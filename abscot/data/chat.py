@@ -160,9 +160,8 @@ class ChatTokenizer:
         )
         if len(on) > len(off) or not np.array_equal(off[: len(on)], on):
             raise UserError(
-                f"{self.tokenizer.name_or_path}: its chat template with enable_thinking=False "
-                "must be that of"
-                " True and something behind it"
+                f"{self.tokenizer.name_or_path}: its chat template with enable_thinking=False must "
+                "be that of True and something behind it"
             )
         return off[len(on) :]
 

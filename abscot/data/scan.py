@@ -108,6 +108,5 @@ def _nothing_left(job: Job) -> str:
     )
     return (
         f"data.source: {job.recipe.data.source}: no row is left with "
-        f"data.format={job.recipe.data.format}"
-        f" ({counts or 'no rows'}){where}"
+        f"data.format={job.recipe.data.format} ({counts or 'no rows'}){where}"
     )

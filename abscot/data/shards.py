@@ -200,8 +200,8 @@ class ShardStore:
         self.manifest = json.loads((self.directory / "manifest.json").read_text())
         if self.manifest["schema_version"] != SCHEMA_VERSION:
             raise UserError(
-                f"{self.directory}: shards of version {self.manifest['schema_version']}, expected"
-                f" {SCHEMA_VERSION}; {REMAKE.format(self.directory)}"
+                f"{self.directory}: shards of version {self.manifest['schema_version']}, expected "
+                f"{SCHEMA_VERSION}; {REMAKE.format(self.directory)}"
             )
         self.hash: str = self.manifest["hash"]
         self._shards = [_Shard(self.directory / e["file"], e) for e in self.manifest["shards"]]
@@ -264,8 +264,8 @@ class ShardStore:
             if self.manifest[key] != value:
                 raise UserError(
                     f"{self.directory}: made with another {key.replace('_', ' ')} "
-                    f"({self.manifest[key]}) than"
-                    f" that of {tokenizer.name_or_path} ({value}); {REMAKE.format(self.directory)}"
+                    f"({self.manifest[key]}) than that of {tokenizer.name_or_path} ({value}); "
+                    f"{REMAKE.format(self.directory)}"
                 )
 
     def marks(self, vocab: AbstractVocab) -> Marks:

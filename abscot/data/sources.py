@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from abscot.common.errors import UserError
+from abscot.recipe.load import local_path
 from abscot.recipe.schema import DataConfig
 
 OPTIONAL_COLUMNS = ("id", "dataset_source", "source")
@@ -59,7 +60,7 @@ def find(config: DataConfig) -> list[Unit]:
 
     Raises UserError where nothing is there, a file is empty, unreadable or of no known kind.
     """
-    if _is_hub_id(config.source):
+    if local_path(config.source) is None:
         parts = _hub_dataset(config).num_shards
         return [Unit(config.source, "hub", part, parts) for part in range(parts)]
     files = sorted(glob.glob(str(Path(config.source).expanduser()), recursive=True))
@@ -69,16 +70,6 @@ def find(config: DataConfig) -> list[Unit]:
             "(owner/name)"
         )
     return [unit for file in files for unit in _units_of(file)]
-
-
-def _is_hub_id(source: str) -> bool:
-    """owner/name that is no file here: nothing else ever goes to the network."""
-    is_path = (
-        source.startswith((".", "/", "~"))
-        or any(c in source for c in "*?[")
-        or Path(source).exists()
-    )
-    return not is_path and source.count("/") == 1 and not source.endswith(tuple(SUFFIXES))
 
 
 def _units_of(file: str) -> list[Unit]:
@@ -227,8 +218,8 @@ def _read_table(unit: Unit, columns: tuple[str, ...], wanted: np.ndarray | None)
         missing = [name for name in columns if name not in schema.names]
         if missing:
             raise UserError(
-                f"{unit.file}: no column {', '.join(missing)}; it has {', '.join(schema.names)};"
-                " set data.format to what fits"
+                f"{unit.file}: no column {', '.join(missing)}; it has {', '.join(schema.names)}; "
+                "set data.format to what fits"
             )
         used = [name for name in schema.names if name in (*columns, *OPTIONAL_COLUMNS)]
         if batches is None:

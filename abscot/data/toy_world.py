@@ -36,14 +36,12 @@ VERBS = {True: ("buys", "finds", "gets", "wins"), False: ("sells", "loses", "dro
 # <think>.
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "
-    "<|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> "
-    "<|video_pad|>"
+    "<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
+    "<|image_pad|> <|video_pad|>"
 ).split()
 PLAIN = (
     "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> "
-    "<|repo_name|> "
-    "<|file_sep|> <tool_response> </tool_response> <think> </think>"
+    "<|repo_name|> <|file_sep|> <tool_response> </tool_response> <think> </think>"
 ).split()
 TEMPLATE = (
     "{% for message in messages %}"

@@ -29,7 +29,7 @@ from abscot.evaluation.benchmarks import Problem
 from abscot.evaluation.results import Answer
 from abscot.generation.requests import (
     Completion,
-    Hidden,
+    HiddenSpan,
     Request,
     Sampling,
     codebook_tokens_of,
@@ -111,10 +111,8 @@ class Asker:
             if self.room(mode) < 1:
                 raise UserError(
                     f"eval.modes: {mode} leaves no room for a prompt in the window of "
-                    f"{engine.window_tokens} tokens"
-                    " (inference.max_model_len_tokens, or the model's own); lower "
-                    "eval.max_reasoning_tokens or"
-                    " eval.max_answer_tokens"
+                    f"{engine.window_tokens} tokens (inference.max_model_len_tokens, or the "
+                    "model's own); lower eval.max_reasoning_tokens or eval.max_answer_tokens"
                 )
 
     def room(self, mode: str) -> int:
@@ -171,7 +169,7 @@ class Asker:
         def answer_stage(*completions: Completion) -> Request:
             trace = self.trace(question, completions)
             prompt = answer_prompt(self.vocab, self.newline, x, trace, c)
-            hidden = Hidden(len(x), len(x) + len(c), len(prompt) - len(self.newline))
+            hidden = HiddenSpan(len(x), len(x) + len(c), len(prompt) - len(self.newline))
             return Request(prompt, free, hidden=hidden)
 
         begun = trace_prompt(self.vocab, x, c)

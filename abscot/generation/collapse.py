@@ -238,8 +238,7 @@ def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> li
         if gain < max(PROMPT_SIMILARITY_GAIN, 2 * error):
             found.append(
                 "no difference between prompts: two traces of one prompt are "
-                f"{stats['same_prompt_similarity']:.2f} alike,"
-                f" of two prompts {stats['other_prompt_similarity']:.2f} (gain {gain:.3f} +- "
-                f"{error:.3f})"
+                f"{stats['same_prompt_similarity']:.2f} alike, of two prompts "
+                f"{stats['other_prompt_similarity']:.2f} (gain {gain:.3f} +- {error:.3f})"
             )
     return found

@@ -45,7 +45,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Hidden:
+class HiddenSpan:
     """Positions start .. stop of a prompt that its tokens from `behind` on, and all that is
     generated, cannot see.
     """
@@ -64,7 +64,7 @@ class Request:
     then: Callable[[Completion], "Request"] | None = (
         None  # the next stage, made from this one's completion
     )
-    hidden: Hidden | None = None
+    hidden: HiddenSpan | None = None
 
 
 def trace_request(

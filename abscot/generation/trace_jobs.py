@@ -230,10 +230,9 @@ def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
         log(f"WARNING traces {job.tag}: {warning}")
     if statistics["warnings"] and config.on_collapse == "stop":
         raise UserError(
-            f"traces {job.tag}: traces.on_collapse is `stop`, and {statistics['warnings'][0]};"
-            " train differently, or to go on all the same write `warn` into "
-            f"{job.training.run.config} and "
-            "start with --recipe on it"
+            f"traces {job.tag}: traces.on_collapse is `stop`, and {statistics['warnings'][0]}; "
+            "train differently, or to go on all the same write `warn` into "
+            f"{job.training.run.config} and start with --recipe on it"
         )
     with publish(job.final, job.identity()) as directory:
         with pa.ipc.new_file(str(directory / TRACES), table.schema) as writer:

@@ -54,8 +54,8 @@ class TraceSet:
         for key, expected in (("store", store.hash), ("round", round_), ("phase", phase)):
             if expected is not None and meta[key] != expected:
                 raise UserError(
-                    f"{directory}: traces of {key} {meta[key]}, expected {expected}; delete it "
-                    "and run launch/traces.py again"
+                    f"{directory}: traces of {key} {meta[key]}, expected {expected}; delete it and "
+                    "run launch/traces.py again"
                 )
         with pa.memory_map(str(directory / TRACES)) as file:
             table = pa.ipc.open_file(file).read_all()

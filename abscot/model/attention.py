@@ -54,8 +54,7 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype = torch.bflo
     if requested == "varlen" and not has_flash:
         raise UserError(
             "model.attention: varlen needs a CUDA GPU of compute capability 8.0 and 16-bit "
-            "weights, "
-            f"found {dtype} on {device}; use --set model.attention=auto"
+            f"weights, found {dtype} on {device}; use --set model.attention=auto"
         )
     if requested == "flex" and not cuda:
         raise UserError(

@@ -142,7 +142,7 @@ def _collate(documents: list[list[Piece]], rows: np.ndarray | None, ids: list[st
 
 
 def prefetched(
-    plan: Plan, documents: Documents, rank: int, world: int, first_step: int
+    plan: Plan, documents: Documents, rank: int, world_size: int, first_step: int
 ) -> Iterator[tuple[StepPlan, list[Batch]]]:
     """(step, this rank's micro-batches) from `first_step` on. A thread works ahead by a step."""
     ready: queue.Queue = queue.Queue(maxsize=1)
@@ -161,7 +161,7 @@ def prefetched(
                 if ended.is_set():
                     return
                 step = plan.step(index)
-                put((step, [documents.batch(bins[rank]) for bins in step.micro_steps(world)]))
+                put((step, [documents.batch(bins[rank]) for bins in step.micro_steps(world_size)]))
             put(None)
         except BaseException as error:  # noqa: BLE001  raised again where the batches are consumed
             put(error)

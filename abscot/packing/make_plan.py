@@ -167,8 +167,8 @@ def _check_rows(
         worst = int(too_long[np.argmax(lengths[too_long])])
         raise UserError(
             f"{row_name(worst)}: {lengths[worst]} tokens do not fit in "
-            f"train.capacity_tokens={capacity}"
-            f" ({len(too_long)} such rows); raise it, or prepare again with data.long_rows"
+            f"train.capacity_tokens={capacity} ({len(too_long)} such rows); raise it, or prepare "
+            "again with data.long_rows"
         )
 
 

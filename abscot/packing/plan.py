@@ -61,7 +61,7 @@ class StepPlan:
     def rows(self) -> np.ndarray:
         return np.concatenate(self.bins)
 
-    def micro_steps(self, world: int) -> list[list[np.ndarray | None]]:
+    def micro_steps(self, world_size: int) -> list[list[np.ndarray | None]]:
         """[micro][rank] -> the rows of one bin, or None where a rank has no work.
 
         Where the bins do not fill the last micro-step, the rows of the step are levelled into as
@@ -69,14 +69,14 @@ class StepPlan:
         must.
         """
         bins = self.bins
-        slots = -(-len(bins) // world) * world
+        slots = -(-len(bins) // world_size) * world_size
         if slots > len(bins):
             bin_of = level_fit(self.sizes.tokens[self.rows], slots, self.sizes.capacity)
             if bin_of is not None:
                 bins = [self.rows[bin_of == index] for index in range(min(slots, self.examples))]
                 bins.sort(key=lambda rows: -int(self.sizes.costs[rows].sum()))
         padded = bins + [None] * (slots - len(bins))
-        return [padded[start : start + world] for start in range(0, slots, world)]
+        return [padded[start : start + world_size] for start in range(0, slots, world_size)]
 
 
 @dataclass(frozen=True)
@@ -154,18 +154,20 @@ class Plan:
         number = int(self.bin_costs().argmax())
         return self.rows[self.bin_starts[number] : self.bin_starts[number + 1]]
 
-    def utilisation(self, world: int) -> float:
+    def utilisation(self, world_size: int) -> float:
         """Work done / work the ranks could have done: mean over maximum cost of all micro-steps."""
         bin_costs = self.bin_costs()
         done, possible = int(bin_costs.sum()), 0
         for index, (first, last) in enumerate(
             zip(self.step_starts, self.step_starts[1:], strict=False)
         ):
-            if (last - first) % world == 0:
-                possible += world * int(bin_costs[first:last].reshape(-1, world).max(1).sum())
+            if (last - first) % world_size == 0:
+                possible += world_size * int(
+                    bin_costs[first:last].reshape(-1, world_size).max(1).sum()
+                )
             else:
-                for bins in self.step(index).micro_steps(world):
-                    possible += world * max(
+                for bins in self.step(index).micro_steps(world_size):
+                    possible += world_size * max(
                         int(self.sizes.costs[b].sum()) for b in bins if b is not None
                     )
         return done / possible

@@ -24,12 +24,12 @@ def ladder_recipe(recipe: Recipe) -> Recipe:
 
 def ladder_stages(recipe: Recipe) -> list[Stage]:
     """The whole run, then the baselines and their evaluation, then the channel of every round."""
-    run, plan = Run.of(recipe), stages_of(recipe)
+    run, stages = Run.of(recipe), stages_of(recipe)
     models = {model.name: model for model in phase_models(recipe, run)}
     for training in baseline_trainings(recipe, run):
         model = models[training.tag]
-        plan += [train_stage(training), evaluation_stage(run, model, recipe.eval.benchmarks)]
+        stages += [train_stage(training), evaluation_stage(run, model, recipe.eval.benchmarks)]
     open_ = [name for name in recipe.eval.benchmarks if has_cots(name)]
     asked = tuple(word for name in open_ for word in ("--benchmark", name))
     channels = [model for model in models.values() if CHANNEL in model.modes] if open_ else []
-    return plan + [evaluation_stage(run, model, open_, asked) for model in channels]
+    return stages + [evaluation_stage(run, model, open_, asked) for model in channels]

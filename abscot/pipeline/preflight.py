@@ -93,8 +93,7 @@ def shape_of(recipe: Recipe, run: Run) -> ModelShape:
         return QWEN3[size]
     raise UserError(
         f"model.base: {recipe.model.base}: its shape is known once it is downloaded; run "
-        "launch/extend.py,"
-        " or give a local directory"
+        "launch/extend.py, or give a local directory"
     )
 
 

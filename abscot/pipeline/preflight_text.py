@@ -11,8 +11,8 @@ def render(report: dict) -> str:
     """The report as text for a terminal."""
     data = report["data"]
     out = [
-        f"{report['recipe']}: {report['base']}, {report['parameters']:,} parameters,"
-        f" {report['trainable']:,} trained, {report['world']} GPUs",
+        f"{report['recipe']}: {report['base']}, {report['parameters']:,} parameters, "
+        f"{report['trainable']:,} trained, {report['world']} GPUs",
         f"\nRows ({data['origin']}): {data['read']:,} read, {data['kept']:,} kept,"
         f" {data['truncated']:,} of them with a cut CoT",
     ]

@@ -23,18 +23,18 @@ MAX_CRASHES = 3  # of a stage, each soon after its start: then it needs a person
 SOON_S = 1800
 
 
-def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
+def run_stages(recipe: Recipe, stages: list[Stage]) -> None:
     """Runs what is not done, in order. Raises UserError where an input is missing or a stage fails
     for good, StageCrashed where the same command may go on.
 
     SIGUSR1 ends it: with exit code 75, as soon as the stage that runs has saved what it must not
     lose.
     """
-    _check_inputs(recipe, plan)
+    _check_inputs(recipe, stages)
     run, stop = claim(recipe), ForwardedStop()
     with exclusive(run.root):
-        for number, stage in enumerate(plan, 1):
-            label = f"[{number}/{len(plan)}] {stage.name}"
+        for number, stage in enumerate(stages, 1):
+            label = f"[{number}/{len(stages)}] {stage.name}"
             if stage.done():
                 print(f"{label}: done before", flush=True)
                 continue
@@ -45,12 +45,12 @@ def run_stages(recipe: Recipe, plan: list[Stage]) -> None:
             print(f"{label}: done in {format_s(seconds)}", flush=True)
 
 
-def _check_inputs(recipe: Recipe, plan: list[Stage]) -> None:
+def _check_inputs(recipe: Recipe, stages: list[Stage]) -> None:
     """Raises UserError, before anything is written, for an input that neither exists nor is made by
-    `plan`.
+    `stages`.
     """
-    made = {path for stage in plan for path in stage.outputs}
-    for stage in plan:
+    made = {path for stage in stages for path in stage.outputs}
+    for stage in stages:
         for path in stage.missing_inputs():
             if not stage.done() and path not in made:
                 raise UserError(
@@ -216,12 +216,12 @@ def _end_group(process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def dry_run(recipe: Recipe, plan: list[Stage], walltimes: dict[str, str] | None = None) -> None:
+def dry_run(recipe: Recipe, stages: list[Stage], walltimes: dict[str, str] | None = None) -> None:
     """Prints the stages: what is done, what they read and write, how long they may take, and their
     commands.
     """
     run = Run.of(recipe)
-    for stage in plan:
+    for stage in stages:
         state = "done" if stage.done() else "ready" if not stage.missing_inputs() else "waits"
         print(f"{stage.name}  [{state}]")
         for title, names in (("in ", stage.inputs), ("out", stage.outputs)):

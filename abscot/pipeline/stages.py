@@ -1,5 +1,5 @@
-"""The pure plan of stages: inputs, outputs and commands; what is done and what is next. Nothing is
-run here.
+"""The stages of a run: inputs, outputs and commands; what is done and what is next. Nothing is run
+here.
 """
 
 from dataclasses import dataclass
@@ -41,10 +41,10 @@ class Stage:
 def stages_of(recipe: Recipe) -> list[Stage]:
     """Every stage of the run, in the order in which one machine runs them."""
     run = Run.of(recipe)
-    plan = before_rounds(recipe, run)
+    stages = before_rounds(recipe, run)
     for round_ in range(1, recipe.rounds + 1):
-        plan += round_stages(recipe, run, round_)
-    return plan
+        stages += round_stages(recipe, run, round_)
+    return stages
 
 
 def before_rounds(recipe: Recipe, run: Run) -> list[Stage]:
@@ -60,11 +60,12 @@ def before_rounds(recipe: Recipe, run: Run) -> list[Stage]:
 
 def round_stages(recipe: Recipe, run: Run, round_: int) -> list[Stage]:
     """For each phase its traces, its training and export; then the evaluation of the round."""
-    plan = []
+    stages = []
     for training in trainings_of(recipe, run, round_):
-        plan += [trace_stage(training)] * training.reads_traces
-        plan.append(train_stage(training))
-    return [*plan, evaluation_stage(run, round_models(recipe, run)[round_], recipe.eval.benchmarks)]
+        stages += [trace_stage(training)] * training.reads_traces
+        stages.append(train_stage(training))
+    model = round_models(recipe, run)[round_]
+    return [*stages, evaluation_stage(run, model, recipe.eval.benchmarks)]
 
 
 def trace_stage(training: Training) -> Stage:
@@ -106,14 +107,24 @@ def evaluation_stage(
 
 def select(recipe: Recipe, which: str) -> list[Stage]:
     """The stages of `--round`: `all`, 0 (what comes before the rounds) or one round's."""
-    plan = stages_of(recipe)
+    stages = stages_of(recipe)
     if which == "all":
-        return plan
+        return stages
     if not which.isdigit() or int(which) > recipe.rounds:
         raise UserError(
             f"--round {which}: expected all, 0 (before the rounds) or 1 to {recipe.rounds}"
         )
-    return [stage for stage in plan if stage.round == int(which)]
+    return [stage for stage in stages if stage.round == int(which)]
+
+
+def require_finished(run: Run, recipe: Recipe) -> None:
+    """Raises UserError, naming stages, where one of the run's is not done."""
+    missing = [stage.name for stage in stages_of(recipe) if not stage.done()]
+    if missing:
+        raise UserError(
+            f"{run.root}: not finished ({', '.join(missing[:4])}{', ..' if missing[4:] else ''}); "
+            f"finish it with: python launch/round.py --recipe {run.config} --round all"
+        )
 
 
 def maker_of(recipe: Recipe, path: Path) -> str:

@@ -9,13 +9,11 @@ import socket
 import time
 from pathlib import Path
 
-from abscot.common.errors import UserError
 from abscot.common.log import SHOWN, format_s
 from abscot.common.table import Table
 from abscot.pipeline.stage_state import StageState
 from abscot.pipeline.stages import Stage, stages_of
-from abscot.recipe.load import load_recipe
-from abscot.recipe.run import Run
+from abscot.recipe.run import Run, open_run
 from abscot.training.record import TrainLog
 
 TAIL_BYTES = 65_536
@@ -37,15 +35,7 @@ class StageStatus:
 
 def screen(root: Path | str) -> str:
     """The status of the run at `root` as text. Raises UserError for a directory that is no run."""
-    run = Run(Path(root).resolve())
-    if not run.config.is_file():
-        raise UserError(
-            f"{root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
-        )
-    # The run may have been moved since it was made: its stages are looked for where it is now.
-    recipe = dataclasses.replace(
-        load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name
-    )
+    run, recipe = open_run(root)
     statuses = [stage_status(run, stage) for stage in stages_of(recipe)]
     done = sum(s.state == "done" for s in statuses)
     before, after = ([s for s in statuses if bool(s.stage.round) is late] for late in (False, True))

@@ -54,13 +54,8 @@ def _recipe_path(path: str | os.PathLike | None) -> Path:
 def local_path(value: str) -> Path | None:
     """`value` as a local path, or None where it can only be a hub id (owner/name)."""
     path = Path(value).expanduser()
-    if (
-        path.exists()
-        or value.startswith((".", "/", "~"))
-        or value.count("/") != 1
-        or "*" in value
-        or path.suffix in FILE_SUFFIXES
-    ):
+    is_path = value.startswith((".", "/", "~")) or any(mark in value for mark in "*?[")
+    if is_path or value.count("/") != 1 or path.suffix in FILE_SUFFIXES or path.exists():
         return path
     return None
 

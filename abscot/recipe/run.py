@@ -1,12 +1,13 @@
 """The run directory: every file's name, and its claim by one recipe."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from abscot.common.errors import UserError
 from abscot.common.files import write_text_atomic
 from abscot.common.ranks import rank
-from abscot.recipe.load import ROOT, check_files, dump
+from abscot.recipe.load import ROOT, check_files, dump, load_recipe
 from abscot.recipe.schema import Recipe
 
 
@@ -46,6 +47,21 @@ class Run:
         return self.root / "plans" / f"{tag}.npz"
 
 
+def open_run(root: str | os.PathLike) -> tuple[Run, Recipe]:
+    """The run at `root` and its recipe, which says where it is now: a run may have been moved.
+
+    Raises UserError for a directory that is no run.
+    """
+    run = Run(Path(root).resolve())
+    if not run.config.is_file():
+        raise UserError(
+            f"{root}: no config.yaml, so not a run; expected the directory of a run, e.g. "
+            "runs/tiny-cpu"
+        )
+    recipe = load_recipe(run.config)
+    return run, replace(recipe, run_root=str(run.root.parent), name=run.root.name)
+
+
 def claim(recipe: Recipe) -> Run:
     """The recipe's run directory, created or continued.
 
@@ -61,8 +77,8 @@ def claim(recipe: Recipe) -> Run:
         difference = _first_difference(_shaping(old), _shaping(text))
         if difference:
             raise UserError(
-                f"{run.config}: this run was made with another recipe ({difference});"
-                f" give this one its own --set name=OTHER, or delete {run.root}"
+                f"{run.config}: this run was made with another recipe ({difference}); give this "
+                f"one its own --set name=OTHER, or delete {run.root}"
             )
         if old != text and rank() == 0:
             write_text_atomic(run.config, text)

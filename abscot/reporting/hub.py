@@ -8,7 +8,6 @@ adapters/            with LoRA
 teacher_traces/ train_logs/ results/ report/
 """
 
-import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from pathlib import Path
 from abscot.common.errors import UserError
 from abscot.common.files import is_done, verify
 from abscot.method.lineage import round_model
-from abscot.pipeline.stages import stages_of
-from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 from abscot.reporting import model_card, run_data
@@ -53,19 +50,11 @@ class Upload:
         )
 
 
-def prepare(root: Path, repo: str | None) -> Upload:
-    """What of the run at `root` goes up. Raises UserError for an unfinished run, naming what is
-    missing.
-    """
-    run = Run(Path(root).resolve())
-    if not run.config.is_file():
-        raise UserError(
-            f"{root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
-        )
-    recipe = dataclasses.replace(
-        load_recipe(run.config), run_root=str(run.root.parent), name=run.root.name
-    )
-    _refuse_unfinished(run, recipe)
+def collect(run: Run, recipe: Recipe, repo: str | None) -> Upload:
+    """What of a finished run goes up. Raises UserError for a run without its report."""
+    final = round_model(recipe, run, recipe.rounds)
+    if not is_done(run.report) or not (final / CARD).is_file():
+        raise UserError(f"{run.root}: no report; write it with: python launch/report.py {run.root}")
     models = [round_model(recipe, run, r).name for r in (recipe.rounds, *range(1, recipe.rounds))]
     found = [Path(run.config.name)]
     for name in (*models, *DIRECTORIES):
@@ -74,18 +63,6 @@ def prepare(root: Path, repo: str | None) -> Upload:
         )
         found += [path for path in inside if not any(part.startswith(".") for part in path.parts)]
     return Upload(run, recipe, tuple(found), _card(run, recipe, repo or "OWNER/NAME"))
-
-
-def _refuse_unfinished(run: Run, recipe: Recipe) -> None:
-    missing = [stage.name for stage in stages_of(recipe) if not stage.done()]
-    if missing:
-        raise UserError(
-            f"{run.root}: not finished ({', '.join(missing[:4])}{', ..' if missing[4:] else ''});"
-            f" finish it with: python launch/round.py --recipe {run.config} --round all"
-        )
-    final = round_model(recipe, run, recipe.rounds)
-    if not is_done(run.report) or not (final / CARD).is_file():
-        raise UserError(f"{run.root}: no report; write it with: python launch/report.py {run.root}")
 
 
 def _card(run: Run, recipe: Recipe, repo: str) -> str:
@@ -99,25 +76,25 @@ def _card(run: Run, recipe: Recipe, repo: str) -> str:
     return text.replace("## Usage\n", f"## Usage\n\n{download}\n", 1)
 
 
-def upload(prepared: Upload, repo: str, private: bool, api=None) -> str:
+def send(upload: Upload, repo: str, private: bool, api=None) -> str:
     """Uploads and returns the address. A second start goes on where the first one was ended.
 
     Raises UserError for a name that is none, a damaged model, and for whatever the hub refuses.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(f"--repo {repo}: expected OWNER/NAME")
-    for name in {path.parts[0] for path in prepared.files}:
-        if is_done(prepared.run.root / name):
-            verify(prepared.run.root / name)
+    for name in {path.parts[0] for path in upload.files}:
+        if is_done(upload.run.root / name):
+            verify(upload.run.root / name)
     if api is None:
         import huggingface_hub
 
         api = huggingface_hub.HfApi()
-    files = [str(path) for path in prepared.files]
+    files = [str(path) for path in upload.files]
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=prepared.run.root, allow_patterns=files)
-        api.upload_file(path_or_fileobj=prepared.card.encode(), path_in_repo=CARD, repo_id=repo)
+        api.upload_folder(repo_id=repo, folder_path=upload.run.root, allow_patterns=files)
+        api.upload_file(path_or_fileobj=upload.card.encode(), path_in_repo=CARD, repo_id=repo)
     except (
         OSError,
         ValueError,

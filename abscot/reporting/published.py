@@ -17,9 +17,7 @@ PUBLISHED = """\
 
 PAPER = (
     "For reference, MATH-500 with Qwen3-4B. Paper (arXiv 2604.22709): verbal CoT 83.2% with 1087 "
-    "tokens, "
-    "Abstract-CoT warm-up 86.2% with 168 (600k rows, full fine-tune). Public reproduction: verbal "
-    "CoT 84.6% "
-    "with 1045, Abstract-CoT 72.0% with 432 (5k rows, LoRA). Another model or benchmark is not "
-    "comparable."
+    "tokens, Abstract-CoT warm-up 86.2% with 168 (600k rows, full fine-tune). Public "
+    "reproduction: verbal CoT 84.6% with 1045, Abstract-CoT 72.0% with 432 (5k rows, LoRA). "
+    "Another model or benchmark is not comparable."
 )

@@ -33,9 +33,8 @@ from abscot.reporting.tables import (
 
 RESULTS_NOTE = (
     "Accuracy with its 95% interval: bootstrap over problems. Tokens are means, counted from ids: "
-    "reasoning, "
-    "response, total; per correct: all generated tokens over right answers; cut: answers at their "
-    "limit."
+    "reasoning, response, total; per correct: all generated tokens over right answers; cut: "
+    "answers at their limit."
 )
 
 
@@ -122,11 +121,9 @@ def _headline(data: RunData) -> list[str]:
         ratio = verbal.total_tokens.value / max(abstract.total_tokens.value, 1)
         lines.append(
             f"{benchmark}: after round {data.recipe.rounds}, "
-            f"{percent_interval(abstract.accuracy)}% right "
-            "with "
-            f"{abstract.total_tokens.value:.1f} tokens an answer; "
-            f"verbal CoT of the base {percent_interval(verbal.accuracy)}% "
-            f"with {verbal.total_tokens.value:.1f} ({ratio:.1f}x as many)."
+            f"{percent_interval(abstract.accuracy)}% right with {abstract.total_tokens.value:.1f} "
+            f"tokens an answer; verbal CoT of the base {percent_interval(verbal.accuracy)}% with "
+            f"{verbal.total_tokens.value:.1f} ({ratio:.1f}x as many)."
         )
     return lines
 
@@ -150,19 +147,17 @@ def _ladder(data: RunData) -> list[Block]:
     blocks: list[Block] = []
     if is_run(data):
         note = (
-            f"{equalised(data.recipe)} Answers and supervised tokens: what the train logs "
-            "count behind the base. "
-            "The difference to SFT (no CoT) is paired, in points; the paper's numbers are of "
-            "MATH-500 with Qwen3-4B."
+            f"{equalised(data.recipe)} Answers and supervised tokens: what the train logs count "
+            "behind the base. The difference to SFT (no CoT) is paired, in points; the paper's "
+            "numbers are of MATH-500 with Qwen3-4B."
         )
         blocks += [Heading("The ladder", 3), ladder_table(data), Paragraph(note, note=True)]
     channel = channel_table(data)
     if channel:
         note = (
             "Channel: phase A's model is given the gold CoT, samples a trace in its sight and "
-            "answers with the CoT hidden, "
-            "so that what the answer knows of it came through the trace. Without CoT: the round's "
-            "model. Gap: paired."
+            "answers with the CoT hidden, so that what the answer knows of it came through the "
+            "trace. Without CoT: the round's model. Gap: paired."
         )
         blocks += [Heading("The channel", 3), channel, Paragraph(note, note=True)]
     return blocks

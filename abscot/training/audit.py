@@ -73,8 +73,8 @@ def _plan_faults(plan: Plan, meta: TrainLogMeta, rows: np.ndarray, epochs: int):
         missing, foreign = np.setdiff1d(rows, planned), np.setdiff1d(planned, rows)
         if len(missing) or len(foreign) or counts.max() > 1:
             yield (
-                f"epoch {epoch} of the plan: {len(missing)} rows missing, {len(foreign)} foreign,"
-                f" {int((counts > 1).sum())} more than once"
+                f"epoch {epoch} of the plan: {len(missing)} rows missing, {len(foreign)} foreign, "
+                f"{int((counts > 1).sum())} more than once"
             )
 
 
@@ -108,7 +108,6 @@ def render(findings: list[Finding]) -> str:
         )
         lines.append(
             f"{f.tag}: {f.rows:,} rows x {f.epochs} epochs, {f.trained:,} trained in {f.steps:,} "
-            "steps:"
-            f" {verdict}"
+            f"steps: {verdict}"
         )
     return "\n".join(lines)

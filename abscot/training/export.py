@@ -137,8 +137,8 @@ def _check_complete(written: dict, expected: dict, source: Path) -> None:
     if wrong:
         name = wrong[0]
         raise RuntimeError(
-            f"export: {len(wrong)} tensors differ from {source}, first {name}: "
-            f"expected {expected.get(name)}, wrote {written.get(name)}"
+            f"export: {len(wrong)} tensors differ from {source}, first {name}: expected "
+            f"{expected.get(name)}, wrote {written.get(name)}"
         )
 
 

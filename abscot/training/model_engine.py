@@ -98,8 +98,7 @@ def build_model_engine(recipe: Recipe, start: Path, directory: Path, device: tor
     log(
         f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f}%), "
         f"ZeRO-{model_engine.zero_optimization_stage()}, {ranks.world_size()} ranks on "
-        f"{get_accelerator().device_name()}, "
-        f"{recipe.model.dtype}, attention {module.backend}"
+        f"{get_accelerator().device_name()}, {recipe.model.dtype}, attention {module.backend}"
     )
     return model_engine
 
