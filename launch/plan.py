@@ -3,7 +3,7 @@ run.
 
   python launch/plan.py                                 the tiny recipe
   python launch/plan.py --recipe launch/recipes/qwen3-4b-full-600k.yaml --world 64
-  python launch/plan.py --recipe R --lengths FILE       a line a row: prompt,cot,answer tokens
+  python launch/plan.py --recipe R --lengths FILE       a line per row: prompt,cot,answer tokens
 
 Lengths come from the run's shards; before there are any, from --lengths, or they are assumed.
 """

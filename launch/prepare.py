@@ -35,12 +35,11 @@ def main() -> None:
         ranks.first(lambda: check(run))
         return
 
-    from transformers import AutoTokenizer
-
     from abscot.data.prepare import prepare
+    from abscot.method.vocab import load_tokenizer
 
     ranks.first(lambda: files.read_done(run.base))
-    tokenizer = AutoTokenizer.from_pretrained(run.base)
+    tokenizer = load_tokenizer(run.base)
     store = prepare(
         recipe, run, tokenizer, ranks.first(lambda: evaluation_problems(recipe, run)), ranks
     )
@@ -64,9 +63,8 @@ def check(run: Run) -> None:
 
     store = ShardStore(run.shards)
     store.verify()
-    shutil.rmtree(
-        run.shards.with_name("shards.work"), ignore_errors=True
-    )  # of a kill right after the publishing
+    # of a kill right after the publishing
+    shutil.rmtree(run.shards.with_name("shards.work"), ignore_errors=True)
     print(f"{run.shards}: done, {len(store):,} rows, every checksum is right, hash {store.hash}")
 
 

@@ -2,7 +2,7 @@
 
   deepspeed launch/train.py --phase A                           the tiny recipe, round 1
   deepspeed launch/train.py --phase B --round 2 --recipe launch/recipes/qwen3-4b-full-600k.yaml
-  torchrun, srun (one task a GPU) and plain python start it too
+  torchrun, srun (one task per GPU) and plain python start it too
 
 Phases: A and B of the rounds, and the baselines sft_cot, sft_no_cot and pause, trained once from
 the base. Its inputs come from the stages before it; where one is missing, the message names the
@@ -28,9 +28,8 @@ def main() -> None:
     parser = cli.recipe_parser(__doc__)
     parser.add_argument("--phase", required=True, help=" | ".join(PHASES))
     parser.add_argument("--round", type=int, default=1, help="1 to the recipe's rounds (default 1)")
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # given by the deepspeed launcher; unused
+    # given by the deepspeed launcher; unused
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.phase not in PHASES:
         raise UserError(f"--phase {args.phase}: expected one of {', '.join(PHASES)}")

@@ -5,7 +5,7 @@
 #   bash slurm/submit.sh launch/recipes/tiny-cpu.yaml --nodes 2
 #
 #   --nodes N          nodes of a round (default 1)
-#   --gpus-per-node G  GPUs, and so ranks, of each (default: CPUs only, two ranks a node)
+#   --gpus-per-node G  GPUs, and so ranks, of each (default: CPUs only, two ranks per node)
 #   --grid FILE        cells of the evaluation, like slurm/grid.yaml (default: every model, the recipe's benchmarks)
 #   --set KEY=VALUE    change a recipe key (repeatable)
 #   --dry-run          print the jobs and what each runs; submit nothing

@@ -121,7 +121,7 @@ def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
             if times[step["step"]] > 1
         ),
         "bit_identical": same_steps and same_weights,
-        "audit": list(finding.faults) or "every row exactly once an epoch",
+        "audit": list(finding.faults) or "every row exactly once per epoch",
         "curve": curve_steps(run) == [step["step"] for step in theirs],
         "left_over": sorted(
             {p.name for p in run.checkpoints(TAG).glob("*step_*")} | (shared_memory() - shared)

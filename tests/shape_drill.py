@@ -9,7 +9,7 @@ and what it hands on.
 
 Extends and saves the base, makes the traces, trains phase A on the first rows of --chars
 characters, SIGKILLs it behind its first checkpoint and starts it again (--kill), exports, and loads
-the export in transformers. Ends with one line of JSON: seconds a stage, rank 0's peak memory, and
+the export in transformers. Ends with one line of JSON: seconds per stage, rank 0's peak memory, and
 the divergence of the reloaded model from the live engine.
 """
 
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--format", default="prompt_cot_answer")
     parser.add_argument("--chars", default="0-4000", help="of a row, LOW-HIGH")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=4, help="rows a step")
+    parser.add_argument("--batch", type=int, default=4, help="rows per step")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--deepspeed", default="ds_configs/zero3.json")
     parser.add_argument("--capacity-tokens", type=int, default=2048)

@@ -303,7 +303,7 @@ def test_an_exact_run_is_proven(trained):
     assert [f.tag for f in findings] == ["pi1_phaseA", "pi1_phaseB", "pi2_phaseA", "pi2_phaseB"]
     assert not any(f.faults for f in findings)
     assert sum(f.trained for f in findings) == 2 * 40
-    assert render(findings).count("every row exactly once an epoch") == 4
+    assert render(findings).count("every row exactly once per epoch") == 4
 
 
 @pytest.mark.parametrize(

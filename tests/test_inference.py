@@ -106,7 +106,7 @@ def test_an_answer_in_a_session_is_the_answer_to_the_whole_prompt(found):
 @pytest.mark.vllm
 def test_the_answer_stage_does_not_compute_the_prompt_again(found):
     """Our count of computed prompt tokens is what vLLM's scheduler says, and stage two's is a few
-    tokens a row.
+    tokens per row.
     """
     for name in ("session", "edited", "alone"):
         run = found["stages"][name]

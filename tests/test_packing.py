@@ -1,4 +1,4 @@
-"""The plan: every row once an epoch, the same batches on every world size, bins that fit, balance
+"""The plan: every row once per epoch, the same batches on every world size, bins that fit, balance
 and mix.
 """
 

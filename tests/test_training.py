@@ -39,7 +39,7 @@ pytestmark = pytest.mark.engine
 def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tmp_path):
     """fp32, uneven supervised tokens, bins that do not divide evenly. A phase that begins on one
     rank and goes on with two, with four and with one under ZeRO-2, is the phase of two ranks: rows
-    exactly, losses and gradients nearly. The ranks accumulate 4, 2 or 1 micro-batches a step.
+    exactly, losses and gradients nearly. The ranks accumulate 4, 2 or 1 micro-batches per step.
     """
     two_ranks, whole = trained(tmp_path / "two", dtype="fp32", epochs=2)
     recipe, run = make(tmp_path / "one", ranks=1, dtype="fp32", epochs=2, checkpoint_every_steps=1)
@@ -81,7 +81,7 @@ def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):
         "lost": 0,
         "duplicated": 0,
         "bit_identical": True,
-        "audit": "every row exactly once an epoch",
+        "audit": "every row exactly once per epoch",
         "curve": True,
         "left_over": [],
     }

@@ -30,7 +30,7 @@ def make(
     data: dict | None = None,
     **train,
 ):
-    """(recipe, run) with phase A's random traces; five steps an epoch. data: make_tiny_run's
+    """(recipe, run) with phase A's random traces; five steps per epoch. data: make_tiny_run's
     keywords.
     """
     root.mkdir(parents=True)

@@ -15,11 +15,8 @@ from abscot.bench import tools
 from abscot.method import masks
 from abscot.method.phases import BOTTLENECK, SEGMENT_OF
 
-DIGITS, CODEBOOK, PROMPT_IDS = (
-    10,
-    64,
-    16,
-)  # token ids: digits, then abstract tokens, then prompt tokens
+# Token ids: digits, then abstract tokens, then prompt tokens.
+DIGITS, CODEBOOK, PROMPT_IDS = 10, 64, 16
 DOCUMENT = {"X": 3, "C": 4, "Z": 10, "Y": 4}  # tokens
 STEPS, BATCH_ROWS, EVALUATED_ROWS, LEARNING_RATE = 250, 32, 500, 2e-3
 

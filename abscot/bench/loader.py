@@ -1,9 +1,10 @@
-"""`bench.py loader`: tokens a second, memory and resume time of the batch stream, beside two other
-libraries.
+"""`bench.py loader`: tokens per second, memory and resume time of the batch stream, beside two
+other libraries.
 
 Rows with a sixteenth of Dolci-like lengths are written as a shard store with traces, and as each
 peer's own format. Every reader runs in its own process. Ours makes whole phase A batches in the
-plan's order; a peer makes one tensor of tokens a row in its own shuffled order, which is less work.
+plan's order; a peer makes one tensor of tokens per row in its own shuffled order, which is less
+work.
 """
 
 import argparse
@@ -209,9 +210,8 @@ def _resume(root: Path, number: str) -> dict:
 
 
 def _mosaicml(root: Path) -> dict:
-    sys.modules["streaming.vision"] = types.ModuleType(
-        "streaming.vision"
-    )  # image sets: they want torchvision
+    # Image sets: they want torchvision.
+    sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
     import streaming
 
     local = root / "mds"

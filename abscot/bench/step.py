@@ -87,7 +87,7 @@ def one_by_one(lm, rows: list[Document], capacity_tokens: int) -> None:
 
 
 def padded(lm, rows: list[Document], capacity_tokens: int) -> None:
-    """As many rows a batch as fit after padding, at least one."""
+    """As many rows per batch as fit after padding, at least one."""
     batches = [[]]
     for row in sorted(rows, key=sum, reverse=True):
         if batches[-1] and (len(batches[-1]) + 1) * sum(batches[-1][0]) > capacity_tokens:
@@ -172,7 +172,7 @@ def run() -> dict:
             [n, seconds[n], speed[n], speed["ours"] / speed[n], peaks[n, capacity_tokens] / 2**30]
             for n in names
         ]
-        header = ["", "seconds a step", "tokens/s", "ours is faster x", "peak GiB"]
+        header = ["", "seconds per step", "tokens/s", "ours is faster x", "peak GiB"]
         title = f"\nrows of {rows_tokens} tokens in bins of {capacity_tokens}"
         print(tools.table(title, header, rows), flush=True)
         label = f"{capacity_tokens // 1024}k"

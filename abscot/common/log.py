@@ -49,7 +49,7 @@ class Progress:
             self.line(note)
 
     def rate(self) -> float:
-        """Units a second since this process began; what an earlier one did does not count."""
+        """Units per second since this process began; what an earlier one did does not count."""
         return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
 
     def line(self, note: str = "") -> None:

@@ -61,9 +61,8 @@ class ChatTokenizer:
         """
         rows = [self._fill(turns) for turns in conversations]
         texts = dict.fromkeys(part for row in rows if row for part in row if isinstance(part, str))
-        ids = dict(
-            zip(texts, self.encode(list(texts)), strict=True)
-        )  # what repeats, e.g. system prompts: once
+        # What repeats, e.g. system prompts: once.
+        ids = dict(zip(texts, self.encode(list(texts)), strict=True))
         return [
             row and _join(ids[part] if isinstance(part, str) else part for part in row)
             for row in rows

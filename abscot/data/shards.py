@@ -20,9 +20,7 @@ from abscot.method.vocab import AbstractVocab
 
 SCHEMA_VERSION = 1
 BATCH_ROWS = 256  # rows of every record batch but a shard's last: row i is found by arithmetic
-RESIDENT_BYTES = (
-    256 * 2**20
-)  # of tokens read until the mapped pages are handed back to the page cache
+RESIDENT_BYTES = 256 * 2**20  # of tokens read until the mapped pages are given back
 TOKENS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {
@@ -48,9 +46,8 @@ class ShardWriter:
     def __init__(self, path: Path):
         self.path = path
         self.rows = 0
-        self._temp = path.with_name(
-            f".{path.name}.{os.getpid()}.partial"
-        )  # a killed job's orphan has its own
+        # A killed job's orphan has its own.
+        self._temp = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._pending: list[Row] = []
         self._file = open(self._temp, "wb")  # noqa: SIM115  closed by close()
         self._writer = pa.ipc.new_file(self._file, SCHEMA)

@@ -224,9 +224,8 @@ def train_base(
     """Plain training of the base on replies, in place: Muon on the matrices, AdamW on the rest."""
     import torch
 
-    torch.set_num_threads(
-        min(2, torch.get_num_threads())
-    )  # small products: more would wait for each other
+    # The products are small: more threads would wait for each other.
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [

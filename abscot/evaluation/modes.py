@@ -43,7 +43,7 @@ from abscot.method.sequence import (
     trace_prompt,
     z_tokens,
 )
-from abscot.method.vocab import AbstractVocab
+from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.recipe.schema import Recipe
 
 TRUNCATIONS = (32, 48, 64)
@@ -96,12 +96,8 @@ class Asker:
     """
 
     def __init__(self, model: Path, recipe: Recipe, modes: list[str], engine):
-        from transformers import AutoTokenizer
-
         self.recipe, self.engine = recipe, engine
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            model, trust_remote_code=recipe.model.trust_remote_code
-        )
+        self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.chat = ChatTokenizer(self.tokenizer)
         self.vocab = AbstractVocab.of(self.tokenizer, recipe.codebook_size)
         self.newline = self.chat.encode([ANSWER_OPENING])[0].tolist()

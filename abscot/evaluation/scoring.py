@@ -40,7 +40,7 @@ class Verdict:
 
 
 def score_all(scorer: str, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-    """One verdict a response; never raises for what a response holds, never hangs."""
+    """One verdict per response; never raises for what a response holds, never hangs."""
     return SCORERS[scorer](list(responses), list(golds))
 
 
@@ -207,7 +207,7 @@ SCORERS = {"math": _score_math, "choice": _score_choice, "f1": _score_f1}
 
 
 def verify_all(pairs: Sequence[tuple[str, str]], time_limit_s: float = TIME_LIMIT_S) -> list[str]:
-    """right | wrong | timeout | error for each (gold, prediction), from one process a core."""
+    """right | wrong | timeout | error for each (gold, prediction), from one process per core."""
     if not pairs:
         return []
     count = min(len(pairs), os.cpu_count() or 1, 8)

@@ -23,7 +23,7 @@ class Interval:
 
 
 def bootstrap_mean(values) -> Interval:
-    """Mean of one value a problem, with the 95% percentile interval over resampled problems.
+    """Mean of one value per problem, with the 95% percentile interval over resampled problems.
 
     Problems are the unit: samples of one problem are averaged before they come here.
     Repeatable: the draws depend on the values alone. Raises ValueError for no values.

@@ -1,8 +1,8 @@
 """Collapse statistics of a trace set: does it vary in length, in tokens, and with the prompt?
 
-A public reproduction trained three rounds on traces that were all 13 tokens long, and nothing told.
-Everything here is numpy on the flat layout `values[offsets[i] : offsets[i + 1]]` = trace i;
-pairwise statistics use a keyed sample.
+A public reproduction trained three rounds on traces that were all 13 tokens long, and nothing
+reported it. Everything here is numpy on the flat layout `values[offsets[i] : offsets[i + 1]]` =
+trace i; pairwise statistics use a keyed sample.
 """
 
 import numpy as np
@@ -104,9 +104,8 @@ def zipf_fit(counts: np.ndarray) -> tuple[float, float]:
     x, y = np.log(np.arange(1, len(counts) + 1)), np.log(counts)
     slope, intercept = np.polyfit(x, y, 1)
     spread = ((y - y.mean()) ** 2).sum()
-    return float(-slope), float(
-        1 - ((y - slope * x - intercept) ** 2).sum() / spread
-    ) if spread > 0 else 0.0
+    unexplained = ((y - slope * x - intercept) ** 2).sum()
+    return float(-slope), float(1 - unexplained / spread) if spread > 0 else 0.0
 
 
 def unique_share(values: np.ndarray, offsets: np.ndarray) -> float:

@@ -30,7 +30,7 @@ from abscot.generation import collapse
 from abscot.generation.trace_set import RANDOM, SCHEMA, STATS, TRACES, TraceSet
 from abscot.generation.trace_sources import Item, ModelTraces, RandomTraces, Source
 from abscot.method.lineage import Training
-from abscot.method.vocab import AbstractVocab
+from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.recipe.schema import Recipe
 
 HANDLING = ("allow_empty", "on_collapse", "shards")  # keys of TraceConfig that change no trace
@@ -103,13 +103,9 @@ class TraceJob:
 
 def open_job(training: Training) -> TraceJob:
     """The job of one training over what the run directory holds. Raises MissingInput."""
-    from transformers import AutoTokenizer
-
     recipe, run = training.recipe, training.run
     require(run.base, run.shards, *filter(None, [training.trace_model]))
-    tokenizer = AutoTokenizer.from_pretrained(
-        run.base, trust_remote_code=recipe.model.trust_remote_code
-    )
+    tokenizer = load_tokenizer(run.base, recipe.model.trust_remote_code)
     vocab, store = AbstractVocab.of(tokenizer, recipe.codebook_size), ShardStore(run.shards)
     return TraceJob(training, store, vocab, training.rows(len(store)).astype(np.int64))
 

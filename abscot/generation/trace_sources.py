@@ -49,15 +49,14 @@ class RandomTraces:
         return self.codebook[draw.integers(0, len(self.codebook), length)]
 
     def _length(self, draw: np.random.Generator, row: int) -> int:
-        """`steps`: rand(1, |l| / 2) tokens a CoT step l of |l| tokens, in all at most m_max and at
-        least m_min.
+        """`steps`: rand(1, |l| / 2) tokens per CoT step l of |l| tokens, in all at most m_max and
+        at least m_min.
         """
         m_min, m_max = self.config.m_min, self.config.m_max
         if self.config.random == "uniform":
             return int(draw.integers(m_min, m_max + 1))
-        halves = np.maximum(
-            1, self.store.row(row).cot_steps[:m_max] // 2
-        )  # a step gives at least one token
+        # A step gives at least one token.
+        halves = np.maximum(1, self.store.row(row).cot_steps[:m_max] // 2)
         return int(np.clip(draw.integers(1, halves + 1).sum(), m_min, m_max))
 
 

@@ -1,4 +1,4 @@
-"""The requests by transformers' generate: for tests, debugging and masks that vLLM has not."""
+"""The requests by transformers' generate: for tests, debugging and masks that vLLM lacks."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +11,8 @@ from abscot.recipe.schema import InferenceConfig
 
 
 class TransformersEngine:
-    """The same requests by `transformers` generate: for tests and debugging, where vLLM is not to
-    be had.
+    """The same requests by `transformers` generate: for tests and debugging, where vLLM is not
+    installed.
 
     The allowed sets and minimum lengths are the same. Seeds hold for a batch, not for a row:
     sampled traces repeat only with the same requests in the same order, and are not vLLM's.

@@ -108,10 +108,8 @@ class VllmEngine:
         as a new request.
         """
         finished, request = running.stages[-1], running.request.then(running.stages[-1])
-        computed = [
-            *running.request.prompt,
-            *finished.tokens[:-1],
-        ]  # the last token was sampled, never fed
+        # The last token was sampled, never fed.
+        computed = [*running.request.prompt, *finished.tokens[:-1]]
         running.request = request
         if list(request.prompt[: len(computed)]) != computed:
             self._leave(inside, name)

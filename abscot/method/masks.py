@@ -145,8 +145,8 @@ class Layout:
     def of(
         cls, document_id: torch.Tensor, segment_id: torch.Tensor, hidden: HiddenPairs
     ) -> "Layout":
-        """Built once a batch, outside the layers, on the CPU; its index tensors go to document_id's
-        device.
+        """Built once per batch, outside the layers, on the CPU; its index tensors go to
+        document_id's device.
 
         document_id: int [1, T], equal within a document, -1 where padding; segment_id: int [1, T],
         SEGMENT_*. Raises ValueError where padding is not last, documents interleave, or a document
@@ -163,8 +163,8 @@ class Layout:
 
     @cached_property
     def allowed_pairs(self) -> int:
-        """(query, key) pairs that attend: the bin's attention costs 4 x head_dim FLOPs a pair and
-        head.
+        """(query, key) pairs that attend: the bin's attention costs 4 x head_dim FLOPs per pair
+        and head.
         """
         sequences = [s for call in self.calls for s in call.sequences]
         return sum(

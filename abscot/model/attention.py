@@ -1,8 +1,8 @@
 """The attention backends, registered with transformers' AttentionInterface.
 
 `segments` (SDPA, any device) and `varlen` (FlashAttention, CUDA) execute the same two-call layout,
-`flex` a BlockMask (CUDA), `dense` a boolean mask (the reference). The layers get what `prepare`
-built as a keyword:
+`flex` a BlockMask (CUDA), `dense` a boolean mask (the reference). The layers get what
+`layout_of` built as a keyword:
 
     model(input_ids=.., position_ids=.., attention_mask=None, use_cache=False,
           abscot_layout=layout_of(..))
@@ -198,9 +198,8 @@ def segments(query, key, value, layout: masks.Layout, scale: float | None = None
             )
             outputs[first] = out[0].transpose(0, 1)[missing:]
     out = torch.cat([outputs[start] for start in sorted(outputs)])
-    out = pad(
-        out, (0, 0, 0, 0, 0, layout.num_tokens - out.shape[0])
-    )  # the padding at the end sees nothing
+    # The padding at the end sees nothing.
+    out = pad(out, (0, 0, 0, 0, 0, layout.num_tokens - out.shape[0]))
     return out.to(query.dtype)[None]
 
 

@@ -31,10 +31,8 @@ class SupervisedLM(torch.nn.Module):
         super().__init__()
         self.lm, self.backend = lm, backend
         bare = unwrapped(lm)
-        self.parts = (
-            bare.model,
-            bare.get_output_embeddings(),
-        )  # a tuple: registered once, inside lm
+        # A tuple: they are registered once, inside lm.
+        self.parts = (bare.model, bare.get_output_embeddings())
         self.parts[1].forward = types.MethodType(_loss_forward(chunk_tokens), self.parts[1])
 
     def forward(self, input_ids, position_ids, labels, segment_id, layout):

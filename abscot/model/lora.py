@@ -7,12 +7,8 @@ import torch
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.recipe.schema import Recipe
 
-ADAPTER_PARTS = (
-    "lora_A.",
-    "lora_B.",
-    "trainable_tokens_",
-    "original_module.",
-)  # of peft, not of the plain model
+# Parts of a parameter's name that peft made.
+ADAPTER_PARTS = ("lora_A.", "lora_B.", "trainable_tokens_", "original_module.")
 
 
 def plain_name(name: str) -> str:

@@ -64,7 +64,7 @@ class ModelShape:
         return 2 * self.heads * self.head_dim / self.linear_parameters_per_layer
 
     def forward_flops(self, tokens: float, pairs: float) -> float:
-        """2 a weight and token, 4 a head dimension and pair (scores, and their product with the
+        """2 per weight and token, 4 per head dimension and pair (scores, and their product with the
         values).
         """
         return (
@@ -87,7 +87,7 @@ class ModelShape:
         return self.layers * 2 * self.kv_heads * self.head_dim * BF16_BYTES
 
     def lora_parameters(self, lora: LoraConfig, new_rows: int) -> int:
-        """Trainable parameters: r (in + out) a target layer, and the new rows or the
+        """Trainable parameters: r (in + out) per target layer, and the new rows or the
         whole tables.
         """
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim

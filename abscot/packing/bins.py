@@ -88,7 +88,7 @@ def level_fit(lengths: np.ndarray, num_bins: int, capacity: int) -> np.ndarray |
 
 
 def round_bins(needed: int) -> int:
-    """Bins a step, rounded up to what common world sizes divide: a power of two up to 8, then a
+    """Bins per step, rounded up to what common world sizes divide: a power of two up to 8, then a
     multiple of 8 and of the largest power of two of which `needed` is at least 4 times as many.
     """
     if needed <= 8:

@@ -64,7 +64,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Window:
-    """Some consecutive steps: rows in order, rows a bin, bins a step."""
+    """Some consecutive steps: rows in order, rows per bin, bins per step."""
 
     rows: np.ndarray
     bin_sizes: np.ndarray
@@ -141,7 +141,7 @@ def _window(sizes: Sizes, rows: np.ndarray, bin_of: np.ndarray, step_of_bin: np.
 def _pack_into_steps(
     sizes: Sizes, rows: np.ndarray, steps: int, examples: int
 ) -> tuple[np.ndarray, int]:
-    """(bin of every row, bins a step): as few a step as `round_bins` and whole rows allow, equally
+    """(bin of every row, bins per step): as few bins as `round_bins` and whole rows allow, equally
     full.
     """
     tokens = sizes.tokens[rows]

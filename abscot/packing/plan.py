@@ -15,9 +15,9 @@ moves (bins.py):
     even out    example budget: a few of the shortest rows change steps, so that each has exactly
                 its number
 
-A worked example, capacity 10, two bins a step, rows of 7, 3, 6, 4, 5, 5, 8, 2 tokens: the bins are
-[7 3], [6 4], [5 5] and [8 2], of which [8 2] and [7 3] are the dearer half; steps: {[8 2], [5 5]},
-{[7 3], [6 4]}.
+A worked example: capacity 10, two bins per step, rows of 7, 3, 6, 4, 5, 5, 8, 2 tokens. The bins
+are [7 3], [6 4], [5 5] and [8 2], of which [8 2] and [7 3] cost most; the steps are {[8 2], [5 5]}
+and {[7 3], [6 4]}.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Sizes:
 
     tokens: np.ndarray  # int64
     costs: np.ndarray  # int64, linear + attention, in 1/COST_SCALE of the linear cost of a token
-    capacity: int  # tokens a bin
+    capacity: int  # tokens per bin
 
     def work(self, rows: np.ndarray, pair_cost: float) -> tuple[float, float]:
         """(tokens, attention pairs) of `rows`, with the pair cost that the costs were made with."""

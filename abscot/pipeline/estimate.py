@@ -65,8 +65,8 @@ def memory_bytes(
     """Peak bytes of one GPU by part. It trains bins of `bin_tokens` in bf16 and sums gradients in
     fp32.
 
-    trainable: parameters that are trained (default: all). `host` is CPU memory a rank, not part of
-    `total`.
+    trainable: parameters that are trained (default: all). `host` is CPU memory per rank, not part
+    of `total`.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
     parts: dict[str, float] = dict.fromkeys(
@@ -193,7 +193,8 @@ def trace_seconds(
     mfu: float,
     bandwidth_share: float = 0.6,
 ) -> float:
-    """GPU seconds to prefill `prompt_tokens` (a row each) and to decode `trace_tokens` more a row.
+    """GPU seconds to prefill `prompt_tokens` (one per row) and to decode `trace_tokens` more per
+    row.
 
     Prefill runs at `mfu`. Decoding reads, each step, all weights once and the KV cache of as many
     rows as fit beside the weights in 0.9 of the memory (at most 256), at `bandwidth_share` of the

@@ -136,7 +136,7 @@ def job_restarts() -> int:
 
 def take_ranks_from_slurm() -> None:
     """Under `srun` with a task per rank: RANK and the rest from Slurm's own variables, without ssh
-    and without a hostfile. In any Slurm job: how many cores a rank has.
+    and without a hostfile. In any Slurm job: how many cores each rank has.
 
     Raises UserError where the ranks are not told where to meet.
     """

@@ -1,4 +1,4 @@
-"""One writer a run directory, on any node: a lease that its owner renews, and that is taken over
+"""One writer per run directory, on any node: a lease that its owner renews, and that is taken over
 when it is dead.
 """
 

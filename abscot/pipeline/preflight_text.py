@@ -46,9 +46,9 @@ def _phase_table(report: dict) -> str:
         "rows",
         "epochs",
         "steps",
-        "tokens an epoch",
+        "tokens per epoch",
         "bins",
-        "bins a step",
+        "bins per step",
         "fill",
         "utilisation",
         "FLOPs",
@@ -73,7 +73,7 @@ def _phase_table(report: dict) -> str:
 
 def _memory_table(report: dict) -> str:
     parts = [name for name in report["memory"][0]["bytes"] if name != "host"]
-    heads = ("GB a GPU", *parts, "host", *(f"{gpu.memory_gb:.0f} GB" for gpu in GPUS))
+    heads = ("GB per GPU", *parts, "host", *(f"{gpu.memory_gb:.0f} GB" for gpu in GPUS))
     rows = [
         (
             m["setting"],

@@ -62,7 +62,7 @@ def equalised(recipe: Recipe) -> str:
 
 
 def ladder_table(data: RunData) -> Table:
-    """One line a row and benchmark. `answers` and `supervised` are what the train logs say was
+    """One line per row and benchmark. `answers` and `supervised` are what the train logs say was
     spent after the base.
     """
     columns = (

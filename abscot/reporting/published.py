@@ -1,16 +1,14 @@
 """Published numbers."""
 
-PAPER_VERBAL, PAPER_WARM_UP = (
-    ("83.2", "1087"),
-    ("86.2", "168"),
-)  # MATH-500 accuracy and tokens, Qwen3-4B
+# MATH-500 accuracy and tokens of Qwen3-4B.
+PAPER_VERBAL, PAPER_WARM_UP = ("83.2", "1087"), ("86.2", "168")
 
 
 PUBLISHED = """\
 | | from | accuracy, % | mean tokens |
 |:--|:--|--:|--:|
 | verbal CoT | paper | 83.2 | 1087 |
-| Abstract-CoT, warm-up (600k rows, full fine-tune, 3 epochs a phase) | paper | 86.2 | 168 |
+| Abstract-CoT, warm-up (600k rows, full fine-tune, 3 epochs per phase) | paper | 86.2 | 168 |
 | verbal CoT | public reproduction | 84.6 | 1045 |
 | Abstract-CoT, warm-up (5k rows, LoRA, 1 epoch a phase) | public reproduction | 72.0 | 432 |"""
 

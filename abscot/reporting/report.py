@@ -108,7 +108,7 @@ def _subtitle(recipe: Recipe) -> str:
 
 
 def _headline(data: RunData) -> list[str]:
-    """The last model against the verbal baseline, a sentence a benchmark."""
+    """The last model against the verbal baseline, a sentence per benchmark."""
     final = round_model(data.recipe, data.run, data.recipe.rounds).name
     lines = []
     for benchmark in data.recipe.eval.benchmarks:
@@ -122,7 +122,7 @@ def _headline(data: RunData) -> list[str]:
         lines.append(
             f"{benchmark}: after round {data.recipe.rounds}, "
             f"{percent_interval(abstract.accuracy)}% right with {abstract.total_tokens.value:.1f} "
-            f"tokens an answer; verbal CoT of the base {percent_interval(verbal.accuracy)}% with "
+            f"tokens per answer; verbal CoT of the base {percent_interval(verbal.accuracy)}% with "
             f"{verbal.total_tokens.value:.1f} ({ratio:.1f}x as many)."
         )
     return lines

@@ -14,6 +14,7 @@ from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 from abscot.training.record import TrainLog
 
+# The order of modes in tables.
 MODE_ORDER = (
     "verbal",
     "no_cot",
@@ -22,7 +23,7 @@ MODE_ORDER = (
     "abstract_permuted",
     "abstract_truncated",
     "channel",
-)  # in tables
+)
 
 
 @dataclass
@@ -34,15 +35,12 @@ class RunData:
     summaries: list[Summary] = field(default_factory=list)
     metas: dict[tuple, ResultMeta] = field(default_factory=dict)  # by (mode, model, benchmark)
     rows: dict[tuple, list[ResultRow]] = field(default_factory=dict)  # the same keys -> result rows
-    missing: list[tuple[str, str, str, int]] = field(
-        default_factory=list
-    )  # mode, model, benchmark, round
-    logs: dict[str, TrainLog] = field(
-        default_factory=dict
-    )  # phase tag -> train log, in the order of training
-    traces: dict[str, dict] = field(
-        default_factory=dict
-    )  # phase tag -> stats.json of its finished trace set
+    # mode, model, benchmark, round
+    missing: list[tuple[str, str, str, int]] = field(default_factory=list)
+    # phase tag -> train log, in the order of training
+    logs: dict[str, TrainLog] = field(default_factory=dict)
+    # phase tag -> stats.json of its finished trace set
+    traces: dict[str, dict] = field(default_factory=dict)
     manifest: dict | None = None
 
     @property

@@ -1,5 +1,5 @@
-"""Proof from the plans and the train logs that every (epoch, row) was trained on exactly once a
-phase.
+"""Proof from the plans and the train logs that every (epoch, row) was trained on exactly once
+per phase.
 
 A phase's plan (plans/TAG.npz) says which rows each step has. Its log says, for each optimizer step
 that is part of the model, which rows the ranks fed: `rows_digest`, made by every rank from its
@@ -34,7 +34,7 @@ class Finding:
 
 
 def audit(recipe: Recipe, run: Run) -> list[Finding]:
-    """One finding a phase: those of all rounds, and each baseline that has a log.
+    """One finding per phase: those of all rounds, and each baseline that has a log.
 
     Raises UserError for a directory that holds no shards, and for a log that is not JSON.
     """
@@ -62,7 +62,7 @@ def _audit_training(training: Training, num_rows: int) -> Finding:
 
 
 def _plan_faults(plan: Plan, meta: TrainLogMeta, rows: np.ndarray, epochs: int):
-    """Is this the plan that was trained, and does it hold every row once an epoch?"""
+    """Is this the plan that was trained, and does it hold every row once per epoch?"""
     if meta.plan_hash != plan.hash:
         yield f"trained by plan {meta.plan_hash}, the one kept is {plan.hash}"
     if int(plan.epochs[-1]) + 1 != epochs:
@@ -102,7 +102,7 @@ def render(findings: list[Finding]) -> str:
     lines = []
     for f in findings:
         verdict = (
-            "every row exactly once an epoch"
+            "every row exactly once per epoch"
             if not f.faults
             else f"MISMATCH ({len(f.faults)}): " + "; ".join(f.faults[:3])
         )

@@ -185,9 +185,10 @@ class _Shard:
                 self.read(key).data.copy_(value)
                 continue
             whole = torch.nn.functional.pad(value, (0, p.ds_tensor.numel() - self.numel))
-            safe_set_local_fp32_param(
-                p, whole
-            ) if key == MASTER else safe_set_local_optimizer_state(p, whole, key)
+            if key == MASTER:
+                safe_set_local_fp32_param(p, whole)
+            else:
+                safe_set_local_optimizer_state(p, whole, key)
 
 
 def _shards(model_engine) -> Iterator[_Shard]:

@@ -1,4 +1,4 @@
-"""The live engine's weights -> verified safetensors: full model (LoRA merged) and, with LoRA, the
+"""The model engine's weights -> verified safetensors: full model (LoRA merged) and, with LoRA, the
 adapter.
 
 Weights are gathered one parameter at a time and written shard by shard, so that nothing larger than
@@ -29,9 +29,9 @@ def export(lm, source: Path, target: Path, adapter: Path | None, meta: ExportMet
     """Publishes `target` (loads with AutoModelForCausalLM and vLLM) and `adapter` (loads with
     PeftModel).
 
-    lm: the transformers or peft model inside the engine. source: the model that training started
-    from; its tensor names, shapes and dtypes are what `target` must have, and its config and
-    tokenizer go along unchanged.
+    lm: the transformers or peft model inside the model engine. source: the model that training
+    started from; its tensor names, shapes and dtypes are what `target` must have, and its config
+    and tokenizer go along unchanged.
     """
     with _on_rank0(files.publish(target, meta.model_dump(exclude_none=True))) as temp:
         _write_shards(_full_tensors(lm), temp)
