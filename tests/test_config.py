@@ -2,7 +2,6 @@
 rounds.
 """
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -11,10 +10,8 @@ import pytest
 
 from abscot.common.errors import UserError
 from abscot.pipeline.stages import stages_of
-from abscot.recipe import schema
 from abscot.recipe.load import ROOT, dump, load_recipe
 from abscot.recipe.run import claim
-from abscot.recipe.schema import Recipe, TraceConfig
 
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 
@@ -133,25 +130,3 @@ def test_import_is_light():
     modules = "sys, abscot.cli, abscot.pipeline.runner, abscot.method.phases"
     code = f"import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_every_recipe_key_is_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
-
-    def keys(cls, prefix=""):
-        for f in dataclasses.fields(cls):
-            section = getattr(
-                schema,
-                {"world": "WorldConfig", "lora": "LoraConfig"}.get(
-                    f.name, f.name.title() + "Config"
-                ),
-                None,
-            )
-            section = {"traces": TraceConfig}.get(f.name, section)
-            if section:
-                yield from keys(section, f"{f.name}.")
-            else:
-                yield prefix + f.name
-
-    missing = [key for key in keys(Recipe) if f"`{key}`" not in readme]
-    assert not missing

@@ -1,0 +1,112 @@
+"""The recipe's keys as a page: launch/recipes/README.md, made from the dataclasses and the comments
+beside their fields.
+
+  python -m abscot.recipe.keys      writes it anew
+"""
+
+import ast
+import dataclasses
+import io
+import tokenize
+import typing
+from pathlib import Path
+from types import NoneType
+
+import yaml
+
+from abscot.common.files import write_text_atomic
+from abscot.recipe import schema
+from abscot.recipe.load import ROOT
+from abscot.recipe.schema import Recipe
+
+PAGE = ROOT / "launch" / "recipes" / "README.md"
+HEAD = """\
+# Recipes
+
+A recipe is a YAML file; `--recipe NAME` takes a file, or the bare name of one of these:
+
+| recipe | |
+|---|---|
+| `tiny-cpu` | the embedded default: the whole method on a laptop's CPU |
+| `qwen3-4b-lora-5k` | LoRA r=32 on 5k rows, 8k tokens: the public reproduction's setting |
+| `qwen3-4b-full-600k` | the paper's: all parameters, 600k rows, 32k tokens, 3 epochs per phase |
+
+Only what differs from the defaults stands in a file. `--set section.key=value` changes one key of a
+command and may be repeated; unknown keys and values of another type are refused in one line. A run
+keeps its resolved recipe in `config.yaml`; what shapes the model cannot be changed there later.
+
+This page is made by `python -m abscot.recipe.keys` from `abscot/recipe/schema.py`; a test holds it
+to that.
+"""
+
+
+def page() -> str:
+    comments = _comments()
+    sections = [("", Recipe), *_sections()]
+    return "\n".join([HEAD, *(_table(prefix, cls, comments) for prefix, cls in sections)])
+
+
+def _sections() -> list[tuple[str, type]]:
+    """(prefix, dataclass) of the sections, in the order of Recipe."""
+    hints = typing.get_type_hints(Recipe)
+    found = ((name, _section(hint)) for name, hint in hints.items())
+    return [(f"{name}.", cls) for name, cls in found if cls]
+
+
+def _section(hint) -> type | None:
+    options = [option for option in (typing.get_args(hint) or (hint,)) if option is not NoneType]
+    return options[0] if dataclasses.is_dataclass(options[0]) else None
+
+
+def _table(prefix: str, cls: type, comments: dict[tuple[str, str], str]) -> str:
+    """The keys of one section that are no sections themselves."""
+    hints = typing.get_type_hints(cls)
+    lines = [
+        f"## {prefix.removesuffix('.') or 'the whole'}",
+        "",
+        "| key | default | |",
+        "|---|---|---|",
+    ]
+    for field in dataclasses.fields(cls):
+        if _section(hints[field.name]) is None:
+            notes = _choices(hints[field.name]), comments.get((cls.__name__, field.name))
+            note = "; ".join(filter(None, notes))
+            cells = (f"`{prefix}{field.name}`", f"`{_default(field)}`", note.replace("|", "\\|"))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _choices(hint) -> str:
+    """`one`, `other`: where only some values are allowed."""
+    for inner in (hint, *typing.get_args(hint)):
+        if typing.get_origin(inner) is typing.Literal:
+            return ", ".join(f"`{value}`" for value in typing.get_args(inner))
+    return ""
+
+
+def _default(field: dataclasses.Field) -> str:
+    made = field.default_factory is not dataclasses.MISSING
+    value = field.default_factory() if made else field.default
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def _comments() -> dict[tuple[str, str], str]:
+    """(class, field) -> what its comment says: behind the field, or in the lines above it."""
+    text = Path(schema.__file__).read_text()
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    of_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    found = {}
+    for cls in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)):
+        previous = cls.lineno
+        for node in cls.body:
+            if isinstance(node, ast.AnnAssign):
+                lines = range(previous + 1, node.end_lineno + 1)
+                notes = [of_line[line] for line in lines if line in of_line]
+                found[cls.name, node.target.id] = " ".join(notes)
+            previous = node.end_lineno
+    return found
+
+
+if __name__ == "__main__":
+    write_text_atomic(PAGE, page())
+    print(PAGE)
