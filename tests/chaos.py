@@ -21,7 +21,9 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from training_run import (
+
+from abscot.training.audit import audit
+from kit.training_run import (
     TAG,
     ask_to_stop,
     finish,
@@ -34,8 +36,6 @@ from training_run import (
     wait_for,
     weights,
 )
-
-from abscot.training.audit import audit
 
 SAME = (
     "step",

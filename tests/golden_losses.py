@@ -11,11 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import training_run
-from tiny_run import KeyedEngine, training_of
-
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.method.phases import PHASES
+from kit import training_run
+from kit.tiny_run import KeyedEngine, training_of
 
 STORED = Path(__file__).with_suffix(".json")
 RELATIVE = 2e-4  # other CPUs add in other orders

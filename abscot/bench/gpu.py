@@ -109,7 +109,7 @@ def run() -> dict:
 
 
 def kernel_tests_pass() -> bool:
-    files = ["tests/test_attention.py", "tests/test_loss.py"]
+    files = ["tests/unit/model/test_attention.py", "tests/unit/model/test_loss.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     return subprocess.run(command, cwd=ROOT).returncode == 0
 

@@ -1,0 +1,186 @@
+"""Training on real DeepSpeed ranks: what must not depend on ranks, kills or adapters, and what must
+stop it.
+"""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from abscot.common import files
+from abscot.packing.plan import Plan
+from abscot.recipe.load import ROOT
+from abscot.recipe.schema import LoraConfig
+from abscot.training.optimizer import lr_at
+from chaos import chaos
+from kit.training_run import (
+    TAG,
+    ask_to_stop,
+    finish,
+    make,
+    on_ranks,
+    ranks_of,
+    reload_gap,
+    saved_step,
+    start,
+    steps_of,
+    trained,
+    wait_for,
+)
+
+pytestmark = pytest.mark.engine
+
+
+def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tmp_path):
+    """fp32, uneven supervised tokens, bins that do not divide evenly. A phase that begins on one
+    rank and goes on with two, with four and with one under ZeRO-2, is the phase of two ranks: rows
+    exactly, losses and gradients nearly. The ranks accumulate 4, 2 or 1 micro-batches per step.
+    """
+    two_ranks, whole = trained(tmp_path / "two", dtype="fp32", epochs=2)
+    recipe, run = make(tmp_path / "one", ranks=1, dtype="fp32", epochs=2, checkpoint_every_steps=1)
+    for ranks in (1, 2, 4):
+        process, before = start(on_ranks(recipe, ranks), run), saved_step(run)
+        wait_for(lambda: saved_step(run) > before or process.poll() is not None)  # noqa: B023
+        ask_to_stop(run)
+        code, output = finish(process)
+        assert "asked to stop, saved at step" in output, output
+    code, output = finish(start(on_ranks(recipe, 1, deepspeed="ds_configs/zero2.json"), run))
+    assert code == 0 and "made on 4 ranks" in output, output
+    assert reload_gap(whole) < 1e-4 and reload_gap(run) < 1e-4
+    first = Plan.load(run.plan_of(TAG))[0].step(0)
+    assert [len(first.micro_steps(world)) for world in (1, 2, 4)] == [4, 2, 1]
+    rates = [lr_at(k, 10, two_ranks.train.lr, two_ranks.train) for k in range(10)]
+    assert (
+        [step["lr"] for step in steps_of(run)] == rates == [step["lr"] for step in steps_of(whole)]
+    )
+    for a, b in zip(steps_of(whole), steps_of(run), strict=True):
+        assert (a["rows_digest"], a["supervised_tokens"]) == (
+            b["rows_digest"],
+            b["supervised_tokens"],
+        )
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
+
+
+def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):
+    """SIGTERM saves and asks to be requeued; SIGKILL in a save, between steps and in the export
+    costs nothing but time.
+    """
+    reference = trained(tmp_path / "whole", epochs=4)
+    result = chaos(tmp_path / "killed", ["asked", "save", "step", "export"], 0, reference)
+    assert result == {
+        "kills": 4,
+        "asked_for": 4,
+        "steps": 20,
+        "trained": 160,
+        "lost": 0,
+        "duplicated": 0,
+        "bit_identical": True,
+        "audit": "every row exactly once per epoch",
+        "curve": True,
+        "left_over": [],
+    }
+
+
+@pytest.mark.parametrize("embeddings", ["new_rows", "full"])
+def test_lora_exports_a_merged_tied_model_and_an_adapter(tmp_path, embeddings):
+    import peft
+
+    recipe, run = make(
+        tmp_path / "run", dtype="fp32", lora=LoraConfig(r=4, alpha=8, embeddings=embeddings)
+    )
+    code, output = finish(start(recipe, run))
+    assert code == 0, output
+    base = load_file(run.base / "model.safetensors")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(
+        run.checkpoints("pi1_phaseA") / "export"
+    )
+    assert (
+        merged.config.tie_word_embeddings
+        and merged.lm_head.weight is merged.model.embed_tokens.weight
+    )
+    changed = (
+        (merged.model.embed_tokens.weight.detach() != base["model.embed_tokens.weight"])
+        .any(1)
+        .nonzero()
+        .flatten()
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.base)
+    first = tokenizer.convert_tokens_to_ids("<TOKEN_A>")
+    assert len(changed) and (
+        embeddings == "full" or set(changed.tolist()) <= set(range(first, first + 66))
+    )
+    adapted = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(run.base), run.adapter("pi1_phaseA")
+    )
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        ours, theirs = merged(ids).logits.float(), adapted(ids).logits.float()
+        plain = transformers.AutoModelForCausalLM.from_pretrained(run.base)(ids).logits.float()
+    assert (ours - theirs).abs().max() < 1e-4 < 0.1 < (ours - plain).abs().max()
+    assert reload_gap(run) < 1e-4
+
+
+def test_a_nan_in_one_ranks_batch_ends_all_ranks_and_costs_no_checkpoint(tmp_path):
+    """The one token that stands in row 3 alone has a vector of NaN, in an untied table: no other
+    row sees it.
+    """
+    recipe, run = make(
+        tmp_path / "run",
+        dtype="fp32",
+        checkpoint_every_steps=1,
+        data={"question": lambda i: "question ~" if i == 3 else f"question {i}"},
+    )
+    store, config = run.base / "model.safetensors", run.base / "config.json"
+    tensors = load_file(store)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    alone = transformers.AutoTokenizer.from_pretrained(run.base).convert_tokens_to_ids("~")
+    tensors["model.embed_tokens.weight"][alone] = float("nan")
+    save_file(tensors, store, metadata={"format": "pt"})
+    config.write_text(
+        config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
+    )
+    code, output = finish(start(recipe, run))
+    step, rows = re.search(
+        r"step (\d+): loss is nan; checkpoints up to the step before are intact; rows: (.+)", output
+    ).groups()
+    assert code != 0 and not ranks_of(run)
+    assert (
+        int(step) > 0
+        and "row/3" in rows.split(", ")
+        and len(rows.split(", ")) < recipe.train.global_batch_examples
+    )
+    assert saved_step(run) == int(step) == len(steps_of(run))
+    files.verify(run.checkpoints(TAG) / f"step_{int(step):07}")
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    from abscot.common.errors import UserError
+    from abscot.training import checkpoint
+    from abscot.training.checkpoint import TrainState
+
+    for step in (3, 6):
+        with files.publish(
+            tmp_path / f"step_{step:07}", dataclasses.asdict(TrainState(step, 0, 9, "plan", 2))
+        ) as temp:
+            (temp / "zero").write_bytes(b"state")
+    assert checkpoint.newest(tmp_path, "plan").name == "step_0000006"
+    with pytest.raises(UserError, match="other data or batch settings"):
+        checkpoint.newest(tmp_path, "other")
+    (tmp_path / "step_0000006" / "zero").write_bytes(b"stats")
+    with pytest.raises(UserError, match="step_0000006/zero: checksum.*step_0000003"):
+        checkpoint.newest(tmp_path, "plan")
+
+
+def test_the_losses_of_all_phases_are_the_stored_ones():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "golden_losses.py"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 0 and "all losses of A, B, sft_cot, sft_no_cot, pause" in done.stdout
+    ), done.stdout + done.stderr

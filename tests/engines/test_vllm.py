@@ -1,0 +1,142 @@
+"""A real vLLM engine: constrained traces, sessions, shards, evaluation, handover."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from abscot.common import ranks
+from abscot.generation.requests import Completion, codebook_tokens_of
+from abscot.recipe.load import ROOT
+from kit.rules import RULES
+from kit.tiny_run import make_tiny_run
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What one engine generated, in a process of its own: vLLM and torch.distributed must not meet
+    (vllm#1865).
+    """
+    root = tmp_path_factory.mktemp("vllm")
+    make_tiny_run(root)
+    out = root / "found.json"
+    command = [sys.executable, "-m", "kit.vllm_scenarios", str(root), str(out)]
+    environ = {**ranks.without_ranks(dict(os.environ)), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        command,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return json.loads(out.read_text())
+
+
+def test_traces_hold_the_codebook_only_and_end_between_m_min_and_m_max(found, vocab):
+    firsts = [stages[0] for stages in found["stages"]["session"]["stages"]]
+    lengths = set()
+    for first in firsts:
+        trace = codebook_tokens_of(Completion(**first), vocab, RULES)
+        lengths.add(len(trace))
+        assert (first["finish_reason"] == "stop") == (first["tokens"][-1] == vocab.end_id)
+        # At m_max the end is forced.
+        assert first["finish_reason"] == "stop" or len(trace) == RULES.m_max
+    assert len(lengths) > 3
+
+
+def test_seeded_traces_repeat(found):
+    assert found["stages"]["again"] == found["stages"]["session"]
+    traces = [stages[0]["tokens"] for stages in found["stages"]["session"]["stages"]]
+    assert len(set(map(tuple, traces))) > len(traces) / 2
+
+
+def test_an_answer_in_a_session_is_the_answer_to_the_whole_prompt(found):
+    stages = found["stages"]
+    in_session = [(s[1]["tokens"], s[1]["prompt_tokens"]) for s in stages["session"]["stages"]]
+    assert in_session == [
+        (s[0]["tokens"], s[0]["prompt_tokens"]) for s in stages["alone"]["stages"]
+    ]
+    assert [s[0] for s in stages["edited"]["stages"]] == [s[0] for s in stages["session"]["stages"]]
+
+
+def test_the_answer_stage_does_not_compute_the_prompt_again(found):
+    """Our count of computed prompt tokens is what vLLM's scheduler says, and stage two's is a few
+    tokens per row.
+    """
+    for name in ("session", "edited", "alone"):
+        run = found["stages"][name]
+        stages = [stage for row in run["stages"] for stage in row]
+        computed = sum(
+            s["prompt_tokens"] - s["cached_tokens"] + len(s["tokens"]) - 1 for s in stages
+        )
+        assert computed == run["scheduled_tokens"]
+    rows = found["stages"]["session"]["stages"]
+    first, second = (
+        sum(row[i]["prompt_tokens"] - row[i]["cached_tokens"] for row in rows) for i in (0, 1)
+    )
+    assert second <= 0.05 * first
+
+
+def test_transformers_makes_the_same_greedy_traces(found, vocab):
+    assert found["greedy"]["transformers"] == found["greedy"]["vllm"]
+    lengths = {
+        len(codebook_tokens_of(Completion(tokens, "", 0, 0), vocab, RULES))
+        for tokens in found["greedy"]["transformers_sampled"].values()
+    }
+    assert len(lengths) > 1
+
+
+def test_any_number_of_shards_makes_the_same_traces(found):
+    sets = found["sets"]
+    assert sets["1"]["traces"] == sets["2"]["traces"] == sets["3"]["traces"]
+    assert len(sets["1"]["traces"]) == 40
+    assert sets["3"]["published"] == [False, False, True]
+    assert sets["1"]["stats"]["cut_prompts"] == 0
+    assert "same_prompt_similarity" in sets["1"]["stats"]
+
+
+def test_prompts_past_the_window_lose_the_middle_of_their_cot_and_are_counted(found):
+    assert found["sets"]["narrow"]["cut_prompts"] > 0
+
+
+def test_result_rows_count_tokens_from_ids(found, vocab):
+    rows = found["answers"]["rows"]
+    for mode, of_mode in rows.items():
+        assert [row["id"] for row in of_mode] == [f"world/{i}" for i in range(5)]
+        for row in of_mode:
+            assert row["n_total_tokens"] == row["n_reasoning_tokens"] + row["n_response_tokens"]
+            assert row["n_abstract_tokens"] == len(row["trace_ids"]) == len(row["trace_tokens"])
+            assert set(row["trace_ids"]) <= set(vocab.codebook_ids)
+            assert not row["trace_ids"] or row["n_reasoning_tokens"] == row["n_abstract_tokens"] + 2
+            assert row["correct"] in (0.0, 1.0) and row["scorer"]
+        assert found["answers"]["metas"][mode]["problems"] == 5
+    assert all(row["n_reasoning_tokens"] == 0 for row in rows["no_cot"])
+    assert all(len(row["trace_ids"]) == RULES.m_max for row in rows["pause"])
+
+
+def test_edited_modes_edit_the_trace_of_the_abstract_mode(found):
+    rows = found["answers"]["rows"]
+    for plain, permuted, truncated in zip(
+        rows["abstract"], rows["abstract_permuted"], rows["abstract_truncated_32"], strict=True
+    ):
+        assert sorted(permuted["trace_ids"]) == sorted(plain["trace_ids"])
+        assert truncated["trace_ids"] == plain["trace_ids"][:32]
+    assert [r["trace_ids"] for r in rows["abstract_permuted"]] != [
+        r["trace_ids"] for r in rows["abstract"]
+    ]
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_file(found):
+    assert found["answers"]["resumed"] == found["answers"]["rows"]["abstract"]
+    assert found["answers"]["left_over"] == []
+
+
+def test_an_engine_that_computes_another_model_than_the_trained_one_is_refused(found):
+    right, wrong = found["handover"]
+    assert right is None and "not those of the trained weights (KL 0.0" in wrong

@@ -1,0 +1,5 @@
+"""The shipped recipes."""
+
+from abscot.recipe.load import ROOT
+
+RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))

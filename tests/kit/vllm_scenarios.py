@@ -1,0 +1,206 @@
+"""What tests/engines/test_vllm.py looks at: one engine generates everything, in its own process.
+
+python -m kit.vllm_scenarios RUN_ROOT OUT.json, where RUN_ROOT holds a tiny run
+(kit.tiny_run.make_tiny_run).
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from abscot.common import files
+from abscot.common.draws import keyed_seed
+from abscot.evaluation import benchmarks
+from abscot.evaluation.evaluate import _generate, evaluate
+from abscot.evaluation.jobs import jobs_of
+from abscot.evaluation.modes import MODES, Asker
+from abscot.generation.requests import Request, Sampling, codebook_tokens_of, trace_request
+from abscot.generation.trace_jobs import generate, open_job
+from abscot.generation.trace_set import STATS, TraceSet
+from abscot.generation.transformers_engine import TransformersEngine
+from abscot.generation.vllm_engine import VllmEngine
+from abscot.method.lineage import round_model
+from abscot.method.vocab import AbstractVocab
+from abscot.model.handover import check_handover
+from abscot.recipe.run import Run
+from kit import tiny_run
+
+PROMPTS = 48
+
+
+def main(root: Path, out: Path) -> None:
+    recipe = tiny_run.tiny_recipe(root)
+    run = Run.of(recipe)
+    for copy in (tiny_run.training_of(recipe, run, 1, "A").export, round_model(recipe, run, 1)):
+        shutil.copytree(run.base, copy)
+    engine = VllmEngine(run.base, recipe.inference)
+    computed = count_scheduled_tokens(engine)
+    found = {"base": str(run.base), "window_tokens": engine.window_tokens}
+    found["stages"] = two_stages(engine, recipe, run, computed)
+    found["greedy"] = greedy(engine, run, recipe)
+    found["sets"] = trace_sets(engine, recipe, run)
+    found["answers"] = answers(engine, recipe, run)
+    found["handover"] = handover(engine, run)
+    out.write_text(json.dumps(found))
+
+
+def handover(engine, run) -> list[str | None]:
+    """What the engine says to the probabilities that an export recorded: the right ones, and those
+    of other weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens, said = [7 * i % 250 for i in range(40)], []
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.float32)(
+            torch.tensor([tokens])
+        ).logits[0]
+    right = torch.nn.functional.cross_entropy(
+        logits[:-1], torch.tensor(tokens[1:]), reduction="none"
+    )[-16:]
+    for wrong in (0.0, 0.3):
+        files.seal(run.base, {"probe": {"tokens": tokens, "surprisals": (right + wrong).tolist()}})
+        try:
+            check_handover(engine, run.base)
+            said.append(None)
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
+
+
+def count_scheduled_tokens(engine) -> list[int]:
+    """[tokens that vLLM's scheduler had computed so far]"""
+    scheduler, total = engine.llm.llm_engine.engine_core.engine_core.scheduler, [0]
+    schedule = scheduler.schedule
+
+    def counted(*arguments, **options):
+        output = schedule(*arguments, **options)
+        total[0] += output.total_num_scheduled_tokens
+        return output
+
+    scheduler.schedule = counted
+    return total
+
+
+def two_stages(engine, recipe, run, computed) -> dict:
+    """Traces and answers: in one session, after an edited trace, as separate requests, and all of
+    it again.
+    """
+    vocab = AbstractVocab.of(tiny_run.tiny_tokenizer())
+    prompts = [
+        [*((i * 7 + j * 3) % 250 for j in range(60 + i % 9)), vocab.begin_id]
+        for i in range(PROMPTS)
+    ]
+    free = Sampling(max_tokens=8, stop_ids=(3,))
+
+    def request(i, edit=lambda trace: trace):
+        def answer(completion):
+            return Request(
+                [
+                    *prompts[i],
+                    *edit(codebook_tokens_of(completion, vocab, recipe.traces)),
+                    vocab.end_id,
+                ],
+                free,
+            )
+
+        return dataclasses.replace(
+            trace_request(prompts[i], vocab, recipe.traces, keyed_seed("t", i)), then=answer
+        )
+
+    def run_all(requests) -> dict:
+        engine.forget()
+        before = computed[0]
+        out = dict(engine.stream(requests))
+        stages = [[dataclasses.asdict(c) for c in out[i]] for i in range(len(requests))]
+        return {"stages": stages, "scheduled_tokens": computed[0] - before}
+
+    first = run_all([request(i) for i in range(PROMPTS)])
+    alone = [
+        Request([*p, *strip(s[0]["tokens"], vocab), vocab.end_id], free)
+        for p, s in zip(prompts, first["stages"], strict=True)
+    ]
+    return {
+        "session": first,
+        "again": run_all([request(i) for i in range(PROMPTS)]),
+        "edited": run_all([request(i, lambda trace: trace[::-1]) for i in range(PROMPTS)]),
+        "alone": run_all(alone),
+        "long": run_all([trace_request(prompts[0] * 3, vocab, recipe.traces, 0)]),
+    }
+
+
+def strip(tokens, vocab):
+    return tokens[:-1] if tokens[-1] == vocab.end_id else tokens
+
+
+def greedy(engine, run, recipe) -> dict:
+    """The same greedy requests by vLLM and by transformers."""
+    vocab = AbstractVocab.of(tiny_run.tiny_tokenizer())
+    rules = dataclasses.replace(recipe.traces, temperature=0.0)
+    requests = [trace_request([*range(5 + i), vocab.begin_id], vocab, rules, 0) for i in range(12)]
+    other = TransformersEngine(run.base, recipe.inference)
+    sampled = [trace_request([5, vocab.begin_id], vocab, recipe.traces, i) for i in range(40)]
+    return {
+        "vllm": {i: c[0].tokens for i, c in engine.stream(requests)},
+        "transformers": {i: c[0].tokens for i, c in other.stream(requests)},
+        "transformers_sampled": {i: c[0].tokens for i, c in other.stream(sampled)},
+    }
+
+
+def trace_sets(engine, recipe, run) -> dict:
+    """The traces of one phase by 1, 2 and 3 shards, and of another one with a window too small for
+    its CoTs.
+    """
+    sets = {}
+    for of in (1, 2, 3):
+        job = open_job(tiny_run.training_of(recipe, run, 1, "B"))
+        published = [generate(job, shard, of, engine) for shard in reversed(range(of))]
+        loaded = TraceSet.load(job.final, job.store, 1, "B")
+        sets[of] = {
+            "published": published,
+            "traces": [loaded.trace(i).tolist() for i in range(len(loaded))],
+            "stats": loaded.stats,
+        }
+        shutil.rmtree(job.final)
+    engine.window_tokens, window = 64, engine.window_tokens
+    job = open_job(tiny_run.training_of(recipe, run, 2, "A"))
+    generate(job, engine=engine)
+    sets["narrow"] = json.loads((job.final / STATS).read_text())
+    engine.window_tokens = window
+    return sets
+
+
+def answers(engine, recipe, run) -> dict:
+    """All modes; one job is interrupted: its partial file is cut in the middle of a line."""
+    every = [name for name, mode in MODES.items() if not mode.cot]
+    jobs = jobs_of(recipe, run, "round1", every, None)
+    evaluate(jobs, engine)
+    rows = {
+        job.mode: [json.loads(line) for line in job.result.read_text().splitlines()] for job in jobs
+    }
+    metas = {job.mode: json.loads(job.meta.read_text()) for job in jobs}
+
+    job = jobs[every.index("abstract")]
+    asker = Asker(round_model(recipe, run, 1), recipe, every, engine)
+    problems = benchmarks.load("world", recipe, run)
+    questions = job.questions(problems)
+    _generate(job, questions, list(range(len(questions))), {}, asker)
+    partial = job.partial(0)
+    kept = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join(kept[:2]) + kept[2][:20])
+    job.meta.unlink()
+    evaluate([job], engine)
+    resumed = [json.loads(line) for line in job.result.read_text().splitlines()]
+    return {
+        "rows": rows,
+        "metas": metas,
+        "resumed": resumed,
+        "left_over": [p.name for p in run.results.glob(".*")],
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

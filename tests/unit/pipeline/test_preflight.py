@@ -1,0 +1,71 @@
+"""The preflight: lengths, remedies, unknown bases."""
+
+import pytest
+
+from abscot.common.errors import UserError
+from abscot.pipeline.preflight import preflight
+from abscot.recipe.load import ROOT, load_recipe
+
+FULL = str(ROOT / "launch" / "recipes" / "qwen3-4b-full-600k.yaml")
+
+
+def test_preflight_before_there_is_data_assumes_and_says_so(tmp_path):
+    recipe = load_recipe(FULL, [f"run_root={tmp_path}", "data.rows=6000"])
+    report = preflight(recipe, world_size=8, mfu=0.4)
+    assert "assumed" in report["data"]["origin"]
+    assert (
+        report["data"]["read"]
+        == 6000
+        == report["data"]["kept"] + report["data"]["rejected"]["too_long"]
+    )
+    phase_a, phase_b = report["phases"]
+    assert phase_a["rows"] in (report["data"]["kept"] // 6, report["data"]["kept"] // 6 + 1)
+    assert (
+        phase_a["steps"]
+        == -(-phase_a["rows"] // recipe.train.global_batch_examples) * recipe.train.epochs
+    )
+    assert phase_a["tokens"] > 10 * phase_b["tokens"] and 0 < phase_a["utilisation"] <= 1
+    assert (
+        report["memory"][0]["setting"] == "the recipe: ZeRO-3"
+        and report["memory"][0]["fits"]["H100 80 GB"]
+    )
+
+
+def test_preflight_reads_a_file_of_lengths(tmp_path):
+    file = tmp_path / "lengths.csv"
+    file.write_text("10,100,20\n" * 30 + "10,40000,20\n")
+    recipe = load_recipe(
+        FULL, [f"run_root={tmp_path}", "staging=reuse", "train.global_batch_examples=8"]
+    )
+    report = preflight(recipe, 1, 0.4, file)
+    assert report["data"]["rejected"] == {"too_long": 1} and report["data"]["lost_tokens"] == {
+        "too_long": 40_030
+    }
+    assert report["phases"][0]["tokens"] == 30 * (10 + 100 + 20 + 130)
+    assert report["data"]["lengths"]["cot"]["p50"] == 100
+    file.write_text("10 100\n")
+    with pytest.raises(UserError, match=r"lengths.csv: expected a line per row"):
+        preflight(recipe, 1, 0.4, file)
+
+
+def test_what_does_not_fit_gets_a_remedy_that_does(tmp_path):
+    overrides = [
+        f"run_root={tmp_path}",
+        "data.rows=2000",
+        "train.deepspeed=ds_configs/zero1.json",
+        "model.base=Qwen/Qwen3-14B",
+    ]
+    report = preflight(load_recipe(FULL, overrides), world_size=8, mfu=0.4)
+    assert not report["memory"][0]["fits"]["H100 80 GB"]
+    (advice,) = [line for line in report["advice"] if line.startswith("H100 80 GB")]
+    assert "zero3" in advice
+    remedy = overrides[:2] + [advice.split("--set ")[1].split(" ")[0], overrides[3]]
+    assert preflight(load_recipe(FULL, remedy), world_size=8, mfu=0.4)["memory"][0]["fits"][
+        "H100 80 GB"
+    ]
+
+
+def test_an_unknown_base_is_the_users_mistake(tmp_path):
+    recipe = load_recipe(FULL, [f"run_root={tmp_path}", "model.base=someone/model"])
+    with pytest.raises(UserError, match="model.base: someone/model"):
+        preflight(recipe, 8, 0.4)

@@ -1,0 +1,63 @@
+"""The model card: header, seal, snippets."""
+
+import json
+
+import pytest
+
+from abscot.common import files
+from abscot.reporting import model_card, run_data
+from kit.cards import check_trace, run_snippet, snippet
+from kit.synthetic_run import make_run
+
+
+def test_the_card_has_the_hubs_header(published):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(published / "README.md")
+    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
+    accuracy, tokens = card.data.eval_results
+    assert (accuracy.dataset_type, accuracy.dataset_config, accuracy.dataset_split) == (
+        "openai/gsm8k",
+        "main",
+        "test",
+    )
+    assert (
+        accuracy.metric_type == "accuracy"
+        and 0 < accuracy.metric_value < 100
+        and tokens.metric_value > 5
+    )
+    for needed in (
+        "| abstract | final | gsm8k |",
+        "| 83.2 | 1087 |",
+        "| 86.2 | 168 |",
+        "| 72.0 | 432 |",
+        "2604.22709",
+    ):
+        assert needed in card.text
+
+
+@pytest.mark.parametrize(
+    ("base", "base_model", "license_"),
+    [
+        ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B", "apache-2.0"),
+        ("meta/other-3B", "meta/other-3B", "other"),
+        ("LOCAL", None, "other"),
+    ],
+)
+def test_the_card_names_a_base_that_the_hub_knows(tmp_path, base, base_model, license_):
+    from huggingface_hub import ModelCard
+
+    base = base.replace("LOCAL", str(tmp_path))
+    run = make_run(tmp_path, rounds=1, **{"model.base": base, "eval.benchmarks": "[world]"})
+    card = ModelCard(model_card.card(run_data.read(run), "me/mine", 512))
+    assert (card.data.base_model, card.data.license) == (base_model, license_)
+
+
+def test_the_card_leaves_the_seal_on_the_weights(published):
+    files.verify(published)
+    assert "README.md" not in json.loads((published / "DONE").read_text())["files"]
+
+
+def test_the_transformers_snippet_runs_as_published(published, tmp_path):
+    trace, _ = run_snippet(snippet(published, "transformers"), tmp_path)
+    check_trace(trace)
