@@ -9,7 +9,7 @@ import pytest
 
 from abscot.common.files import publish, write_json_atomic
 from abscot.method.lineage import Training
-from abscot.method.phases import PHASES
+from abscot.method.phases import loop
 from abscot.packing.make_plan import make_plan
 from abscot.packing.plan import Plan, rows_digest
 from abscot.recipe.load import ROOT, dump, load_recipe
@@ -38,7 +38,7 @@ def trained(tmp_path):
     run.config.write_text(dump(recipe))
     lengths = np.random.default_rng(0).integers(1, 64, 40)
     for round_ in (1, 2):
-        for phase in (PHASES["A"], PHASES["B"]):
+        for phase in loop():
             tag = phase.tag(round_)
             plan = make_plan(
                 lengths,
