@@ -35,6 +35,18 @@ Only what differs from the defaults stands in a file. `--set section.key=value` 
 command and may be repeated; unknown keys and values of another type are refused in one line. A run
 keeps its resolved recipe in `config.yaml`; what shapes the model cannot be changed there later.
 
+`train.deepspeed` names a file of `ds_configs/`: `zero3.json` (parameters, gradients and optimizer
+sharded), `zero3_offload.json` (optimizer on the CPU), `zero2.json`, `zero1.json`, `cpu.json` (no
+overlap, no prefetch: gloo on one machine). Gradients are reduced and accumulated in fp32, in
+buckets of 50M elements (200 MB); parameters below 100k elements stay whole on every rank (norms; on
+the CPU none); up to 1G elements are kept gathered. Batch sizes, clipping, accumulation, optimizer
+and schedule are the recipe's: a DeepSpeed file that sets one is refused.
+
+A baseline of the ladder trains rounds x (epochs of A + epochs of B) epochs, 6 in the tiny recipe,
+rounded to whole ones, so that it sees each answer as often as all rounds together;
+`train.phase_epochs` overrides that. Not equal are the supervised tokens beside the answers (Z, or C
+of `sft_cot`), and the schedule: every phase has its own.
+
 This page is made by `python -m abscot.recipe.keys` from `abscot/recipe/schema.py`; a test holds it
 to that.
 """

@@ -11,6 +11,11 @@ import pytest
 from abscot.recipe.load import ROOT
 
 MODULE_LINES, FUNCTION_LINES = 350, 60
+FOLDERS = ("abscot", "launch", "slurm", "tests")
+PAGES = [
+    ROOT / "README.md",
+    *(p for name in FOLDERS for p in sorted((ROOT / name).rglob("README.md"))),
+]
 MODULES = sorted([*(ROOT / "abscot").rglob("*.py"), *(ROOT / "launch").glob("*.py")])
 
 
@@ -57,3 +62,22 @@ def test_slurm_is_known_to_the_launchers_alone():
         if re.search(r"[\"'](SLURM_|srun|mpiexec)|beside_python\([\"']deepspeed", path.read_text())
     ]
     assert found == ["abscot/pipeline/launchers.py"]
+
+
+def test_the_architecture_page_names_every_module():
+    page = (ROOT / "abscot" / "README.md").read_text()
+    sections = re.findall(r"^### `(\w+)/`.*?\n(.*?)(?=^#)", page, re.MULTILINE | re.DOTALL)
+    named = {
+        room: set(re.findall(r"^\| `(\w+\.py)` \|", text, re.MULTILINE)) for room, text in sections
+    }
+    assert named == {
+        room.name: {path.name for path in room.glob("*.py")} - {"__init__.py"}
+        for room in (ROOT / "abscot").iterdir()
+        if (room / "__init__.py").is_file()
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_what_the_pages_name_exists(page):
+    named = re.findall(rf"\b(?:{'|'.join(FOLDERS)}|ds_configs)/[\w./-]*\w", page.read_text())
+    assert [name for name in sorted(set(named)) if not (ROOT / name).exists()] == []
