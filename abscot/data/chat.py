@@ -117,7 +117,7 @@ class ChatTokenizer:
             for part in template
         ]
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019  one instance a process; roles repeat
+    @functools.lru_cache(maxsize=4096)  # noqa: B019  one instance per process; roles repeat
     def _template(
         self, roles: tuple[str, ...], thinking: bool
     ) -> tuple[str | np.ndarray, ...] | None:

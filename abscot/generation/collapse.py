@@ -125,8 +125,8 @@ def mean_edit_distance(values: np.ndarray, offsets: np.ndarray, seed: int) -> fl
     draw = rng(seed, "pairs", count)
     first = draw.integers(0, count, SAMPLED_PAIRS)
     second = (first + draw.integers(1, count, SAMPLED_PAIRS)) % count
-    trace = lambda i: values[offsets[i] : offsets[i + 1]]  # noqa: E731
-    return float(edit_distances([trace(i) for i in first], [trace(i) for i in second]).mean())
+    one, other = ([values[offsets[i] : offsets[i + 1]] for i in side] for side in (first, second))
+    return float(edit_distances(one, other).mean())
 
 
 def edit_distances(first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:

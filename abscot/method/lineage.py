@@ -36,6 +36,11 @@ class Training:
         return self.phase.tag(self.round)
 
     @property
+    def title(self) -> str:
+        """For people: `round 2 A`, or the plain name of a baseline."""
+        return f"round {self.round} {self.phase.name}" if self.phase.iterated else self.phase.name
+
+    @property
     def before(self) -> "Training | None":
         """The training whose model this one starts from; None where that is the base."""
         if not self.phase.iterated:

@@ -17,7 +17,8 @@ from abscot.recipe.schema import Recipe
 @dataclass(frozen=True)
 class Stage:
     """One command of a run. It is done when all its outputs are: a directory by its DONE file, a
-    file by existing. round: 0 for what comes before the rounds.
+    file by existing. round: 0 for what comes before the rounds. training: whose traces it makes,
+    or which it does.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Stage:
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
     launch: Launch
+    training: Training | None = None
 
     @property
     def kind(self) -> str:
@@ -73,7 +75,8 @@ def trace_stage(training: Training) -> Stage:
     engines = recipe.inference.tensor_parallel if recipe.traces.shards > 1 else 0
     arguments = ("--round", str(training.round), "--phase", training.phase.name)
     launch = Launch("traces.py", arguments, gpus_per_engine=engines)
-    return Stage(f"traces_{training.tag}", training.round, inputs, (training.traces,), launch)
+    outputs = (training.traces,)
+    return Stage(f"traces_{training.tag}", training.round, inputs, outputs, launch, training)
 
 
 def train_stage(training: Training) -> Stage:
@@ -88,6 +91,7 @@ def train_stage(training: Training) -> Stage:
         tuple(training.inputs),
         tuple(training.outputs),
         Launch("train.py", arguments, ranks),
+        training,
     )
 
 

@@ -4,7 +4,6 @@ why.
 
 import dataclasses
 import os
-import re
 import socket
 import time
 from pathlib import Path
@@ -62,7 +61,7 @@ def stage_status(run: Run, stage: Stage) -> StageStatus:
     known = StageState.last(run, stage.name)
     if stage.done():
         seconds = known.seconds if known else None
-        return StageStatus(stage, "done", seconds, _train_summary(run, stage))
+        return StageStatus(stage, "done", seconds, _train_summary(stage))
     if known is None or known.state == "done":  # done once, and its outputs removed since
         return StageStatus(stage, "waiting" if stage.missing_inputs() else "ready")
     if known.state in ("failed", "crashed"):
@@ -96,12 +95,11 @@ def _last_words(run: Run, stage: Stage) -> str:
     )
 
 
-def _train_summary(run: Run, stage: Stage) -> str:
+def _train_summary(stage: Stage) -> str:
     """The last loss of a trained phase."""
-    path = run.train_log(stage.name.removeprefix("train_"))
-    if stage.kind != "train" or not path.is_file():
+    if stage.kind != "train" or not stage.training.train_log.is_file():
         return ""
-    steps = TrainLog.read(path).steps
+    steps = TrainLog.read(stage.training.train_log).steps
     return f"loss {steps[-1].loss:.3f}" if steps else ""
 
 
@@ -114,8 +112,8 @@ def _grid(statuses: list[StageStatus]) -> Table:
 
 
 def _kind(stage: Stage) -> str:
-    """`train_pi2_phaseA` -> `train A`, `evaluate_round2` -> `evaluate`."""
-    return re.sub(r"^evaluate_.*", "evaluate", re.sub(r"_pi\d+_phase", " ", stage.name))
+    """`train A`, `evaluate`: its column."""
+    return f"{stage.kind} {stage.training.phase.name}" if stage.training else stage.kind
 
 
 def _cell(status: StageStatus) -> str:

@@ -61,12 +61,6 @@ def phase_colour(training: Training) -> str:
     return PHASE[loop().index(training.phase) % len(PHASE)]
 
 
-def phase_name(tag: str) -> str:
-    """`pi2_phaseA` -> `round 2 A`; a baseline keeps its name."""
-    found = re.fullmatch(r"pi(\d+)_phase(\w+)", tag)
-    return f"round {found[1]} {found[2]}" if found else tag
-
-
 def model_name(model: str) -> str:
     return re.sub(r"^round(\d+)$", r"round \1", model)
 

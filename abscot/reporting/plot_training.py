@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from abscot.reporting.plot_style import GRID, LOSS, SOFT, log_ticks, phase_colour, phase_name
+from abscot.method.lineage import baseline_trainings
+from abscot.reporting.plot_style import GRID, LOSS, SOFT, log_ticks, phase_colour
 from abscot.reporting.run_data import RunData
 from abscot.training.record import StepEntry
 
@@ -17,6 +18,8 @@ def training(data: RunData):
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(9, 5.2), sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.12}
     )
+    everyone = (*data.trainings, *baseline_trainings(data.recipe, data.run))
+    titles = {training.tag: training.title for training in everyone}
     start, labelled = 0, set()
     for number, (tag, steps) in enumerate(logs.items()):
         x = start + np.arange(1, len(steps) + 1)
@@ -25,7 +28,7 @@ def training(data: RunData):
         stripe = {"color": GRID, "alpha": 0.55 * (number % 2), "linewidth": 0}
         for axes in (above, below):
             axes.axvspan(start + 0.5, start + len(steps) + 0.5, **stripe)
-        name = phase_name(tag).removeprefix("round ") if len(logs) > 8 else phase_name(tag)
+        name = titles[tag].removeprefix("round ") if len(logs) > 8 else titles[tag]
         above.text(
             start + 0.5 + len(steps) / 2,
             1.02,
@@ -88,7 +91,7 @@ def trace_lengths(data: RunData):
     width = max(1, (m_max + 1) // 64)
     for axes, training in zip(grid.flat, readers, strict=True):
         tag = training.tag
-        axes.set_title(phase_name(tag))
+        axes.set_title(training.title)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
         axes.yaxis.set_major_locator(MaxNLocator(3))
         for bound in (m_min, m_max):

@@ -92,8 +92,8 @@ def test_traces_that_never_end_and_empty_sets_are_flagged(draw):
     ],
 )
 def test_edit_distance(a, b, distance):
-    as_array = lambda text: np.array([ord(c) for c in text], np.int32)  # noqa: E731
-    assert collapse.edit_distances([as_array(a)], [as_array(b)])[0] == pytest.approx(distance)
+    first, second = (np.array([ord(c) for c in text], np.int32) for text in (a, b))
+    assert collapse.edit_distances([first], [second])[0] == pytest.approx(distance)
 
 
 def test_edit_distances_of_many_pairs_are_those_of_each(draw):
