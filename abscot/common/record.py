@@ -31,7 +31,7 @@ class Record(pydantic.BaseModel):
     def of(cls, value: Any, where: str, mend: str) -> Self:
         """`value`, as JSON gives it, as this type. Raises UserError with `where`, key, `mend`."""
         try:
-            return cls.model_validate(value)
+            return cls.model_validate(value, strict=True)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"])) or cls.__name__

@@ -49,7 +49,7 @@ class Work:
 
 
 class Trainer:
-    """Built on every rank. `state` says how far it is; `step`, `record` and `keep` take it on."""
+    """Built on every rank. `state` says how far it is; `step` and `keep` take it on."""
 
     def __init__(self, work: Work, device: torch.device, rehearsal: Batch):
         """Loads the model of work.start, rehearses, and goes on from the newest checkpoint.

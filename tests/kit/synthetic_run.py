@@ -90,7 +90,7 @@ def add_results(
                 n_response_tokens=n_response,
                 n_total_tokens=n_reasoning + n_response,
                 prediction=str(answer),
-                correct=correct,
+                correct=float(correct),
                 scorer="math-verify",
             )
             rows.append(row.model_copy(update=change))

@@ -20,9 +20,7 @@ def climbed(tmp_path_factory):
         add_results(run, phase.asked_in, phase.name, "world", 0)
         add_phase(run, phase.name, recipe, steps=480)
     for round_ in (1, 2):
-        add_results(
-            run, "channel", f"pi{round_}_phaseA", "world", round_, problems=50, correct=True
-        )
+        add_results(run, "channel", f"pi{round_}_phaseA", "world", round_, problems=50, correct=1.0)
     return run
 
 

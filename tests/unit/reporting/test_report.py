@@ -65,7 +65,7 @@ def test_the_table_says_what_the_rows_say(tmp_path):
         n_total_tokens=20,
         n_reasoning_tokens=12,
         n_response_tokens=8,
-        correct=True,
+        correct=1.0,
         finish_reason="stop",
     )
     lines = report.table(run).splitlines()
