@@ -81,3 +81,12 @@ def test_the_architecture_page_names_every_module():
 def test_what_the_pages_name_exists(page):
     named = re.findall(rf"\b(?:{'|'.join(FOLDERS)}|ds_configs)/[\w./-]*\w", page.read_text())
     assert [name for name in sorted(set(named)) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "engines").glob("test_*.py")), ids=lambda p: p.stem
+)
+def test_what_starts_an_engine_can_be_left_out(path):
+    assert re.search(
+        r"^pytestmark = .*pytest.mark.(engine|vllm|slurm)", path.read_text(), re.MULTILINE
+    )
