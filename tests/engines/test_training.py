@@ -2,7 +2,6 @@
 stop it.
 """
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from abscot.common import files
+from abscot.method.phases import PHASES
 from abscot.packing.plan import Plan
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import LoraConfig
@@ -165,9 +165,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     from abscot.training.checkpoint import TrainState
 
     for step in (3, 6):
-        with files.publish(
-            tmp_path / f"step_{step:07}", dataclasses.asdict(TrainState(step, 0, 9, "plan", 2))
-        ) as temp:
+        state = TrainState(step=step, epoch=0, tokens=9, plan_hash="plan", world_size=2)
+        with files.publish(tmp_path / f"step_{step:07}", state.model_dump()) as temp:
             (temp / "zero").write_bytes(b"state")
     assert checkpoint.newest(tmp_path, "plan").name == "step_0000006"
     with pytest.raises(UserError, match="other data or batch settings"):
@@ -181,6 +180,5 @@ def test_the_losses_of_all_phases_are_the_stored_ones():
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "golden_losses.py"], capture_output=True, text=True
     )
-    assert (
-        done.returncode == 0 and "all losses of A, B, sft_cot, sft_no_cot, pause" in done.stdout
-    ), done.stdout + done.stderr
+    says = f"all losses of {', '.join(PHASES)} are the stored ones"
+    assert done.returncode == 0 and says in done.stdout, done.stdout + done.stderr
