@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from abscot.method.lineage import baseline_trainings
 from abscot.reporting.plot_style import GRID, LOSS, SOFT, log_ticks, phase_colour
 from abscot.reporting.run_data import RunData
 from abscot.training.record import StepEntry
@@ -18,8 +17,7 @@ def training(data: RunData):
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(9, 5.2), sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.12}
     )
-    everyone = (*data.trainings, *baseline_trainings(data.recipe, data.run))
-    titles = {training.tag: training.title for training in everyone}
+    titles = {training.tag: training.title for training in data.trainings_and_baselines}
     start, labelled = 0, set()
     for number, (tag, steps) in enumerate(logs.items()):
         x = start + np.arange(1, len(steps) + 1)

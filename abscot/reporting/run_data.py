@@ -53,6 +53,11 @@ class RunData:
         return trainings(self.recipe, self.run)
 
     @property
+    def trainings_and_baselines(self) -> list[Training]:
+        """Those of the rounds, then the baselines, whether they were trained or not."""
+        return [*self.trainings, *baseline_trainings(self.recipe, self.run)]
+
+    @property
     def tags(self) -> list[str]:
         return [training.tag for training in self.trainings]
 
@@ -80,9 +85,10 @@ def read(run: Run) -> RunData:
         _read_results(data, path)
     data.missing = _missing_cells(data)
     data.summaries.sort(key=lambda s: order(data.recipe, s.mode, s.model, s.benchmark, s.round))
-    known = data.tags + [t.tag for t in baseline_trainings(data.recipe, run)]
     data.logs = {
-        tag: TrainLog.read(run.train_log(tag)) for tag in known if run.train_log(tag).is_file()
+        training.tag: TrainLog.read(training.train_log)
+        for training in data.trainings_and_baselines
+        if training.train_log.is_file()
     }
     data.traces = {
         tag: _json(run.traces(tag) / "stats.json")
