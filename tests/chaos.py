@@ -63,7 +63,7 @@ def disturb(recipe, run, moment: str, draw: random.Random) -> bool:
         if moment == "save":
             return saved_step(run) > before and any(folder.glob(".step_*.partial"))
         if moment == "export":
-            return any(folder.glob(".export.partial"))
+            return any(folder.glob(".export.partial")) or (folder / "export").exists()
         return saved_step(run) >= goal
 
     if moment == "start":

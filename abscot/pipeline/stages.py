@@ -16,9 +16,9 @@ from abscot.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a run. It is done when all its outputs are: a directory by its DONE file, a
-    file by existing. round: 0 for what comes before the rounds. training: whose traces it makes,
-    or which it does.
+    """One command of a run. It is done when all its outputs are (a directory by its DONE file, a
+    file by existing) and its checkpoints are gone. round: 0 for what comes before the rounds.
+    training: whose traces it makes, or which it does.
     """
 
     name: str
@@ -34,7 +34,14 @@ class Stage:
         return self.launch.script.removesuffix(".py")
 
     def done(self) -> bool:
-        return all(map(finished, self.outputs))
+        return all(map(finished, self.outputs)) and not self.checkpoints_left()
+
+    def checkpoints_left(self) -> list[Path]:
+        """Of a training, whole or not. Where its model is published, a kill came before they were
+        removed, and its command removes them.
+        """
+        trains = self.training is not None and self.kind == "train"
+        return list(self.training.checkpoints.glob("*step_*")) if trains else []
 
     def missing_inputs(self) -> list[Path]:
         return [path for path in self.inputs if not finished(path)]

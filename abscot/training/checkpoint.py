@@ -54,7 +54,7 @@ def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer:
     """
     began_s = time.monotonic()
     final = directory / f"{PREFIX}{state.step:07}"
-    temp = directory / f".{final.name}.partial"
+    temp = _hidden(final)
     if ranks.rank() == 0:
         _remove_unfinished(directory)
         temp.mkdir(parents=True)
@@ -67,7 +67,7 @@ def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer:
         shutil.rmtree(final, ignore_errors=True)
         temp.rename(final)
         for old in checkpoints(directory)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
         size_bytes = sum((final / name).stat().st_size for name in sums)
         log(
             f"checkpoint {final.name}: {size_bytes / 1e9:.2f} GB in "
@@ -121,11 +121,21 @@ def clear(directory: Path) -> None:
     """Removes the checkpoints of a phase whose model is published: nothing goes on from them."""
     _remove_unfinished(directory)
     for path in checkpoints(directory):
-        shutil.rmtree(path)
+        _remove(path)
+
+
+def _hidden(checkpoint: Path) -> Path:
+    """Its name while it is not whole."""
+    return checkpoint.with_name(f".{checkpoint.name}.partial")
+
+
+def _remove(checkpoint: Path) -> None:
+    """A kill leaves it hidden and unfinished, not damaged."""
+    shutil.rmtree(checkpoint.rename(_hidden(checkpoint)))
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """What a run that was killed while it saved has left."""
+    """What a run that was killed while it saved or removed one has left."""
     for path in directory.glob(f".{PREFIX}*.partial"):
         shutil.rmtree(path)
 

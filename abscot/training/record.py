@@ -133,19 +133,24 @@ def _tracked(entry: StepEntry) -> dict[str, float]:
 
 def _tensorboard(_, recipe: Recipe, run: Run, tag: str, steps: list[StepEntry]):
     """Written anew from the log at each start: what a kill has left unwritten, or written too much,
-    is gone.
+    is gone. A step is on disk when it is logged: a model that is published is not started again.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(run.tensorboard / tag, ignore_errors=True)
     writer = SummaryWriter(run.tensorboard / tag)
 
-    def write(values: dict, step: int) -> None:
+    def add(values: dict, step: int) -> None:
         for key, value in values.items():
             writer.add_scalar(key, value, step)
 
+    def write(values: dict, step: int) -> None:
+        add(values, step)
+        writer.flush()
+
     for entry in steps:
-        write(_tracked(entry), entry.step)
+        add(_tracked(entry), entry.step)
+    writer.flush()
     return write, writer.close
 
 

@@ -1,10 +1,11 @@
 """One training: from its inputs to its exported model."""
 
-from abscot.common import files
+from abscot.common import files, ranks
 from abscot.common.log import Progress, log
 from abscot.method.lineage import Training
 from abscot.model.handover import ExportMeta, Probe, surprisals
 from abscot.recipe.run import claim
+from abscot.training import checkpoint
 from abscot.training.export import export
 from abscot.training.model_engine import init_ranks
 from abscot.training.optimizer import lr_at
@@ -20,6 +21,8 @@ def train(training: Training) -> None:
     recipe, tag = training.recipe, training.tag
     if all(map(files.finished, training.outputs)):
         log(f"{tag}: done before, in {training.export}")
+        if ranks.rank() == 0:
+            checkpoint.clear(training.checkpoints)  # a kill came between publishing and this
         return
     files.require(*training.inputs)
     claim(recipe)
