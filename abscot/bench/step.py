@@ -64,14 +64,10 @@ def small_qwen3():
 def packed_loss(lm, packed: Bin, hidden: HiddenPairs = BOTTLENECK) -> torch.Tensor:
     """The summed loss of one bin, as in training."""
     layout = attention.layout_of(packed, lm.config._attn_implementation, hidden)
-    hidden = lm.model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=None,
-        use_cache=False,
-        abscot_layout=layout,
-    ).last_hidden_state
-    return supervised_loss(hidden, lm.lm_head.weight, packed.labels, packed.segment_id).total
+    states = attention.hidden_states(
+        lm.model, layout, input_ids=packed.input_ids, position_ids=packed.position_ids
+    )
+    return supervised_loss(states, lm.lm_head.weight, packed.labels, packed.segment_id).total
 
 
 def ours(lm, rows: list[Document], capacity_tokens: int) -> None:

@@ -2,10 +2,7 @@
 
 `segments` (SDPA, any device) and `varlen` (FlashAttention, CUDA) execute the same two-call layout,
 `flex` a BlockMask (CUDA), `dense` a boolean mask (the reference). The layers get what
-`layout_of` built as a keyword:
-
-    model(input_ids=.., position_ids=.., attention_mask=None, use_cache=False,
-          abscot_layout=layout_of(..))
+`layout_of` built as a keyword; `hidden_states` makes the call.
 """
 
 import functools
@@ -79,6 +76,17 @@ def layout_of(batch, backend: str, hidden: HiddenPairs):
     builders = {"dense": masks.dense_mask, "flex": masks.block_mask}
     build = builders.get(backend.removeprefix(PREFIX), masks.Layout.of)
     return build(batch.document_id, batch.segment_id, hidden)
+
+
+def hidden_states(decoder, layout, **inputs) -> torch.Tensor:
+    """float [1, T, hidden]: the decoder's last layer over a packed bin that attends by `layout`.
+
+    inputs: position_ids, and input_ids or inputs_embeds, for [1, T]. There is no mask beside the
+    layout, and no cache: its keys are the bin's own.
+    """
+    return decoder(
+        **inputs, attention_mask=None, use_cache=False, abscot_layout=layout
+    ).last_hidden_state
 
 
 def _attention(

@@ -62,13 +62,9 @@ def surprisals(module, batch, positions: int) -> list[float]:
     module.eval()
     with torch.no_grad():
         layout = attention.layout_of(batch, module.backend, NOTHING_HIDDEN)
-        hidden = decoder(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=None,
-            use_cache=False,
-            abscot_layout=layout,
-        ).last_hidden_state
+        hidden = attention.hidden_states(
+            decoder, layout, input_ids=batch.input_ids, position_ids=batch.position_ids
+        )
         length = hidden.shape[1]
         return [
             float(

@@ -40,13 +40,9 @@ class SupervisedLM(torch.nn.Module):
         scalars (total, z, y).
         """
         decoder, head = self.parts
-        hidden = decoder(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=None,
-            use_cache=False,
-            abscot_layout=layout,
-        ).last_hidden_state
+        hidden = attention.hidden_states(
+            decoder, layout, input_ids=input_ids, position_ids=position_ids
+        )
         return head(hidden, labels, segment_id)
 
 

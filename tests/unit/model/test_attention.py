@@ -143,16 +143,12 @@ def hidden_and_gradient(lm, packed, hidden=BOTTLENECK):
     """Final hidden states, and the gradient of every weight of their fixed random projection."""
     lm.zero_grad()
     layout = attention.layout_of(packed, lm.config._attn_implementation, hidden)
-    hidden = lm.model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=None,
-        use_cache=False,
-        abscot_layout=layout,
-    ).last_hidden_state
-    upstream = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
-    hidden.backward(upstream * (packed.document_id >= 0)[..., None])
-    return [hidden.detach(), *(p.grad.clone() for p in lm.model.parameters())]
+    states = attention.hidden_states(
+        lm.model, layout, input_ids=packed.input_ids, position_ids=packed.position_ids
+    )
+    upstream = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+    states.backward(upstream * (packed.document_id >= 0)[..., None])
+    return [states.detach(), *(p.grad.clone() for p in lm.model.parameters())]
 
 
 def test_qwen3_backends_agree_under_checkpointing():
@@ -264,10 +260,6 @@ def test_gpu_compiled_model_with_flex():
 @torch.no_grad()
 def hidden_only(lm, packed):
     layout = attention.layout_of(packed, lm.config._attn_implementation, BOTTLENECK)
-    return lm.model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=None,
-        use_cache=False,
-        abscot_layout=layout,
-    ).last_hidden_state
+    return attention.hidden_states(
+        lm.model, layout, input_ids=packed.input_ids, position_ids=packed.position_ids
+    )

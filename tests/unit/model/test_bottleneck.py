@@ -35,13 +35,9 @@ def gradient_at_cot(lm, packed, layout, backend):
     """Gradient of the answer's summed loss in the embeddings of the CoT: [tokens of C, hidden]."""
     lm.set_attn_implementation(attention.PREFIX + backend)
     embeddings = lm.model.embed_tokens(packed.input_ids).detach().requires_grad_()
-    hidden = lm.model(
-        inputs_embeds=embeddings,
-        position_ids=packed.position_ids,
-        attention_mask=None,
-        use_cache=False,
-        abscot_layout=layout,
-    ).last_hidden_state
+    hidden = attention.hidden_states(
+        lm.model, layout, inputs_embeds=embeddings, position_ids=packed.position_ids
+    )
     answer_only = torch.where(packed.segment_id == SEGMENT_Y, packed.labels, IGNORE)
     # The answer's first token is predicted from the row before the answer, which may see the CoT:
     # not from Y.
@@ -80,13 +76,9 @@ def test_the_split_in_two_passes_carries_nothing(lm):
     def answer(packed, input_ids):
         lm.set_attn_implementation("abscot_segments")
         layout = attention.layout_of(packed, "abscot_segments", BOTTLENECK)
-        hidden = lm.model(
-            input_ids=input_ids,
-            position_ids=packed.position_ids,
-            attention_mask=None,
-            use_cache=False,
-            abscot_layout=layout,
-        ).last_hidden_state
+        hidden = attention.hidden_states(
+            lm.model, layout, input_ids=input_ids, position_ids=packed.position_ids
+        )
         return hidden[packed.segment_id == SEGMENT_Y].detach()
 
     one_pass = answer(whole, whole.input_ids)
