@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from abscot.common.errors import NEEDS_A_PERSON, MissingInput, StageCrashed, UserError
-from abscot.common.process import die_with_parent
+from abscot.common.process import die_with_parent, leave
 from abscot.pipeline.stages import maker_of
 from abscot.recipe.load import DEFAULT_RECIPE, load_recipe
 from abscot.recipe.schema import Recipe
@@ -47,6 +47,8 @@ def run(main: Callable[[], int | None]) -> None:
     die_with_parent()
     try:
         code = main() or 0
+    except SystemExit as end:  # asked to stop, or argparse
+        code = end.code or 0
     except MissingInput as error:
         _end(f"error: {error}; make it with: {_maker_of(error.path)}", NEEDS_A_PERSON)
     except (UserError, FloatingPointError) as error:
@@ -57,8 +59,8 @@ def run(main: Callable[[], int | None]) -> None:
         _end("interrupted; the same command goes on from the last finished piece of work", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    sys.exit(code)
+        code = 1
+    leave(code)
 
 
 def _maker_of(path: Path) -> str:
@@ -73,4 +75,4 @@ def _maker_of(path: Path) -> str:
 def _end(line: str, code: int) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         print(line, file=sys.stderr, flush=True)
-    sys.exit(code)
+    leave(code)

@@ -7,10 +7,10 @@ them.
 import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 from pathlib import Path
 
+from abscot.common.process import leave
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.method.phases import PHASES
 from kit import training_run
@@ -66,4 +66,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,10 +1,14 @@
 """Processes: they end with the one that started them, when asked, and find free ports."""
 
+import atexit
+import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from typing import NoReturn
 
 PARENT = "ABSCOT_PARENT_PID"
 
@@ -25,6 +29,27 @@ def _watch(parent: int) -> None:
         except ProcessLookupError:
             os._exit(1)
         time.sleep(1)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process with `code`; a rank without Python's teardown.
+
+    A gloo thread that lets go of its last tensor during the teardown aborts the process
+    (pytorch/pytorch#190489), and a training that went well would count as crashed. Destroying the
+    process groups does not end those threads: DeepSpeed keeps the groups.
+    """
+    if not _is_rank():
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _is_rank() -> bool:
+    torch = sys.modules.get("torch")  # a command that never loaded it has no ranks
+    return torch is not None and torch.distributed.is_initialized()
 
 
 class StopRequest:

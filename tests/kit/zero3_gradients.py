@@ -10,6 +10,7 @@ import torch
 import transformers
 from deepspeed.utils import safe_get_full_grad
 
+from abscot import cli
 from abscot.bench.tools import synthetic_bin
 from abscot.method.phases import BOTTLENECK
 from abscot.method.sequence import IGNORE
@@ -90,4 +91,4 @@ def main() -> None:
     assert worst < 1e-6
 
 
-main()
+cli.run(main)
