@@ -4,6 +4,7 @@
 pytest_plugins = [
     "kit.tiny_run",
     "kit.cards",
+    "kit.corpus",
     "kit.raw_data",
     "kit.rules",
     "kit.small_run",

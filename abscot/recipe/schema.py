@@ -53,8 +53,8 @@ class DataConfig:
     )
     min_cot_chars: int = 200  # shorter CoTs are rejected
     max_row_bytes: int = 4 * 2**20  # of text; larger rows are rejected unread
-    keep_sources: list[str] = field(default_factory=list)  # of dataset_source; empty: all
-    drop_sources: list[str] = field(default_factory=list)  # of dataset_source; these are left out
+    keep_sources: list[str] = field(default_factory=list)  # parts of a dataset_source; empty: all
+    drop_sources: list[str] = field(default_factory=list)  # parts of one; these are left out
     # rows longer than train.capacity_tokens; counted
     long_rows: Literal["drop", "truncate_cot_left", "truncate_cot_middle", "truncate_cot_right"] = (
         "drop"
@@ -104,6 +104,8 @@ class TrainConfig:
     checkpoint_every_steps: int | None = None
     checkpoint_every_minutes: float | None = 30.0  # whichever comes first
     keep_checkpoints: int = 2  # newest ones
+    # whole models of a training on its way, to be evaluated by name (pi1_phaseA_step100); null: none
+    export_every_steps: int | None = None
     num_gpus: int | None = None  # ranks that launch/round.py starts; null: all GPUs of the machine
     phase_lr: dict[str, float] = field(default_factory=dict)  # phase name -> lr, where it differs
     # phase name -> epochs, where they differ
@@ -163,8 +165,16 @@ class EvalConfig:
     samples: int = 1  # answers per problem
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0  # of sampled answers
-    max_reasoning_tokens: int = 4096  # of a verbal CoT
-    max_answer_tokens: int = 1024  # after the reasoning
+    trace_temperature: float = 0.0  # of a trace that an answer is asked behind; 0: greedy
+    trace_top_p: float = 1.0  # of such a trace
+    m_min: int | None = None  # codebook tokens of such a trace, at least; null: traces.m_min
+    m_max: int | None = None  # and at most; null: traces.m_max
+    answer_temperature: float = 0.0  # of what stands behind the trace; 0: greedy
+    answer_top_p: float = 1.0  # of sampled answers
+    max_reasoning_tokens: int = 28_672  # of a thought, in mode `thinking`
+    max_answer_tokens: int = 8192  # of what is not a thought
+    # mode -> max_answer_tokens, where it differs
+    mode_answer_tokens: dict[str, int] = field(default_factory=dict)
     # benchmark -> local file instead of the hub
     files: dict[str, str] = field(default_factory=dict)
     # OpenAI-compatible endpoint for alpaca_eval; null: answers are only written out
