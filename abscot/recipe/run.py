@@ -1,7 +1,7 @@
 """The run directory: every file's name, and its claim by one recipe."""
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from abscot.common.errors import UserError
@@ -73,14 +73,14 @@ def claim(recipe: Recipe) -> Run:
     run = Run.of(recipe)
     text = dump(recipe)
     if run.config.is_file():
-        old = run.config.read_text()
-        difference = _first_difference(_shaping(old), _shaping(text))
+        old = load_recipe(run.config)
+        difference = _first_difference(_shaping(old), _shaping(recipe))
         if difference:
             raise UserError(
                 f"{run.config}: this run was made with another recipe ({difference}); give this "
                 f"one its own --set name=OTHER, or delete {run.root}"
             )
-        if old != text and rank() == 0:
+        if old != recipe and rank() == 0:
             write_text_atomic(run.config, text)
         return run
     if run.root.exists() and any(run.root.iterdir()):
@@ -102,15 +102,14 @@ NOT_SHAPING = {
     "train.checkpoint_every_steps",
     "train.checkpoint_every_minutes",
     "train.keep_checkpoints",
+    "train.export_every_steps",
 }
 
 
-def _shaping(text: str) -> dict[str, object]:
+def _shaping(recipe: Recipe) -> dict[str, object]:
     """The recipe's keys that shape what is trained, flat: `train.lr` -> value."""
-    import yaml
-
     flat = {}
-    for section, value in yaml.safe_load(text).items():
+    for section, value in asdict(recipe).items():
         keys = (
             {f"{section}.{key}": v for key, v in value.items()}
             if isinstance(value, dict)

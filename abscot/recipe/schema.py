@@ -1,132 +1,191 @@
-"""The recipe: a tree of dataclasses with the defaults."""
+"""The recipe: a tree of dataclasses with the defaults, the bounds of each field, and the rules
+between fields.
 
-from dataclasses import dataclass, field
-from typing import Literal
+A rule that does not hold raises ValueError; its message begins with the key that it is about.
+"""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from abscot.recipe.bounds import (
+    Amount,
+    Count,
+    Decay,
+    Each,
+    Few,
+    Line,
+    Name,
+    Paragraph,
+    Positive,
+    Rate,
+    Seed,
+    Share,
+    Spread,
+    Temperature,
+    Url,
+    section,
+)
+
+# The names of the tables that a recipe chooses from; tests hold both to each other.
+PhaseName = Literal["A", "B", "sft_no_cot", "sft_cot", "pause"]
+ModeName = Literal[
+    "verbal",
+    "thinking",
+    "no_cot",
+    "abstract",
+    "abstract_permuted",
+    "abstract_truncated_32",
+    "abstract_truncated_48",
+    "abstract_truncated_64",
+    "pause",
+    "channel",
+]
+BenchmarkName = Literal[
+    "world", "math500", "gsm8k", "aime24", "aime25", "gpqa_diamond", "hotpotqa", "alpaca_eval"
+]
 
 
-@dataclass
+@section
 class WorldConfig:
     """The world that the project makes itself (problems, tokenizer, base model). Null in recipes on
     real data.
     """
 
-    rows: int = 3600  # training rows
-    heldout: int = 300  # evaluation problems
-    changes: int = 3  # steps per problem
-    max_total: int = 20  # running totals stay within 0 and this
-    max_change: int = 5  # a step adds or takes away at most this
-    hidden_size: int = 128  # of the base model
-    num_layers: int = 3  # of the base model
-    base_steps: int = 250  # optimizer steps of the base model
-    base_thinking_rows: int = 16  # rows per step, with CoT
-    base_direct_rows: int = 32  # rows per step, without CoT
-    base_lr: float = 0.02  # of Muon, on matrices; AdamW has a fifth of it, on the rest
+    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 3600  # training rows
+    heldout: Few = 300  # evaluation problems
+    changes: Annotated[int, Field(ge=1, le=30)] = 3  # steps per problem
+    max_total: Few = 20  # running totals stay within 0 and this
+    max_change: Few = 5  # a step adds or takes away at most this
+    hidden_size: Annotated[int, Field(ge=64, le=16_384, multiple_of=64)] = 128  # of the base model
+    num_layers: Annotated[int, Field(ge=1, le=200)] = 3  # of the base model
+    base_steps: Count = 250  # optimizer steps of the base model
+    base_thinking_rows: Few = 16  # rows per step, with CoT
+    base_direct_rows: Few = 32  # rows per step, without CoT
+    base_lr: Rate = 0.02  # of Muon, on matrices; AdamW has a fifth of it, on the rest
 
 
-@dataclass
+@section
 class ModelConfig:
-    base: str = "world"  # directory, hub id, or `world`
+    base: Line = "world"  # directory, hub id, or `world`
     dtype: Literal["bf16", "fp32"] = "bf16"  # of weights and activations; the optimizer keeps fp32
     # auto: varlen on CUDA, segments elsewhere
     attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"
     gradient_checkpointing: bool = True  # recompute activations in the backward pass
     new_rows: Literal["mean", "normal", "zero"] = "mean"  # start of the 66 new embedding rows
-    new_rows_std: float = 1e-3  # N(0, std) added to `mean`; the spread of `normal`
-    loss_chunk_tokens: int = 1024  # supervised positions whose logits exist at the same time
+    new_rows_std: Spread = 1e-3  # N(0, std) added to `mean`; the spread of `normal`
+    loss_chunk_tokens: Count = 1024  # supervised positions whose logits exist at the same time
     trust_remote_code: bool = False  # run code that comes with the base model
     # random weights from the base's config.json: shape tests and benchmarks
     random_init: bool = False
 
 
-@dataclass
+@section
 class DataConfig:
-    source: str = "world"  # file, glob, hub id, or `world`
+    source: Line = "world"  # file, glob, hub id, or `world`
     # layout of a row (abscot/data/formats.py)
     format: Literal["messages", "prompt_cot_answer", "problem_solution", "gsm8k"] = "messages"
-    split: str = "train"  # of a hub id
-    subset: str | None = None  # of a hub id that has several, e.g. `main`
-    revision: str | None = None  # of a hub id: commit or tag; pin it, the hub's files may change
-    rows: int | None = None  # drawn uniformly by a hash of (seed, id); null: all
+    split: Line = "train"  # of a hub id
+    subset: Line | None = None  # of a hub id that has several, e.g. `main`
+    revision: Line | None = None  # of a hub id: commit or tag; pin it, the hub's files may change
+    rows: Count | None = None  # drawn uniformly by a hash of (seed, id); null: all
     # put before prompts that bring none; null: none
-    system_prompt: str | None = (
+    system_prompt: Paragraph | None = (
         "Please reason step by step, and put your final answer within \\boxed{}."
     )
-    min_cot_chars: int = 200  # shorter CoTs are rejected
-    max_row_bytes: int = 4 * 2**20  # of text; larger rows are rejected unread
-    keep_sources: list[str] = field(default_factory=list)  # parts of a dataset_source; empty: all
-    drop_sources: list[str] = field(default_factory=list)  # parts of one; these are left out
+    min_cot_chars: Amount = 200  # shorter CoTs are rejected
+    max_row_bytes: Count = 4 * 2**20  # of text; larger rows are rejected unread
+    keep_sources: Each[Line] = field(default_factory=list)  # parts of a dataset_source; empty: all
+    drop_sources: Each[Line] = field(default_factory=list)  # parts of one; these are left out
     # rows longer than train.capacity_tokens; counted
     long_rows: Literal["drop", "truncate_cot_left", "truncate_cot_middle", "truncate_cot_right"] = (
         "drop"
     )
     # a shard file is closed at this many rows: the unit of work and of restart
-    shard_rows: int = 20_000
-    shard_chars: int = 256_000_000  # or at this many characters of text, whichever comes first
+    shard_rows: Count = 20_000
+    shard_chars: Count = 256_000_000  # or at this many characters of text, whichever comes first
     decontaminate: bool = True  # leave out rows that overlap the evaluation sets
     # share of an evaluation problem's word 5-grams that a prompt may not reach
-    max_overlap: float = 0.5
+    max_overlap: Rate = 0.5
 
 
-@dataclass
+@section
 class TraceConfig:
-    m_min: int = 4  # codebook tokens of a trace, at least; the sampler enforces it
-    m_max: int = 128  # codebook tokens of a trace, at most (paper: 128)
+    m_min: Amount = 4  # codebook tokens of a trace, at least; the sampler enforces it
+    m_max: Few = 128  # codebook tokens of a trace, at most (paper: 128)
     # round 1: rand(1, |l|/2) tokens per CoT step (paper), or uniform
     random: Literal["steps", "uniform"] = "steps"
-    temperature: float = 1.0  # of trace sampling
-    top_p: float = 1.0  # of trace sampling
+    temperature: Temperature = 1.0  # of trace sampling
+    top_p: Rate = 1.0  # of trace sampling
     allow_empty: bool = False  # keep rows whose trace came back empty
     on_collapse: Literal["warn", "stop"] = "warn"  # stop: a collapsed trace set ends the round
-    shards: int = 1  # independent engines, shard i of n
+    shards: Few = 1  # independent engines, shard i of n
     # prompts that get further samples, to see how much a trace tells about its prompt
-    probe_prompts: int = 64
-    probe_samples: int = 3  # further samples per probed prompt
+    probe_prompts: Amount = 64
+    probe_samples: Few = 3  # further samples per probed prompt
+
+    @model_validator(mode="after")
+    def _lengths_are_a_range(self):
+        _range("m_min", self.m_min, self.m_max)
+        return self
 
 
-@dataclass
+@section
 class TrainConfig:
-    deepspeed: str = "ds_configs/zero3.json"  # ZeRO stage, offload and buckets
-    capacity_tokens: int = 32_768  # of a packed bin; longer rows follow data.long_rows
-    global_batch_examples: int | None = 32  # rows per optimizer step, on any number of ranks
-    global_batch_tokens: int | None = None  # instead of the above
-    epochs: int = 1  # of each phase; a baseline gets as many as all rounds together
-    lr: float = 1e-5  # peak
-    new_rows_lr: float | None = None  # learning rate of the embedding table; null: lr
+    deepspeed: Line = "ds_configs/zero3.json"  # ZeRO stage, offload and buckets
+    capacity_tokens: Count = 32_768  # of a packed bin; longer rows follow data.long_rows
+    global_batch_examples: Count | None = 32  # rows per optimizer step, on any number of ranks
+    global_batch_tokens: Count | None = None  # instead of the above
+    epochs: Few = 1  # of each phase; a baseline gets as many as all rounds together
+    lr: Rate = 1e-5  # peak
+    new_rows_lr: Rate | None = None  # learning rate of the embedding table; null: lr
     # over the true number of steps of the phase
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    warmup_ratio: float = 0.05  # share of the steps
-    min_lr_ratio: float = 0.0  # of the peak, at the last step
-    grad_clip: float = 1.0  # global norm
+    warmup_ratio: Share = 0.05  # share of the steps
+    min_lr_ratio: Share = 0.0  # of the peak, at the last step
+    grad_clip: Positive = 1.0  # global norm
     # loss on <endabstract>; without it a model cannot learn when to stop
     supervise_end: bool = True
     supervise_begin: bool = False  # loss on <beginabstract>
     # the last step is always saved, until the model is exported
-    checkpoint_every_steps: int | None = None
-    checkpoint_every_minutes: float | None = 30.0  # whichever comes first
-    keep_checkpoints: int = 2  # newest ones
-    # whole models of a training on its way, to be evaluated by name (pi1_phaseA_step100); null: none
-    export_every_steps: int | None = None
-    num_gpus: int | None = None  # ranks that launch/round.py starts; null: all GPUs of the machine
-    phase_lr: dict[str, float] = field(default_factory=dict)  # phase name -> lr, where it differs
+    checkpoint_every_steps: Count | None = None
+    checkpoint_every_minutes: Positive | None = 30.0  # whichever comes first
+    keep_checkpoints: Few = 2  # newest ones
+    # whole models on the way, asked by name (pi1_phaseA_step100); null: none
+    export_every_steps: Count | None = None
+    num_gpus: Few | None = None  # ranks that launch/round.py starts; null: all GPUs of the machine
+    phase_lr: dict[PhaseName, Rate] = field(
+        default_factory=dict
+    )  # phase name -> lr, where it differs
     # phase name -> epochs, where they differ
-    phase_epochs: dict[str, int] = field(default_factory=dict)
+    phase_epochs: dict[PhaseName, Few] = field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_size_of_a_batch(self):
+        if (self.global_batch_examples is None) == (self.global_batch_tokens is None):
+            raise ValueError(
+                "global_batch_examples: expected exactly one of global_batch_examples and "
+                "global_batch_tokens; set the other to null"
+            )
+        return self
 
 
-@dataclass
+@section
 class OptimizerConfig:
     name: Literal["adamw"] = "adamw"  # a row of OPTIMIZERS in abscot/training/optimizer.py
-    weight_decay: float = 0.0  # of matrices
-    beta1: float = 0.9  # of AdamW
-    beta2: float = 0.95  # of AdamW
+    weight_decay: Share = 0.0  # of matrices
+    beta1: Decay = 0.9  # of AdamW
+    beta2: Decay = 0.95  # of AdamW
 
 
-@dataclass
+@section
 class LoraConfig:
-    r: int = 32  # rank
-    alpha: int = 64  # scale is alpha / r
-    dropout: float = 0.0  # on the adapter input
+    r: Few = 32  # rank
+    alpha: Few = 64  # scale is alpha / r
+    dropout: Decay = 0.0  # on the adapter input
     # linear layers that get an adapter
-    target_modules: list[str] = field(
+    target_modules: Each[Line] = field(
         default_factory=lambda: [
             "q_proj",
             "k_proj",
@@ -141,62 +200,63 @@ class LoraConfig:
     embeddings: Literal["new_rows", "full"] = "new_rows"
 
 
-@dataclass
+@section
 class InferenceConfig:
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the machine computes in it
-    max_model_len_tokens: int = 40_960  # window; longer CoTs are cut in the middle, counted
-    max_num_seqs: int = 256  # sequences decoded together
-    tensor_parallel: int = 1  # GPUs per engine
-    gpu_memory_utilization: float = 0.9  # share of the GPU that vLLM takes
-    cpu_kv_cache_gib: int = 2  # KV cache of vLLM on a CPU
+    max_model_len_tokens: Count = 40_960  # window; longer CoTs are cut in the middle, counted
+    max_num_seqs: Count = 256  # sequences decoded together
+    tensor_parallel: Few = 1  # GPUs per engine
+    gpu_memory_utilization: Rate = 0.9  # share of the GPU that vLLM takes
+    cpu_kv_cache_gib: Few = 2  # KV cache of vLLM on a CPU
     enforce_eager: bool = False  # no CUDA graphs
-    chunk_rows: int = 2048  # rows between two appends to a trace shard
+    chunk_rows: Count = 2048  # rows between two appends to a trace shard
     # GPUs: bitwise the same results whatever is batched together, at some speed
     batch_invariant: bool = False
 
 
-@dataclass
+@section
 class EvalConfig:
     # names of abscot/evaluation/benchmarks.py
-    benchmarks: list[str] = field(default_factory=lambda: ["world"])
-    modes: list[str] = field(default_factory=lambda: ["abstract"])  # of every round's model
-    base_modes: list[str] = field(default_factory=lambda: ["verbal"])  # of the base model
-    limit: int | None = None  # problems per benchmark; null: all
-    samples: int = 1  # answers per problem
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # of sampled answers
-    trace_temperature: float = 0.0  # of a trace that an answer is asked behind; 0: greedy
-    trace_top_p: float = 1.0  # of such a trace
-    m_min: int | None = None  # codebook tokens of such a trace, at least; null: traces.m_min
-    m_max: int | None = None  # and at most; null: traces.m_max
-    answer_temperature: float = 0.0  # of what stands behind the trace; 0: greedy
-    answer_top_p: float = 1.0  # of sampled answers
-    max_reasoning_tokens: int = 28_672  # of a thought, in mode `thinking`
-    max_answer_tokens: int = 8192  # of what is not a thought
+    benchmarks: Each[BenchmarkName] = field(default_factory=lambda: ["world"])
+    modes: Each[ModeName] = field(default_factory=lambda: ["abstract"])  # of every round's model
+    base_modes: Each[ModeName] = field(default_factory=lambda: ["verbal"])  # of the base model
+    limit: Count | None = None  # problems per benchmark; null: all
+    samples: Few = 1  # answers per problem
+    temperature: Temperature = 0.0  # 0: greedy
+    top_p: Rate = 1.0  # of sampled answers
+    trace_temperature: Temperature = 0.0  # of a trace that an answer is asked behind; 0: greedy
+    trace_top_p: Rate = 1.0  # of such a trace
+    m_min: Amount | None = None  # codebook tokens of such a trace, at least; null: traces.m_min
+    m_max: Few | None = None  # and at most; null: traces.m_max
+    answer_temperature: Temperature = 0.0  # of what stands behind the trace; 0: greedy
+    answer_top_p: Rate = 1.0  # of sampled answers
+    max_reasoning_tokens: Count = 28_672  # of a thought, in mode `thinking`
+    max_answer_tokens: Count = 8192  # of what is not a thought
     # mode -> max_answer_tokens, where it differs
-    mode_answer_tokens: dict[str, int] = field(default_factory=dict)
+    mode_answer_tokens: dict[ModeName, Count] = field(default_factory=dict)
     # benchmark -> local file instead of the hub
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[BenchmarkName, Line] = field(default_factory=dict)
     # OpenAI-compatible endpoint for alpaca_eval; null: answers are only written out
-    judge_url: str | None = None
-    judge_model: str = "gpt-4.1"  # that compares two answers of alpaca_eval
+    judge_url: Url | None = None
+    judge_model: Line = "gpt-4.1"  # that compares two answers of alpaca_eval
     # first problems of a benchmark that mode `channel` asks: it decodes without vLLM
-    channel_problems: int = 200
+    channel_problems: Count = 200
 
 
-@dataclass
+@section
 class Recipe:
-    name: str = "tiny-cpu"  # the run directory is run_root/name
-    run_root: str = "runs"  # relative to the project
-    seed: int = 0  # every random draw comes from it and the example
-    rounds: int = 3  # T
+    name: Name = "tiny-cpu"  # the run directory is run_root/name
+    run_root: Line = "runs"  # relative to the project
+    seed: Seed = 0  # every random draw comes from it and the example
+    rounds: Few = 3  # T
     # partition: each phase sees its own part of the data (paper)
     staging: Literal["reuse", "partition"] = "reuse"
-    codebook_size: int = 64  # M
+    # M; vLLM allows 1,024 ids, the end of a trace among them
+    codebook_size: Annotated[int, Field(ge=1, le=1023)] = 64
     # a stage that prints nothing for so long is ended, and started again
-    hang_minutes: float = 60.0
+    hang_minutes: Positive = 60.0
     # of training curves; the last two want a pip install
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(
+    trackers: Each[Literal["tensorboard", "wandb", "trackio"]] = field(
         default_factory=lambda: ["tensorboard"]
     )
     world: WorldConfig | None = None
@@ -208,3 +268,40 @@ class Recipe:
     lora: LoraConfig | None = None
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @model_validator(mode="after")
+    def _the_sections_agree(self):
+        self._world_is_there()
+        traces, asked = self.traces, self.eval
+        m_max = asked.m_max or traces.m_max
+        _range("eval.m_min", traces.m_min if asked.m_min is None else asked.m_min, m_max)
+        if traces.m_max + 2 >= self.train.capacity_tokens:
+            raise ValueError(
+                f"train.capacity_tokens: expected room for a trace of traces.m_max "
+                f"({traces.m_max}) and more, found {self.train.capacity_tokens}"
+            )
+        greedy = not (asked.answer_temperature or asked.trace_temperature)
+        if asked.samples > 1 and greedy:
+            raise ValueError(
+                "eval.samples: expected 1, since greedy answers are all the same; set "
+                "eval.answer_temperature or eval.trace_temperature"
+            )
+        return self
+
+    def _world_is_there(self) -> None:
+        users = [
+            key
+            for key, value in (
+                ("model.base", [self.model.base]),
+                ("data.source", [self.data.source]),
+                ("eval.benchmarks", [b for b in self.eval.benchmarks if b not in self.eval.files]),
+            )
+            if "world" in value
+        ]
+        if self.world is None and users:
+            raise ValueError(f"{users[0]}: `world` needs a section `world: {{}}` of the recipe")
+
+
+def _range(key: str, least: int, most: int) -> None:
+    if least > most:
+        raise ValueError(f"{key}: expected at most m_max ({most}), found {least}")

@@ -18,14 +18,14 @@ _measured: list[tuple[str, bool, float, int]] = []  # case, held, seconds, bytes
 
 
 def refused(call, *words: str) -> str:
-    """Asserts that `call()` raises a UserError of one readable line that holds `words`; the line."""
+    """The line of the UserError that `call()` must raise; it is readable and holds `words`."""
     with pytest.raises(UserError) as caught:
         call()
     return one_line(str(caught.value), *words)
 
 
 def one_line(text: str, *words: str) -> str:
-    """`text`, having asserted that it is one printable line of bearable length that holds `words`."""
+    """`text`, which must be one printable line of bearable length that holds `words`."""
     assert text.isprintable(), repr(text)
     assert 0 < len(text) <= LINE_CHARS, len(text)
     missing = [word for word in words if word not in text]

@@ -12,7 +12,14 @@ from abscot.data.prepare import prepare
 from abscot.data.rows import Row
 from abscot.data.shards import ShardStore
 from abscot.recipe.run import Run
-from abscot.recipe.schema import DataConfig, ModelConfig, Recipe, TraceConfig, TrainConfig
+from abscot.recipe.schema import (
+    DataConfig,
+    ModelConfig,
+    Recipe,
+    TraceConfig,
+    TrainConfig,
+    WorldConfig,
+)
 from kit.tiny_run import tiny_tokenizer
 
 
@@ -58,6 +65,7 @@ def recipe_of(root: Path, source: Path | str, name: str = "run", **data) -> Reci
         model=ModelConfig(base=str(root)),
         train=TrainConfig(capacity_tokens=400),
         traces=TraceConfig(m_max=30),
+        world=WorldConfig(),
         data=DataConfig(source=str(source), format="prompt_cot_answer", **keys),
     )
 

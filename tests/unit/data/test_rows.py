@@ -1,7 +1,5 @@
 """Long rows: dropped, or cut where the policy says."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +8,8 @@ from abscot.common.errors import UserError
 from abscot.data.rows import fit
 from abscot.data.sources import Rejected
 from abscot.method.sequence import limit_tokens
-from abscot.recipe.schema import Recipe, TraceConfig, TrainConfig
+from abscot.recipe.load import load_recipe
+from abscot.recipe.schema import Recipe, TraceConfig, TrainConfig, WorldConfig
 from kit.raw_data import row
 
 
@@ -53,7 +52,9 @@ def test_cut_rows_fill_the_limit_exactly(prompt, steps, answer, limit, side):
 
 
 def test_the_limit_leaves_room_for_the_longest_trace():
-    recipe = Recipe(train=TrainConfig(capacity_tokens=200), traces=TraceConfig(m_max=128))
+    recipe = Recipe(
+        world=WorldConfig(), train=TrainConfig(capacity_tokens=200), traces=TraceConfig(m_max=128)
+    )
     assert limit_tokens(recipe) == 200 - 130
-    with pytest.raises(UserError, match="train.capacity_tokens: 100 leaves no room"):
-        limit_tokens(replace(recipe, train=TrainConfig(capacity_tokens=100)))
+    with pytest.raises(UserError, match="train.capacity_tokens: expected room for a trace"):
+        load_recipe(None, ["train.capacity_tokens=130", "traces.m_max=128"])

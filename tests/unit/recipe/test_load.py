@@ -18,15 +18,15 @@ def test_dump_and_load_are_inverse(tmp_path):
     [
         ("train.learning_rate=1", "unknown key train.learning_rate"),
         ("trian.lr=1", "did you mean train"),
-        ("train.epochs=1.5", "train.epochs: expected int"),
-        ("train.epochs=yes", "train.epochs: expected int"),
+        ("train.epochs=1.5", "train.epochs: expected a whole number"),
+        ("train.epochs=yes", "train.epochs: expected a whole number"),
         ("train.lr=-1", "train.lr"),
         ("staging=stage", "expected one of reuse, partition"),
         ("traces.m_min=500", "traces.m_min"),
         ("train.global_batch_tokens=9", "exactly one of"),
         ("name=../other", "plain directory name"),
         ("train.lr", "expected key.path=value"),
-        ("eval.benchmarks=world", "expected a list"),
+        ("eval.benchmarks=world", "expected a list, e.g."),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line(override, says):

@@ -1,8 +1,19 @@
-"""Every recipe key is explained, on a page that is made from the dataclasses."""
+"""Every recipe key is explained, on a page that is made from the dataclasses, and the names that a
+recipe may choose are those of the tables.
+"""
 
 import re
+import typing
 
+import pytest
+
+from abscot.data.formats import ADAPTERS
+from abscot.evaluation.benchmarks import BENCHMARKS
+from abscot.method.phases import PHASES
+from abscot.model.attention import BACKENDS
+from abscot.recipe import schema
 from abscot.recipe.keys import PAGE, page
+from abscot.training.optimizer import OPTIMIZERS
 
 
 def test_the_page_of_keys_is_current():
@@ -13,3 +24,18 @@ def test_every_key_has_a_word_of_explanation():
     rows = re.findall(r"^\| `([\w.]+)` \| .* \| (.*) \|$", page(), re.MULTILINE)
     assert len(rows) > 90
     assert [key for key, note in rows if not note.strip()] == []
+
+
+@pytest.mark.parametrize(
+    "names, table",
+    [
+        (schema.PhaseName, PHASES),
+        (schema.BenchmarkName, BENCHMARKS),
+        (typing.get_type_hints(schema.DataConfig)["format"], ADAPTERS),
+        (typing.get_type_hints(schema.ModelConfig)["attention"], {"auto": None, **BACKENDS}),
+        (typing.get_type_hints(schema.OptimizerConfig)["name"], OPTIMIZERS),
+    ],
+    ids="phases benchmarks formats attention optimizers".split(),
+)
+def test_a_recipe_chooses_from_the_tables(names, table):
+    assert set(typing.get_args(names)) == set(table)
