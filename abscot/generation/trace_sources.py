@@ -50,11 +50,13 @@ class RandomTraces:
 
     def _length(self, draw: np.random.Generator, row: int) -> int:
         """`steps`: rand(1, |l| / 2) tokens per CoT step l of |l| tokens, in all at most m_max and
-        at least m_min.
+        at least m_min. `uniform`: random_min to random_max tokens.
         """
-        m_min, m_max = self.config.m_min, self.config.m_max
-        if self.config.random == "uniform":
-            return int(draw.integers(m_min, m_max + 1))
+        config = self.config
+        m_min, m_max = config.m_min, config.m_max
+        if config.random == "uniform":
+            least = m_min if config.random_min is None else config.random_min
+            return int(draw.integers(least, (config.random_max or m_max) + 1))
         # A step gives at least one token.
         halves = np.maximum(1, self.store.row(row).cot_steps[:m_max] // 2)
         return int(np.clip(draw.integers(1, halves + 1).sum(), m_min, m_max))

@@ -28,8 +28,10 @@ A recipe is a YAML file; `--recipe NAME` takes a file, or the bare name of one o
 | recipe | |
 |---|---|
 | `tiny-cpu` | the embedded default: the whole method on a laptop's CPU |
-| `qwen3-4b-lora-5k` | LoRA r=32 on 5k rows, 8k tokens: the public reproduction's setting |
-| `qwen3-4b-full-600k` | the paper's: all parameters, 600k rows, 32k tokens, 3 epochs per phase |
+| `qwen3-4b-lora-5k` | the public reproduction: LoRA r=32, 5k rows, CoTs cut at 8k tokens |
+| `qwen3-4b-lora-5k-better` | what we would do with 5k rows and LoRA: whole CoTs, 3 epochs |
+| `qwen3-4b-published-eval` | the reproduction's evaluation to the letter, of any checkpoint |
+| `qwen3-4b-full-600k` | the paper's: all parameters, 600k rows, 3 epochs per phase |
 
 Only what differs from the defaults stands in a file. `--set section.key=value` changes one key of a
 command and may be repeated; unknown keys and values of another type are refused in one line. A run

@@ -4,6 +4,7 @@ between fields.
 A rule that does not hold raises ValueError; its message begins with the key that it is about.
 """
 
+import itertools
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -116,6 +117,8 @@ class TraceConfig:
     m_max: Few = 128  # codebook tokens of a trace, at most (paper: 128)
     # round 1: rand(1, |l|/2) tokens per CoT step (paper), or uniform
     random: Literal["steps", "uniform"] = "steps"
+    random_min: Amount | None = None  # of uniform random traces, at least; null: m_min
+    random_max: Few | None = None  # and at most; null: m_max
     temperature: Temperature = 1.0  # of trace sampling
     top_p: Rate = 1.0  # of trace sampling
     allow_empty: bool = False  # keep rows whose trace came back empty
@@ -127,7 +130,9 @@ class TraceConfig:
 
     @model_validator(mode="after")
     def _lengths_are_a_range(self):
-        _range("m_min", self.m_min, self.m_max)
+        random_min = self.m_min if self.random_min is None else self.random_min
+        random_max = self.random_max or self.m_max
+        _ascending(m_min=self.m_min, random_min=random_min, random_max=random_max, m_max=self.m_max)
         return self
 
 
@@ -273,8 +278,8 @@ class Recipe:
     def _the_sections_agree(self):
         self._world_is_there()
         traces, asked = self.traces, self.eval
-        m_max = asked.m_max or traces.m_max
-        _range("eval.m_min", traces.m_min if asked.m_min is None else asked.m_min, m_max)
+        m_min = traces.m_min if asked.m_min is None else asked.m_min
+        _ascending(**{"eval.m_min": m_min, "eval.m_max": asked.m_max or traces.m_max})
         if traces.m_max + 2 >= self.train.capacity_tokens:
             raise ValueError(
                 f"train.capacity_tokens: expected room for a trace of traces.m_max "
@@ -302,6 +307,8 @@ class Recipe:
             raise ValueError(f"{users[0]}: `world` needs a section `world: {{}}` of the recipe")
 
 
-def _range(key: str, least: int, most: int) -> None:
-    if least > most:
-        raise ValueError(f"{key}: expected at most m_max ({most}), found {least}")
+def _ascending(**values: int) -> None:
+    """Raises ValueError for the first value that is larger than the next one."""
+    for (key, low), (next_key, high) in itertools.pairwise(values.items()):
+        if low > high:
+            raise ValueError(f"{key}: expected at most {next_key} ({high}), found {low}")
