@@ -8,6 +8,13 @@ class UserError(Exception):
     what mends it.
     """
 
+    def __str__(self) -> str:
+        """Printable whatever a path or a value holds, line breaks among it."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.line())
+
+    def line(self) -> str:
+        return super().__str__()
+
 
 class MissingInput(UserError):
     """An input that some stage makes; the command line adds which command that is."""
@@ -16,7 +23,7 @@ class MissingInput(UserError):
         super().__init__(path, what)  # both, so that it can be pickled: MPI ranks pass it on
         self.path, self.what = path, what
 
-    def __str__(self) -> str:
+    def line(self) -> str:
         return f"{self.path}: {self.what}"
 
 

@@ -46,17 +46,22 @@ def load_recipe(
 
 
 def _recipe_path(path: str | os.PathLike | None) -> Path:
-    """A file, or the bare name of a shipped recipe."""
+    """A file, or the bare name of a shipped recipe. Raises UserError where there is neither."""
     path = Path(path) if path else DEFAULT_RECIPE
     shipped = DEFAULT_RECIPE.parent / f"{path}.yaml"
-    return shipped if not path.is_file() and shipped.is_file() else path
+    if os.path.lexists(path):
+        return path
+    if os.path.isfile(shipped):
+        return shipped
+    names = ", ".join(sorted(p.stem for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
+    raise UserError(f"{shown(str(path))}: no such recipe; give a file or one of {names}")
 
 
 def local_path(value: str) -> Path | None:
     """`value` as a local path, or None where it can only be a hub id (owner/name)."""
     path = Path(value).expanduser()
     is_path = value.startswith((".", "/", "~")) or any(mark in value for mark in "*?[")
-    if is_path or value.count("/") != 1 or path.suffix in FILE_SUFFIXES or path.exists():
+    if is_path or value.count("/") != 1 or path.suffix in FILE_SUFFIXES or os.path.exists(path):
         return path
     return None
 
@@ -68,7 +73,7 @@ def check_files(recipe: Recipe) -> None:
     if (
         recipe.model.base != "world"
         and (path := local_path(recipe.model.base))
-        and not path.is_dir()
+        and not os.path.isdir(path)
     ):
         raise UserError(
             f"model.base: {path}: no such directory; give a model directory or a hub id such as "
@@ -85,13 +90,13 @@ def check_files(recipe: Recipe) -> None:
         )
     config = Path(recipe.train.deepspeed)
     config = config if config.is_absolute() else ROOT / config
-    if not config.is_file():
+    if not os.path.isfile(config):
         shipped = ", ".join(
             sorted(f"ds_configs/{p.name}" for p in (ROOT / "ds_configs").glob("*.json"))
         )
         raise UserError(f"train.deepspeed: {config}: no such file; shipped: {shipped}")
     for benchmark, file in recipe.eval.files.items():
-        if not Path(file).expanduser().is_file():
+        if not os.path.isfile(Path(file).expanduser()):
             raise UserError(f"eval.files.{benchmark}: {file}: no such file")
 
 

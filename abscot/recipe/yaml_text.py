@@ -5,6 +5,7 @@ Aliases and tags are refused: a recipe is small, and needs none.
 """
 
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,19 @@ _Dumper.ignore_aliases = lambda self, data: True
 def read(path: Path, what: str) -> str:
     """The text of a small file. Raises UserError where `path` is no regular file of UTF-8 text."""
     try:
-        if not path.is_file():
-            raise UserError(f"{path}: expected a file, {what}; found something else")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: expected {what}, found something that is no file")
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: expected {what}, found {path.stat().st_size:,} bytes")
         return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected {what}") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
             f"{path}:{line}: not UTF-8 text (byte {error.start}); expected {what}; save it as UTF-8"
         ) from None
+    except (OSError, ValueError) as error:  # the latter for a name that cannot be one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: {reason}; expected {what}") from None
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[Place, int]]:
