@@ -208,28 +208,16 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> list[str]:
-    """What has collapsed, by name. from_model False: random traces, which are meant to tell nothing
-    about a prompt.
+    """What has collapsed, by name. from_model False: random traces, whose lengths follow from the
+    CoT (a long one fills m_max) and which are meant to tell nothing about a prompt.
     """
     if not stats.get("tokens"):
         return ["no trace holds a single token"]
-    found = []
-    if m_min < m_max and stats["most_common_length_share"] >= SAME_LENGTH_SHARE:
-        length, share = stats["most_common_length"], stats["most_common_length_share"]
-        found.append(f"constant length: {share:.0%} of the traces have {length} tokens")
-    if m_min < m_max and stats["forced_end_share"] >= FORCED_END_SHARE:
-        found.append(
-            f"no end: {stats['forced_end_share']:.0%} of the traces were stopped at m_max = {m_max}"
-        )
-    if stats["top_token_share"] >= TOP_TOKEN_SHARE:
-        found.append(f"one token dominates: it is {stats['top_token_share']:.0%} of all tokens")
-    elif 2 ** stats["unigram_entropy_bits"] < EFFECTIVE_TOKENS:
-        found.append(
-            "few tokens: the codebook is used like one of "
-            f"{2 ** stats['unigram_entropy_bits']:.1f} tokens"
-        )
+    found = _token_warnings(stats)
     if not from_model:
         return found
+    if m_min < m_max:
+        found = _length_warnings(stats, m_max) + found
     if stats["unique_share"] < UNIQUE_SHARE:
         found.append(f"few different traces: {stats['unique_share']:.1%} of them are unique")
     if "prompt_similarity_gain" in stats:
@@ -241,3 +229,24 @@ def warnings(stats: dict, m_min: int, m_max: int, from_model: bool = True) -> li
                 f"{stats['other_prompt_similarity']:.2f} (gain {gain:.3f} +- {error:.3f})"
             )
     return found
+
+
+def _length_warnings(stats: dict, m_max: int) -> list[str]:
+    found = []
+    if stats["most_common_length_share"] >= SAME_LENGTH_SHARE:
+        length, share = stats["most_common_length"], stats["most_common_length_share"]
+        found.append(f"constant length: {share:.0%} of the traces have {length} tokens")
+    if stats["forced_end_share"] >= FORCED_END_SHARE:
+        found.append(
+            f"no end: {stats['forced_end_share']:.0%} of the traces were stopped at m_max = {m_max}"
+        )
+    return found
+
+
+def _token_warnings(stats: dict) -> list[str]:
+    if stats["top_token_share"] >= TOP_TOKEN_SHARE:
+        return [f"one token dominates: it is {stats['top_token_share']:.0%} of all tokens"]
+    effective = 2 ** stats["unigram_entropy_bits"]
+    if effective < EFFECTIVE_TOKENS:
+        return [f"few tokens: the codebook is used like one of {effective:.1f} tokens"]
+    return []

@@ -63,6 +63,15 @@ def test_prompt_independent_traces_are_flagged_unless_they_are_meant_to_be_rando
     assert flags(flat, probe, from_model=False) == []
 
 
+def test_random_traces_may_all_fill_m_max_but_not_with_one_token(draw):
+    """The paper's rule gives every long CoT a trace of m_max tokens."""
+    values, offsets = random_flat(draw, 500, M_MAX, M_MAX, CODEBOOK)
+    assert len(flags((values, offsets), {})) == 2  # a model's: constant length, no end
+    assert flags((values, offsets), {}, from_model=False) == []
+    (flag,) = flags((np.full_like(values, 1007), offsets), {}, from_model=False)
+    assert flag.startswith("one token dominates")
+
+
 def test_the_same_trace_for_every_prompt_is_flagged(draw):
     trace = draw.choice(CODEBOOK, 20).astype(np.int32)
     flat = np.tile(trace, 100), np.arange(101) * 20

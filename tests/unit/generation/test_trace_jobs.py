@@ -138,6 +138,16 @@ def test_a_collapse_stops_the_round_where_the_recipe_says_so(tiny, capsys):
     assert not job.final.exists() and "WARNING" in capsys.readouterr().out
 
 
+def test_random_traces_of_one_length_stop_no_round(tiny):
+    """The CoT is long: the paper's rule makes each trace m_max tokens long."""
+    recipe, run, _ = tiny
+    recipe = with_traces(recipe, random="steps", m_min=1, m_max=2, on_collapse="stop")
+    job = open_job(training_of(recipe, run, 1, "A"))
+    assert generate(job)
+    stats = TraceSet.load(job.final, job.store).stats
+    assert stats["most_common_length_share"] > 0.9 and stats["warnings"] == []
+
+
 def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
     recipe, run, _ = tiny
     shutil.rmtree(training_of(recipe, run, 1, "A").export, ignore_errors=True)
