@@ -27,7 +27,16 @@ from abscot.common.files import is_done, publish, write_json_atomic
 from abscot.common.log import Progress, log
 from abscot.data.rows import Row
 from abscot.data.shards import ShardStore, ShardWriter, manifest_of
-from abscot.generation.trace_set import RANDOM, STATS, TRACES, TraceSet
+from abscot.generation import collapse
+from abscot.generation.trace_records import (
+    RANDOM,
+    SET_SCHEMA,
+    VERSION,
+    SetMeta,
+    TraceStats,
+    rows_sha256,
+)
+from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab
@@ -167,12 +176,24 @@ def _write_traces(run: Run, store: ShardStore) -> None:
     column = pa.ListArray.from_arrays(
         offsets, rng("bench", "codes").integers(1000, 1064, offsets[-1], dtype=np.int32)
     )
-    table = pa.table({"row": np.arange(len(store)), "id": store.ids(), "trace": column})
-    meta = {"store": store.hash, "round": 1, "phase": "A", "model_fingerprint": RANDOM}
-    with publish(run.traces("pi1_phaseA"), meta) as directory:
-        with pa.ipc.new_file(str(directory / TRACES), table.schema) as writer:
-            writer.write_table(table)
-        write_json_atomic(directory / STATS, {})
+    rows = np.arange(len(store))
+    table = pa.table([rows, store.ids(), column], schema=SET_SCHEMA)
+    meta = SetMeta(
+        version=VERSION,
+        round=1,
+        phase="A",
+        model_fingerprint=RANDOM,
+        store=store.hash,
+        rows=len(rows),
+        rows_sha256=rows_sha256(rows),
+        codebook_size=64,
+        m_min=4,
+        m_max=128,
+    )
+    values = column.values.to_numpy()
+    found = collapse.statistics(values, offsets, VOCAB.codebook_ids, 128, {}, 0)
+    stats = TraceStats(source=RANDOM, cut_prompts=0, empty_traces=0, warnings=[], **found)
+    publish_set(run.traces("pi1_phaseA"), table, meta, stats)
 
 
 def _open(root: Path):

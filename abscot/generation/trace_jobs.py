@@ -7,15 +7,13 @@ whoever finishes the last one merges them.
 """
 
 import contextlib
-import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +21,28 @@ import pyarrow as pa
 
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
-from abscot.common.files import fingerprint, is_done, publish, require, write_json_atomic
+from abscot.common.files import fingerprint, is_done, require
 from abscot.common.log import Progress, log
 from abscot.data.shards import ShardStore
 from abscot.generation import collapse
-from abscot.generation.trace_set import RANDOM, SCHEMA, STATS, TRACES, TraceSet
+from abscot.generation.trace_records import (
+    JOB,
+    RANDOM,
+    SCHEMA,
+    VERSION,
+    ChunkMeta,
+    Sampling,
+    SetMeta,
+    TraceStats,
+    mend,
+    read_table,
+    rows_sha256,
+)
+from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.generation.trace_sources import Item, ModelTraces, RandomTraces, Source
 from abscot.method.lineage import Training
 from abscot.method.vocab import AbstractVocab, load_tokenizer
-from abscot.recipe.schema import Recipe
-
-HANDLING = ("allow_empty", "on_collapse", "shards")  # keys of TraceConfig that change no trace
+from abscot.recipe.schema import Recipe, TraceConfig
 
 
 @dataclass(frozen=True)
@@ -67,21 +76,35 @@ class TraceJob:
         """The chunks, until all are there."""
         return self.final.with_name(f".{self.tag}.parts")
 
-    def identity(self) -> dict:
-        """What a set of traces must agree on to be one set."""
-        rules = dataclasses.asdict(self.recipe.traces)
-        return {
-            "round": self.training.round,
-            "phase": self.training.phase.name,
-            "model_fingerprint": fingerprint(self.model) if self.model else RANDOM,
-            "store": self.store.hash,
-            "rows": len(self.rows),
-            "rows_sha256": hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()[:16],
-            "seed": self.recipe.seed,
-            "chunk_rows": self.recipe.inference.chunk_rows,
-            "codebook_size": self.recipe.codebook_size,
-            **{key: value for key, value in rules.items() if key not in HANDLING},
-        }
+    def identity(self) -> SetMeta:
+        """What a set of sampled traces must agree on to be one set."""
+        rules = self.recipe.traces
+        sampling = Sampling(
+            seed=self.recipe.seed,
+            chunk_rows=self.recipe.inference.chunk_rows,
+            random=rules.random,
+            temperature=rules.temperature,
+            top_p=rules.top_p,
+            probe_prompts=rules.probe_prompts,
+            probe_samples=rules.probe_samples,
+        )
+        return self.meta(fingerprint(self.model) if self.model else RANDOM, sampled=sampling)
+
+    def meta(self, model_fingerprint: str, **origin) -> SetMeta:
+        """Of a set for this training's rows. origin: sampled or imported."""
+        return SetMeta(
+            version=VERSION,
+            round=self.training.round,
+            phase=self.training.phase.name,
+            model_fingerprint=model_fingerprint,
+            store=self.store.hash,
+            rows=len(self.rows),
+            rows_sha256=rows_sha256(self.rows),
+            codebook_size=self.recipe.codebook_size,
+            m_min=self.recipe.traces.m_min,
+            m_max=self.recipe.traces.m_max,
+            **origin,
+        )
 
     def chunks(self) -> list[list[Item]]:
         """All chunks in order; the last one holds further samples of a few prompts, for the
@@ -94,17 +117,20 @@ class TraceJob:
             : self.recipe.traces.probe_prompts
         ]
         samples = range(1, self.recipe.traces.probe_samples + 1)
-        probe = [dataclasses.replace(items[i], sample=s) for i in sorted(probed) for s in samples]
+        probe = [replace(items[i], sample=s) for i in sorted(probed) for s in samples]
         return [*chunks, probe]
 
     def chunk_path(self, chunk: int) -> Path:
         return self.parts / f"chunk_{chunk:06}.arrow"
 
 
-def open_job(training: Training) -> TraceJob:
-    """The job of one training over what the run directory holds. Raises MissingInput."""
+def open_job(training: Training, imported: bool = False) -> TraceJob:
+    """The job of one training over what the run directory holds; imported traces need no model.
+    Raises MissingInput.
+    """
     recipe, run = training.recipe, training.run
-    require(run.base, run.shards, *filter(None, [training.trace_model]))
+    models = [] if imported else filter(None, [training.trace_model])
+    require(run.base, run.shards, *models)
     tokenizer = load_tokenizer(run.base, recipe.model.trust_remote_code)
     vocab, store = AbstractVocab.of(tokenizer, recipe.codebook_size), ShardStore(run.shards)
     return TraceJob(training, store, vocab, training.rows(len(store)).astype(np.int64))
@@ -122,8 +148,8 @@ def generate(job: TraceJob, shard: int = 0, of: int = 1, engine=None) -> bool:
         return True
     _claim_parts(job)
     chunks = job.chunks()
-    mine = [c for c in range(shard, len(chunks), of)]
-    left = [c for c in mine if not job.chunk_path(c).exists()]
+    mine = list(range(shard, len(chunks), of))
+    left = [c for c in mine if not _is_whole(job, c, chunks[c])]
     if left:
         source = _source(job, engine)
         total = sum(len(chunks[c]) for c in mine)
@@ -150,16 +176,13 @@ def generate(job: TraceJob, shard: int = 0, of: int = 1, engine=None) -> bool:
 
 def _claim_parts(job: TraceJob) -> None:
     job.parts.mkdir(parents=True, exist_ok=True)
-    path, mine = job.parts / "job.json", job.identity()
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        if different := [k for k in mine if mine[k] != theirs.get(k)]:
-            raise UserError(
-                f"{job.parts}: traces begun with another {', '.join(different)}; delete that "
-                "directory"
-            )
-    else:
-        write_json_atomic(path, mine)
+    path, mine = job.parts / JOB, job.identity()
+    if not path.exists():
+        mine.write(path)
+        return
+    again = mend(job.final, job.parts)
+    if different := mine.differences(SetMeta.read(path, again)):
+        raise UserError(f"{job.parts}: traces begun with another {', '.join(different)}; {again}")
 
 
 def _source(job: TraceJob, engine) -> Source:
@@ -178,9 +201,10 @@ def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -
     """One Arrow file, there whole or not at all."""
     start, cut = time.monotonic(), source.cut_prompts
     traces = source.traces(items)
-    meta = {"seconds": time.monotonic() - start, "cut_prompts": source.cut_prompts - cut}
+    seconds = time.monotonic() - start
+    meta = ChunkMeta(seconds=seconds, cut_prompts=source.cut_prompts - cut)
     columns = [[i.row for i in items], [i.id for i in items], [i.sample for i in items], traces]
-    table = pa.table(columns, schema=SCHEMA.with_metadata({"meta": json.dumps(meta)}))
+    table = pa.table(columns, schema=SCHEMA.with_metadata({"meta": meta.model_dump_json()}))
     path = job.chunk_path(chunk)
     temp = path.with_suffix(f".{os.getpid()}.tmp")
     with open(temp, "wb") as file:
@@ -189,6 +213,41 @@ def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -
         file.flush()
         os.fsync(file.fileno())
     os.replace(temp, path)
+
+
+def _is_whole(job: TraceJob, chunk: int, items: list[Item]) -> bool:
+    """A damaged chunk file is removed and said so: its traces are made again, and are the same."""
+    path = job.chunk_path(chunk)
+    if not path.exists():
+        return False
+    try:
+        _read_chunk(job, chunk, items)
+    except UserError as error:
+        log(f"WARNING traces {job.tag}: {error}; removed, its {len(items)} traces are made again")
+        path.unlink()
+        return False
+    return True
+
+
+def _read_chunk(job: TraceJob, chunk: int, items: list[Item]) -> tuple[pa.Table, ChunkMeta]:
+    """Raises UserError for a file that does not hold the traces of these items."""
+    path, rules = job.chunk_path(chunk), job.recipe.traces
+    again = mend(job.final, path)
+    table = read_table(path, SCHEMA, again)
+    try:
+        meta = json.loads((table.schema.metadata or {}).get(b"meta", b"null"))
+    except ValueError:
+        meta = None
+    meta = ChunkMeta.of(meta, f"{path}: meta", again)
+    found = zip(*(table[name].to_pylist() for name in ("row", "id", "sample")), strict=True)
+    if list(found) != [(i.row, i.id, i.sample) for i in items]:
+        raise UserError(f"{path}: not the rows of chunk {chunk}; {again}")
+    traces, allowed = table["trace"].to_pylist(), set(job.vocab.codebook_ids)
+    for item, trace in zip(items, traces, strict=True):
+        if not (rules.m_min <= len(trace) <= rules.m_max and allowed.issuperset(trace)):
+            where = f"{path}: row {item.row}"
+            raise UserError(f"{where}: a trace outside V_abs or [m_min, m_max]; {again}")
+    return table, meta
 
 
 @contextlib.contextmanager
@@ -200,48 +259,62 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
-    config, tables = job.recipe.traces, [_read(job.chunk_path(c)) for c in range(len(chunks))]
-    made = [json.loads(table.schema.metadata[b"meta"]) for table in tables]
+    read = [_read_chunk(job, number, items) for number, items in enumerate(chunks)]
+    tables, made = zip(*read, strict=True)
     table = pa.concat_tables([t.replace_schema_metadata() for t in tables[:-1]]).combine_chunks()
-    traces = TraceSet(table.drop_columns("sample"), len(job.store), job.identity(), {})
-    traces.validate(job.store.ids(), job.rows, job.vocab, config)
-    seconds = sum(m["seconds"] for m in made)
-    statistics = {
-        "generation_s": round(seconds, 3),
-        "traces_per_s": round(sum(map(len, chunks)) / max(seconds, 1e-9), 2),
-        "cut_prompts": sum(m["cut_prompts"] for m in made),
-        "empty_traces": int((traces.all_lengths() == 0).sum()),
-        **collapse.statistics(
-            *traces.flat(),
-            job.vocab.codebook_ids,
-            config.m_max,
-            _probe(traces, tables[-1]),
-            job.recipe.seed,
-        ),
-    }
-    statistics["warnings"] = collapse.warnings(
-        statistics, config.m_min, config.m_max, job.model is not None
+    traces = TraceSet(table, len(job.store))
+    seconds = sum(m.seconds for m in made)
+    stats = statistics_of(
+        job,
+        traces,
+        source=RANDOM if job.model is None else "sampled",
+        probe=_probe(traces, tables[-1]),
+        generation_s=round(seconds, 3),
+        traces_per_s=round(sum(map(len, chunks)) / max(seconds, 1e-9), 2),
+        cut_prompts=sum(m.cut_prompts for m in made),
     )
-    for warning in statistics["warnings"]:
+    publish_set(job.final, table.drop_columns("sample"), job.identity(), stats)
+
+
+def statistics_of(
+    job: TraceJob, traces: TraceSet, source: str, probe: dict[int, list[np.ndarray]], **more
+) -> TraceStats:
+    """The statistics of a set that may be published. probe: row -> several traces of it.
+
+    Raises UserError for refused empty traces, and for a collapse where the recipe stops;
+    ValueError for traces that are not those of the job: a bug.
+    """
+    rules = job.recipe.traces
+    traces.validate(job.store.ids(), job.rows, job.vocab, rules.m_min, rules.m_max)
+    codebook = job.vocab.codebook_ids
+    found = {
+        "empty_traces": _count_empty(traces, rules),
+        **collapse.statistics(*traces.flat(), codebook, rules.m_max, probe, job.recipe.seed),
+    }
+    # What round 1 begins with is random, wherever it was made.
+    warned = collapse.warnings(found, rules.m_min, rules.m_max, from_model=job.model is not None)
+    for warning in warned:
         log(f"WARNING traces {job.tag}: {warning}")
-    if statistics["warnings"] and config.on_collapse == "stop":
+    if warned and rules.on_collapse == "stop":
         raise UserError(
-            f"traces {job.tag}: traces.on_collapse is `stop`, and {statistics['warnings'][0]}; "
+            f"traces {job.tag}: traces.on_collapse is `stop`, and {warned[0]}; "
             "train differently, or to go on all the same write `warn` into "
             f"{job.training.run.config} and start with --recipe on it"
         )
-    with publish(job.final, job.identity()) as directory:
-        with pa.ipc.new_file(str(directory / TRACES), table.schema) as writer:
-            writer.write_table(table)
-        write_json_atomic(directory / STATS, statistics)
+    return TraceStats(source=source, warnings=warned, **found, **more)
 
 
-def _read(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+def _count_empty(traces: TraceSet, rules: TraceConfig) -> int:
+    empty, total = int((traces.all_lengths() == 0).sum()), len(traces)
+    if empty and not rules.allow_empty:
+        raise UserError(
+            f"{empty} of {total} traces are empty; set traces.m_min to 1 or more, or "
+            "traces.allow_empty to true"
+        )
+    return empty
 
 
-def _probe(traces: "TraceSet", table: pa.Table) -> dict[int, list[np.ndarray]]:
+def _probe(traces: TraceSet, table: pa.Table) -> dict[int, list[np.ndarray]]:
     """Row -> its traces, the training one first."""
     probe: dict[int, list[np.ndarray]] = {}
     for row, trace in zip(table["row"].to_pylist(), table["trace"].to_pylist(), strict=True):

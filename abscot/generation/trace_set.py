@@ -1,27 +1,25 @@
 """The published traces of one phase: memory-mapped, validated."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from abscot.common.errors import UserError
-from abscot.common.files import read_done
+from abscot.common.files import DONE, publish, read_done, verify, write_json_atomic
 from abscot.data.shards import ShardStore
-from abscot.method.vocab import AbstractVocab
-from abscot.recipe.schema import TraceConfig
-
-SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("id", pa.string()),
-        ("sample", pa.int16()),
-        ("trace", pa.list_(pa.int32())),
-    ]
+from abscot.generation.trace_records import (
+    SET_SCHEMA,
+    STATS,
+    TRACES,
+    SetMeta,
+    TraceStats,
+    mend,
+    read_table,
+    rows_sha256,
 )
-TRACES, STATS = "traces.arrow", "stats.json"
-RANDOM = "random"  # model_fingerprint of traces that no model made
+from abscot.method.vocab import AbstractVocab
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -34,10 +32,13 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 class TraceSet:
     """The published traces of one phase, memory-mapped."""
 
-    def __init__(self, table: pa.Table, store_rows: int, meta: dict, stats: dict):
-        self.meta, self.stats = meta, stats
+    def __init__(self, table: pa.Table, store_rows: int, meta: SetMeta | None = None):
+        """Raises ValueError for rows that are not ascending numbers of the store."""
+        self.meta = meta
         self._ids = table["id"]
         self.rows = _whole(table["row"]).to_numpy()
+        if (np.diff(self.rows, prepend=-1) <= 0).any() or (self.rows >= store_rows).any():
+            raise ValueError(f"its rows are not ascending numbers below {store_rows}")
         column = _whole(table["trace"])
         self._offsets = column.offsets.to_numpy()
         self._values = column.values.to_numpy()
@@ -47,19 +48,34 @@ class TraceSet:
 
     @classmethod
     def load(
-        cls, directory: Path, store: ShardStore, round_: int | None = None, phase: str | None = None
+        cls,
+        directory: Path,
+        store: ShardStore,
+        round_: int | None = None,
+        phase: str | None = None,
+        vocab: AbstractVocab | None = None,
     ) -> "TraceSet":
-        """Raises UserError where the set is unfinished, or of another store, round or phase."""
-        meta = read_done(directory)
+        """Raises UserError where the set is unfinished, damaged, or of another store, round or
+        phase. vocab: whose codebook its tokens must be of.
+        """
+        again = mend(directory)
+        meta = meta_of(directory)
         for key, expected in (("store", store.hash), ("round", round_), ("phase", phase)):
-            if expected is not None and meta[key] != expected:
+            found = getattr(meta, key)
+            if expected is not None and found != expected:
                 raise UserError(
-                    f"{directory}: traces of {key} {meta[key]}, expected {expected}; delete it and "
-                    "run launch/traces.py again"
+                    f"{directory}: traces of {key} {found}, expected {expected}; {again}"
                 )
-        with pa.memory_map(str(directory / TRACES)) as file:
-            table = pa.ipc.open_file(file).read_all()
-        return cls(table, len(store), meta, json.loads((directory / STATS).read_text()))
+        verify(directory)
+        table = read_table(directory / TRACES, SET_SCHEMA, again)
+        try:
+            traces = cls(table, len(store), meta)
+            if rows_sha256(traces.rows) != meta.rows_sha256:
+                raise ValueError(f"its {len(traces)} rows are not the {meta.rows} of {DONE}")
+            traces.validate(store.ids(), traces.rows, vocab, meta.m_min, meta.m_max)
+        except ValueError as error:
+            raise UserError(f"{directory / TRACES}: {error}; {again}") from None
+        return traces
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,12 +106,16 @@ class TraceSet:
         return self._values[self._offsets[0] : self._offsets[-1]], self._offsets - self._offsets[0]
 
     def validate(
-        self, ids: list[str], rows: np.ndarray, vocab: AbstractVocab, config: TraceConfig
+        self,
+        ids: Sequence[str],
+        rows: np.ndarray,
+        vocab: AbstractVocab | None,
+        m_min: int,
+        m_max: int,
     ) -> None:
         """Every row exactly once under its own id, only V_abs ids, lengths in range.
 
-        Raises UserError for empty traces that the recipe does not allow, ValueError for anything
-        else: a bug.
+        Raises ValueError for anything else. vocab None: the tokens are not looked at.
         """
         if not np.array_equal(self.rows, rows):
             raise ValueError(
@@ -104,15 +124,27 @@ class TraceSet:
         if self._ids.to_pylist() != [ids[row] for row in rows]:
             raise ValueError("a trace stands under another row's id")
         values, lengths = self.flat()[0], self.all_lengths()
-        if not np.isin(values, vocab.codebook_ids).all():
+        if vocab and not np.isin(values, vocab.codebook_ids).all():
             raise ValueError("a trace holds tokens outside V_abs")
-        if len(lengths) and not (config.m_min <= lengths.min() and lengths.max() <= config.m_max):
+        if len(lengths) and not (m_min <= lengths.min() and lengths.max() <= m_max):
             raise ValueError(
-                f"trace lengths {lengths.min()}..{lengths.max()} leave "
-                f"{config.m_min}..{config.m_max}"
+                f"trace lengths {lengths.min()}..{lengths.max()} leave {m_min}..{m_max}"
             )
-        if (empty := int((lengths == 0).sum())) and not config.allow_empty:
-            raise UserError(
-                f"{empty} of {len(lengths)} traces are empty; set traces.m_min to 1 or more, or "
-                "traces.allow_empty to true"
-            )
+
+
+def meta_of(directory: Path) -> SetMeta:
+    """Raises UserError where the set is unfinished or its DONE is another's."""
+    return SetMeta.of(read_done(directory), f"{directory / DONE}: meta", mend(directory))
+
+
+def stats_of(directory: Path) -> TraceStats:
+    """stats.json of a published set. Raises UserError where it is damaged."""
+    return TraceStats.read(directory / STATS, mend(directory))
+
+
+def publish_set(directory: Path, table: pa.Table, meta: SetMeta, stats: TraceStats) -> None:
+    """table: of SET_SCHEMA, rows ascending. The set is there whole or not at all."""
+    with publish(directory, meta.model_dump(exclude_none=True)) as temp:
+        with pa.ipc.new_file(str(temp / TRACES), SET_SCHEMA) as writer:
+            writer.write_table(table.combine_chunks())
+        write_json_atomic(temp / STATS, stats.model_dump(exclude_none=True))

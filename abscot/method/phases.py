@@ -118,6 +118,12 @@ PHASES = {
 }
 
 
+def round_and_phase(tag: str) -> tuple[str, str]:
+    """(round, phase) of the tag of a phase of a round."""
+    round_, _, phase = tag.removeprefix("pi").partition("_phase")
+    return round_, phase
+
+
 def loop() -> list[Phase]:
     """The phases of a round, in order."""
     return [phase for phase in PHASES.values() if phase.iterated]

@@ -10,7 +10,8 @@ import numpy as np
 from abscot.common import files, ranks
 from abscot.common.errors import UserError
 from abscot.common.log import log
-from abscot.generation.trace_set import RANDOM, TraceSet
+from abscot.generation.trace_records import RANDOM
+from abscot.generation.trace_set import TraceSet
 from abscot.method.lineage import Training
 from abscot.model.shape import ModelShape
 from abscot.packing.batches import Documents
@@ -84,11 +85,13 @@ def _check_traces(training: Training, traces: TraceSet, rows: np.ndarray) -> Non
             f"traces are of other rows; {again}"
         )
     model = training.trace_model
+    if traces.meta.imported is not None:
+        return  # whoever imported them answers for the model
     if model is None or files.is_done(model):
         expected = files.fingerprint(model) if model else RANDOM
-        if traces.meta["model_fingerprint"] != expected:
+        if traces.meta.model_fingerprint != expected:
             raise UserError(
-                f"{directory}: traces of model {traces.meta['model_fingerprint']}, expected "
+                f"{directory}: traces of model {traces.meta.model_fingerprint}, expected "
                 f"{expected} ({model or 'random traces'}); {again}"
             )
 

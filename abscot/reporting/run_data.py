@@ -8,6 +8,7 @@ from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.evaluation.results import AGAIN, ResultMeta, ResultRow, read_rows, rows_file
 from abscot.evaluation.statistics import Summary, summarise
+from abscot.generation.trace_set import stats_of
 from abscot.method.lineage import Training, baseline_trainings, round_models, trainings
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
@@ -91,7 +92,7 @@ def read(run: Run) -> RunData:
         if training.train_log.is_file()
     }
     data.traces = {
-        tag: _json(run.traces(tag) / "stats.json")
+        tag: stats_of(run.traces(tag)).model_dump(exclude_none=True)
         for tag in data.tags
         if files.is_done(run.traces(tag))
     }

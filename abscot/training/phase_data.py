@@ -67,10 +67,9 @@ def load_data(training: Training) -> PhaseData:
     store = ShardStore(run.shards)
     tokenizer = load_tokenizer(run.base)
     store.check_tokenizer(tokenizer)
-    traces = None
+    vocab, traces = AbstractVocab.of(tokenizer, recipe.codebook_size), None
     if training.reads_traces:
-        traces = TraceSet.load(training.traces, store, training.round, phase.name)
-    vocab = AbstractVocab.of(tokenizer, recipe.codebook_size)
+        traces = TraceSet.load(training.traces, store, training.round, phase.name, vocab)
     documents = Documents(store, traces, phase, vocab, recipe.train, recipe.traces)
     gpu = hardware.gpu_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     plan = plan_of(training, documents)

@@ -13,7 +13,16 @@ import transformers
 from abscot.common import files
 from abscot.data.rows import Row
 from abscot.data.shards import ShardStore, ShardWriter, manifest_of
-from abscot.generation.trace_set import RANDOM, SCHEMA, TraceSet
+from abscot.generation import collapse
+from abscot.generation.trace_records import (
+    RANDOM,
+    SET_SCHEMA,
+    VERSION,
+    SetMeta,
+    TraceStats,
+    rows_sha256,
+)
+from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab
 from abscot.packing.batches import Documents
@@ -66,20 +75,30 @@ def make_store(run: Run, rows: list[Row]) -> ShardStore:
 def make_traces(
     run: Run, store, traces: dict[int, list[int]], changes: dict | None = None
 ) -> TraceSet:
-    directory = run.traces("pi1_phaseA")
-    ids = store.ids()
-    columns = [list(traces), [ids[row] for row in traces], [0] * len(traces), list(traces.values())]
+    directory, ids = run.traces("pi1_phaseA"), store.ids()
+    columns = [list(traces), [ids[row] for row in traces], list(traces.values())]
+    lengths = [len(trace) for trace in traces.values()]
     meta = {
-        "store": store.hash,
+        "version": VERSION,
         "round": 1,
         "phase": "A",
         "model_fingerprint": RANDOM,
+        "store": store.hash,
+        "rows": len(traces),
+        "rows_sha256": rows_sha256(np.array(list(traces))),
+        "codebook_size": len(VOCAB.codebook_ids),
+        "m_min": min(lengths),
+        "m_max": max(lengths),
         **(changes or {}),
     }
-    with files.publish(directory, meta) as temp:
-        with pa.ipc.new_file(str(temp / "traces.arrow"), SCHEMA.remove(2)) as writer:
-            writer.write_table(pa.table(columns, schema=SCHEMA).drop_columns("sample"))
-        (temp / "stats.json").write_text("{}")
+    flat = np.concatenate(list(traces.values())), np.cumsum([0, *lengths])
+    stats = collapse.statistics(*flat, VOCAB.codebook_ids, max(lengths), {}, 0)
+    publish_set(
+        directory,
+        pa.table(columns, schema=SET_SCHEMA),
+        SetMeta(**meta),
+        TraceStats(source=RANDOM, cut_prompts=0, empty_traces=0, warnings=[], **stats),
+    )
     return TraceSet.load(directory, store, 1, "A")
 
 

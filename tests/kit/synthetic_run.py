@@ -17,6 +17,7 @@ from abscot.evaluation.results import (
     write_rows,
 )
 from abscot.generation import collapse
+from abscot.generation.trace_records import STATS, TraceStats
 from abscot.method.lineage import round_models, trainings
 from abscot.method.phases import baselines
 from abscot.method.vocab import codebook_tokens
@@ -209,7 +210,8 @@ def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:
     weights = 1 / np.arange(1, 65) ** (0.2 if tag == "pi1_phaseA" else 1.1)
     values = draw.choice(64, lengths.sum(), p=weights / weights.sum())
     offsets = np.concatenate([[0], lengths.cumsum()])
-    stats = collapse.statistics(values, offsets, range(64), m_max, {}, 0)
-    stats["warnings"] = collapse.warnings(stats, recipe.traces.m_min, m_max)
+    found = collapse.statistics(values, offsets, range(64), m_max, {}, 0)
+    warned = collapse.warnings(found, recipe.traces.m_min, m_max)
+    stats = TraceStats(source="sampled", cut_prompts=0, empty_traces=0, warnings=warned, **found)
     with files.publish(run.traces(tag)) as directory:
-        files.write_json_atomic(directory / "stats.json", stats)
+        files.write_json_atomic(directory / STATS, stats.model_dump(exclude_none=True))

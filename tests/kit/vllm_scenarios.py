@@ -18,7 +18,7 @@ from abscot.evaluation.jobs import jobs_of
 from abscot.evaluation.modes import MODES, Asker
 from abscot.generation.requests import Request, Sampling, codebook_tokens_of, trace_request
 from abscot.generation.trace_jobs import generate, open_job
-from abscot.generation.trace_set import STATS, TraceSet
+from abscot.generation.trace_set import TraceSet, stats_of
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine
 from abscot.method.lineage import round_model
@@ -162,13 +162,13 @@ def trace_sets(engine, recipe, run) -> dict:
         sets[of] = {
             "published": published,
             "traces": [loaded.trace(i).tolist() for i in range(len(loaded))],
-            "stats": loaded.stats,
+            "stats": stats_of(job.final).model_dump(exclude_none=True),
         }
         shutil.rmtree(job.final)
     engine.window_tokens, window = 64, engine.window_tokens
     job = open_job(tiny_run.training_of(recipe, run, 2, "A"))
     generate(job, engine=engine)
-    sets["narrow"] = json.loads((job.final / STATS).read_text())
+    sets["narrow"] = stats_of(job.final).model_dump(exclude_none=True)
     engine.window_tokens = window
     return sets
 

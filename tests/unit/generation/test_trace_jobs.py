@@ -14,7 +14,8 @@ import pytest
 from abscot.common import files
 from abscot.common.errors import MissingInput, UserError
 from abscot.generation.trace_jobs import generate, open_job
-from abscot.generation.trace_set import TRACES, TraceSet
+from abscot.generation.trace_records import TRACES
+from abscot.generation.trace_set import TraceSet, stats_of
 from abscot.generation.trace_sources import RandomTraces
 from abscot.pipeline.stages import maker_of
 from abscot.recipe.load import ROOT, dump
@@ -126,7 +127,7 @@ def test_empty_traces_are_refused_unless_the_recipe_allows_them(tiny):
     job = open_job(training_of(with_traces(recipe, allow_empty=True), run, 1, "A"))
     generate(job)
     loaded = TraceSet.load(job.final, job.store)
-    assert loaded.stats["empty_traces"] == (loaded.lengths() == 0).sum() > 0
+    assert stats_of(job.final).empty_traces == (loaded.lengths() == 0).sum() > 0
 
 
 def test_a_collapse_stops_the_round_where_the_recipe_says_so(tiny, capsys):
@@ -144,8 +145,8 @@ def test_random_traces_of_one_length_stop_no_round(tiny):
     recipe = with_traces(recipe, random="steps", m_min=1, m_max=2, on_collapse="stop")
     job = open_job(training_of(recipe, run, 1, "A"))
     assert generate(job)
-    stats = TraceSet.load(job.final, job.store).stats
-    assert stats["most_common_length_share"] > 0.9 and stats["warnings"] == []
+    stats = stats_of(job.final)
+    assert stats.most_common_length_share > 0.9 and stats.warnings == []
 
 
 def test_a_missing_model_is_named_with_the_command_that_makes_it(tiny):
@@ -171,6 +172,6 @@ def test_the_fingerprint_follows_the_model(tiny):
     for seed in (1, 2):
         shutil.rmtree(export, ignore_errors=True)
         make_model(export, tiny_tokenizer(), seed)
-        seen.add(open_job(training_of(recipe, run, 1, "B")).identity()["model_fingerprint"])
+        seen.add(open_job(training_of(recipe, run, 1, "B")).identity().model_fingerprint)
     shutil.rmtree(export)
     assert len(seen) == 2

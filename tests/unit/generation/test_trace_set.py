@@ -10,9 +10,10 @@ import pytest
 from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.generation.trace_jobs import generate, open_job
-from abscot.generation.trace_set import RANDOM, SCHEMA, TraceSet
+from abscot.generation.trace_records import RANDOM, SET_SCHEMA
+from abscot.generation.trace_set import TraceSet, stats_of
 from kit.tiny_run import training_of
-from kit.trace_runs import ROWS, with_traces
+from kit.trace_runs import ROWS
 
 
 def test_a_published_set_is_complete_and_loads(tiny):
@@ -23,7 +24,8 @@ def test_a_published_set_is_complete_and_loads(tiny):
     assert loaded.rows.tolist() == list(range(ROWS))
     assert loaded.lengths().tolist() == [len(loaded.trace(i)) for i in range(ROWS)]
     assert set(loaded.flat()[0].tolist()) <= set(vocab.codebook_ids)
-    assert loaded.meta["model_fingerprint"] == RANDOM and loaded.stats["traces"] == ROWS
+    assert loaded.meta.model_fingerprint == RANDOM
+    assert stats_of(job.final).traces == ROWS
     files.verify(job.final)
     assert not job.parts.exists()
 
@@ -36,13 +38,13 @@ def corrupt(change):
         "trace": [[260, 261], [262], [263]],
     }
     change(table)
-    return pa.table(table, schema=pa.schema([f for f in SCHEMA if f.name != "sample"]))
+    return pa.table(table, schema=SET_SCHEMA)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update(row=[0, 1, 1]), "cover 3 rows, not exactly"),
+        (lambda t: t.update(row=[0, 1, 1]), "not ascending numbers below 4"),
         (lambda t: t.update(row=[0, 1, 3]), "cover 3 rows, not exactly"),
         (lambda t: t.update(id=["row/0", "row/2", "row/1"]), "another row's id"),
         (lambda t: t.update(trace=[[260], [5], [261]]), "outside V_abs"),
@@ -50,13 +52,12 @@ def corrupt(change):
     ],
 )
 def test_validation_finds_what_is_wrong(tiny, change, message):
-    recipe, _, vocab = tiny
+    _, _, vocab = tiny
     vocab = dataclasses.replace(vocab, codebook_ids=tuple(range(260, 324)))
-    rules = with_traces(recipe, m_min=1).traces
-    ids, rows = [f"row/{i}" for i in range(4)], np.arange(3)
-    TraceSet(corrupt(lambda t: None), 4, {}, {}).validate(ids, rows, vocab, rules)
+    ids, rows, limits = [f"row/{i}" for i in range(4)], np.arange(3), (1, 12)
+    TraceSet(corrupt(lambda t: None), 4).validate(ids, rows, vocab, *limits)
     with pytest.raises(ValueError, match=message):
-        TraceSet(corrupt(change), 4, {}, {}).validate(ids, rows, vocab, rules)
+        TraceSet(corrupt(change), 4).validate(ids, rows, vocab, *limits)
 
 
 def test_a_set_of_another_round_phase_or_store_is_refused(tiny):

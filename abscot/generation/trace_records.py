@@ -1,0 +1,181 @@
+"""The files of a trace set, typed: what is read back is what was written, or is refused by name."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+from pydantic import NonNegativeFloat, NonNegativeInt
+
+from abscot.common.errors import UserError
+from abscot.common.record import Record
+from abscot.method.phases import round_and_phase
+
+VERSION = 1  # of the files below: a set of another version is made again
+TRACES, STATS, JOB = "traces.arrow", "stats.json", "job.json"
+RANDOM, IMPORTED = "random", "imported"  # model_fingerprint of traces that no model of ours made
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("sample", pa.int16()),
+        ("trace", pa.list_(pa.int32())),
+    ]
+)
+SET_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("sample"))
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+FINITE = pydantic.ConfigDict(allow_inf_nan=False)
+
+
+def mend(directory: Path, damaged: Path | None = None) -> str:
+    """What makes the trace set at `directory`, or its chunks at `damaged`, anew."""
+    round_, phase = round_and_phase(directory.name)
+    config = directory.parent.parent / "config.yaml"
+    return (
+        f"delete {damaged or directory} and run: python launch/traces.py --recipe {config} "
+        f"--round {round_} --phase {phase}"
+    )
+
+
+class Sampling(Record):
+    """How the traces of a set were drawn."""
+
+    model_config = FINITE
+
+    seed: int
+    chunk_rows: int
+    random: str
+    temperature: float
+    top_p: float
+    probe_prompts: int
+    probe_samples: int
+
+
+class ImportedFile(Record):
+    """A file of traces that were made elsewhere."""
+
+    file: str
+    sha256: str
+    traces: NonNegativeInt
+
+
+class SetMeta(Record):
+    """What a set of traces must agree on to be one set: job.json beside its chunks, then DONE.
+
+    sampled: None for imported traces, which have `imported`. rows: how many; rows_sha256: which.
+    """
+
+    version: Literal[1]
+    round: int
+    phase: str
+    model_fingerprint: str
+    store: str
+    rows: NonNegativeInt
+    rows_sha256: str
+    codebook_size: int
+    m_min: NonNegativeInt
+    m_max: NonNegativeInt
+    sampled: Sampling | None = None
+    imported: list[ImportedFile] | None = None
+
+    def differences(self, other: "SetMeta") -> list[str]:
+        """The keys in which the two differ; those of `sampled` by their own names."""
+        mine, theirs = self._flat(), other._flat()
+        return [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+
+    def _flat(self) -> dict:
+        return {**self.model_dump(exclude={"sampled"}), **dict(self.sampled or {})}
+
+
+def rows_sha256(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+class ChunkMeta(Record):
+    """Of one chunk file: how long it took, and prompts that were cut to fit the window."""
+
+    model_config = FINITE
+
+    seconds: NonNegativeFloat
+    cut_prompts: NonNegativeInt
+
+
+class TraceStats(Record):
+    """stats.json: where the traces are from, how long they took, and whether they collapse
+    (collapse.py). None: does not apply.
+    """
+
+    model_config = FINITE
+
+    source: str
+    generation_s: NonNegativeFloat | None = None
+    traces_per_s: NonNegativeFloat | None = None
+    cut_prompts: NonNegativeInt
+    empty_traces: NonNegativeInt
+    traces: NonNegativeInt
+    length_mean: NonNegativeFloat | None = None
+    length_std: NonNegativeFloat | None = None
+    length_min: NonNegativeInt | None = None
+    length_p10: NonNegativeFloat | None = None
+    length_p50: NonNegativeFloat | None = None
+    length_p90: NonNegativeFloat | None = None
+    length_max: NonNegativeInt | None = None
+    most_common_length: NonNegativeInt | None = None
+    most_common_length_share: Share | None = None
+    forced_end_share: Share | None = None
+    length_histogram: list[NonNegativeInt] | None = None
+    tokens: NonNegativeInt
+    tokens_used: NonNegativeInt | None = None
+    top_token_share: Share | None = None
+    unigram_entropy_bits: float | None = None
+    entropy_given_position_bits: float | None = None
+    zipf_exponent: float | None = None
+    zipf_r2: float | None = None
+    token_counts: list[NonNegativeInt] | None = None
+    unique_share: Share
+    edit_distance_mean: Share
+    probed_prompts: NonNegativeInt
+    same_prompt_similarity: float | None = None
+    other_prompt_similarity: float | None = None
+    prompt_similarity_gain: float | None = None
+    prompt_similarity_gain_se: float | None = None
+    warnings: list[str]
+
+    @pydantic.model_validator(mode="after")
+    def _adds_up(self):
+        for histogram, total in (
+            (self.length_histogram, self.traces),
+            (self.token_counts, self.tokens),
+        ):
+            if sum(histogram or []) != total:
+                raise ValueError("a histogram does not add up to its total")
+        return self
+
+
+def read_table(path: Path, schema: pa.Schema, mend: str) -> pa.Table:
+    """The Arrow table at `path`, memory-mapped. Raises UserError where it is not one of `schema`,
+    is cut, or has missing values.
+    """
+    try:
+        with pa.memory_map(str(path)) as file:
+            reader = pa.ipc.open_file(file)
+            if not reader.schema.equals(schema):
+                columns = ", ".join(f"{f.name} {f.type}" for f in reader.schema)
+                expected = ", ".join(f"{f.name} {f.type}" for f in schema)
+                raise UserError(f"{path}: columns {columns!a}, expected {expected}; {mend}")
+            table = reader.read_all()
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not the Arrow file that was written ({reason}); {mend}") from None
+    for column in table.columns:
+        values = pa.chunked_array([c.flatten() for c in column.chunks]) if _nested(column) else None
+        if column.null_count or (values is not None and values.null_count):
+            raise UserError(f"{path}: missing values; {mend}")
+    return table
+
+
+def _nested(column: pa.ChunkedArray) -> bool:
+    return bool(column.num_chunks) and pa.types.is_list(column.type)
