@@ -2,6 +2,7 @@
 statistics.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from abscot import cli
 from abscot.common.errors import UserError
 from abscot.method.phases import PHASES, loop
+from abscot.recipe.schema import Recipe
 
 
 def main() -> int:
@@ -17,7 +19,8 @@ def main() -> int:
         __doc__
         + "\n\nThe first phase of round 1 draws random traces; every other asks a model, by vLLM."
         "\nKilled and started again it goes on where it was, and makes the same traces. Shards may"
-        "\nrun anywhere at the same time."
+        "\nrun anywhere at the same time. Traces made elsewhere are imported: JSONL with `trace`"
+        "\n(ids in the published order, or tokens) and the `id` or `prompt` of its row."
     )
     parser.add_argument("--round", type=int, required=True, metavar="R")
     parser.add_argument(
@@ -32,6 +35,21 @@ def main() -> int:
         metavar="N",
         help="number of shards (default: traces.shards of the recipe)",
     )
+    parser.add_argument(
+        "--import",
+        dest="pattern",
+        metavar="FILE",
+        help="no generation: the traces of this JSONL file or glob (.gz, .zst)",
+    )
+    parser.add_argument(
+        "--rows",
+        metavar="FILE",
+        help="the data file (JSONL with id or prompt) whose rows the imported lines follow, where "
+        "they do not name their rows",
+    )
+    parser.add_argument(
+        "--export", metavar="FILE", help="no generation: write the traces that are there as JSONL"
+    )
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
     of = args.of or recipe.traces.shards
@@ -39,6 +57,9 @@ def main() -> int:
         raise UserError(f"--round {args.round}: expected 1 to {recipe.rounds}")
     if args.shard is not None and not 0 <= args.shard < of:
         raise UserError(f"--shard {args.shard}: expected 0 to {of - 1}, the shards being --of {of}")
+
+    if args.pattern or args.export or args.rows:
+        return exchange(args, recipe)
 
     from abscot.common.files import is_done
     from abscot.generation.trace_jobs import generate, open_job
@@ -58,6 +79,29 @@ def main() -> int:
         )
     published = generate(job, args.shard or 0, of if args.shard is not None else 1)
     print(f"{job.final}: {'done' if published else 'waits for the other shards'}")
+    return 0
+
+
+def exchange(args: argparse.Namespace, recipe: Recipe) -> int:
+    """--import and --export."""
+    if args.shard is not None or args.of is not None or bool(args.pattern) == bool(args.export):
+        raise UserError("expected one of --import FILE and --export FILE, without --shard and --of")
+    if args.rows and not args.pattern:
+        raise UserError("--rows says which rows the lines of --import FILE follow; give that too")
+
+    from abscot.generation.trace_exchange import export_traces, import_traces
+    from abscot.generation.trace_jobs import open_job
+    from abscot.method.lineage import Training
+    from abscot.recipe.run import Run, claim
+
+    job = open_job(Training(recipe, Run.of(recipe), PHASES[args.phase], args.round), imported=True)
+    if args.export:
+        export_traces(job, Path(args.export))
+        print(f"{args.export}: the traces of {job.tag}")
+    else:
+        claim(recipe)
+        import_traces(job, args.pattern, args.rows)
+        print(f"{job.final}: done")
     return 0
 
 
