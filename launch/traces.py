@@ -14,7 +14,7 @@ from abscot.method.phases import PHASES, loop
 from abscot.recipe.schema import Recipe
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = cli.recipe_parser(
         __doc__
         + "\n\nThe first phase of round 1 draws random traces; every other asks a model, by vLLM."
@@ -22,43 +22,37 @@ def main() -> int:
         "\nrun anywhere at the same time. Traces made elsewhere are imported: JSONL with `trace`"
         "\n(ids in the published order, or tokens) and the `id` or `prompt` of its row."
     )
-    parser.add_argument("--round", type=int, required=True, metavar="R")
-    parser.add_argument(
-        "--phase",
-        choices=[phase.name for phase in loop() if phase.trace_source == "model"],
-        required=True,
-    )
-    parser.add_argument("--shard", type=int, metavar="I", help="only shard I (from 0) of --of N")
-    parser.add_argument(
-        "--of",
-        type=int,
-        metavar="N",
-        help="number of shards (default: traces.shards of the recipe)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--round", type=int, required=True, metavar="R")
+    names = [phase.name for phase in loop() if phase.trace_source == "model"]
+    add("--phase", choices=names, required=True)
+    add("--shard", type=int, metavar="I", help="only shard I (from 0) of --of N")
+    add("--of", type=int, metavar="N", help="number of shards (default: traces.shards)")
+    add(
         "--import",
         dest="pattern",
         metavar="FILE",
         help="no generation: the traces of this JSONL file or glob (.gz, .zst)",
     )
-    parser.add_argument(
+    add(
         "--rows",
         metavar="FILE",
         help="the data file (JSONL with id or prompt) whose rows the imported lines follow, where "
         "they do not name their rows",
     )
-    parser.add_argument(
-        "--export", metavar="FILE", help="no generation: write the traces that are there as JSONL"
-    )
-    args = parser.parse_args()
+    add("--export", metavar="FILE", help="no generation: write the traces that are there as JSONL")
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     recipe = cli.recipe_of(args)
     of = args.of or recipe.traces.shards
     if not 1 <= args.round <= recipe.rounds:
         raise UserError(f"--round {args.round}: expected 1 to {recipe.rounds}")
     if args.shard is not None and not 0 <= args.shard < of:
         raise UserError(f"--shard {args.shard}: expected 0 to {of - 1}, the shards being --of {of}")
-
-    if args.pattern or args.export or args.rows:
+    if (args.pattern, args.rows, args.export) != (None, None, None):
         return exchange(args, recipe)
 
     from abscot.common.files import is_done
@@ -84,9 +78,10 @@ def main() -> int:
 
 def exchange(args: argparse.Namespace, recipe: Recipe) -> int:
     """--import and --export."""
-    if args.shard is not None or args.of is not None or bool(args.pattern) == bool(args.export):
+    one = (args.pattern is None) != (args.export is None)
+    if not one or args.shard is not None or args.of is not None:
         raise UserError("expected one of --import FILE and --export FILE, without --shard and --of")
-    if args.rows and not args.pattern:
+    if args.rows is not None and args.pattern is None:
         raise UserError("--rows says which rows the lines of --import FILE follow; give that too")
 
     from abscot.generation.trace_exchange import export_traces, import_traces
@@ -95,7 +90,7 @@ def exchange(args: argparse.Namespace, recipe: Recipe) -> int:
     from abscot.recipe.run import Run, claim
 
     job = open_job(Training(recipe, Run.of(recipe), PHASES[args.phase], args.round), imported=True)
-    if args.export:
+    if args.export is not None:
         export_traces(job, Path(args.export))
         print(f"{args.export}: the traces of {job.tag}")
     else:

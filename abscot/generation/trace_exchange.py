@@ -19,7 +19,7 @@ from abscot.common.log import log
 from abscot.data.chat import ChatTokenizer
 from abscot.generation.trace_jobs import TraceJob, statistics_of
 from abscot.generation.trace_lines import Codes, Line, named, read_lines, shown
-from abscot.generation.trace_records import IMPORTED, SET_SCHEMA, ImportedFile
+from abscot.generation.trace_records import IMPORTED, SET_SCHEMA, ImportedFile, reason_of
 from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.method.vocab import load_tokenizer
 
@@ -33,9 +33,9 @@ def import_traces(job: TraceJob, pattern: str, rows_file: str | None = None) -> 
     is not used is counted. Raises UserError for files and lines that cannot be read, for a row of
     the training without a usable trace, and where the training has traces already.
     """
+    paths = _files(pattern, "--import")
     if is_done(job.final):
         raise UserError(f"{job.final}: there are traces already; delete it to import others")
-    paths = _files(pattern, "--import")
     found = Found(job)
     files = [ImportedFile(file=named(p), sha256=sha256_file(p), traces=0) for p in paths]
     for line, row in _rows_of(job, paths, rows_file):
@@ -117,10 +117,7 @@ class Rows:
     def _tokens(self, line: Line) -> bytes | None:
         system = self.job.recipe.data.system_prompt
         turns = [{"role": "system", "content": system}] if system else []
-        try:
-            (tokens,) = self._chat.prompts([[*turns, {"role": "user", "content": line.prompt}]])
-        except UnicodeEncodeError:
-            raise line.refuse("prompt", "text without lone surrogates", line.prompt) from None
+        (tokens,) = self._chat.prompts([[*turns, {"role": "user", "content": line.prompt}]])
         return None if tokens is None else tokens.tobytes()
 
     @functools.cached_property
@@ -228,16 +225,17 @@ def export_traces(job: TraceJob, target: Path) -> None:
 @contextlib.contextmanager
 def _appears(target: Path) -> Iterator[pa.NativeFile]:
     """A file to write to, compressed as its name says, that has its name when it is whole."""
-    if target.exists():
-        raise UserError(f"{named(target)}: there is such a file already; give another name")
-    temp = target.with_name(f".{os.getpid()}.partial.{target.name}")
+    temp = target.parent / f".{os.getpid()}.partial.{target.name}"
     try:
+        if target.exists():
+            raise UserError(f"--export {named(target)}: there already; give another name")
         with pa.output_stream(str(temp), compression="detect") as file:
             yield file
         with open(temp, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temp, target)
     except OSError as error:
-        raise UserError(f"{named(target)}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{named(target)}: cannot be written ({reason_of(error)})") from None
     finally:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)

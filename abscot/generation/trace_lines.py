@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from abscot.common.errors import UserError
+from abscot.generation.trace_records import reason_of
 from abscot.method.vocab import BEGIN, END, AbstractVocab, codebook_tokens
 
 PUBLISHED_FIRST = 151_669  # <beginabstract>; <endabstract>, <TOKEN_A> .. <TOKEN_BL> follow
@@ -71,7 +72,12 @@ class Line:
 
     @property
     def prompt(self) -> str | None:
-        return self.value("prompt", "a text", str)
+        value = self.value("prompt", "a text", str)
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            raise self.refuse("prompt", "text without lone surrogates", value) from None
+        return value
 
     def trace(self) -> list[str] | list[int]:
         """Tokens, or bare ids; tokens where it has both. Raises UserError for another form."""
@@ -129,7 +135,7 @@ def read_lines(file: Path) -> Iterator[Line]:
                 if raw.strip():
                     yield Line(file, number, _parse(file, number, raw))
     except (OSError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise UserError(f"{named(file)}: cannot be read after line {number} ({reason})") from None
 
 

@@ -1,8 +1,9 @@
 """The files of a trace set, typed: what is read back is what was written, or is refused by name."""
 
 import hashlib
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +68,7 @@ class SetMeta(Record):
     sampled: None for imported traces, which have `imported`. rows: how many; rows_sha256: which.
     """
 
-    version: Literal[1]
+    version: Annotated[int, pydantic.Field(ge=VERSION, le=VERSION)]
     round: int
     phase: str
     model_fingerprint: str
@@ -154,6 +155,13 @@ class TraceStats(Record):
         return self
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read or written, in one line; pyarrow repeats the file's name."""
+    if number := getattr(error, "errno", None):
+        return os.strerror(number)
+    return ascii(" ".join(str(error).split()))[1:-1][:200]
+
+
 def read_table(path: Path, schema: pa.Schema, mend: str) -> pa.Table:
     """The Arrow table at `path`, memory-mapped. Raises UserError where it is not one of `schema`,
     is cut, or has missing values.
@@ -168,8 +176,8 @@ def read_table(path: Path, schema: pa.Schema, mend: str) -> pa.Table:
             table = reader.read_all()
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not the Arrow file that was written ({reason}); {mend}") from None
+        reason = f"not the Arrow file that was written ({reason_of(error)})"
+        raise UserError(f"{path}: {reason}; {mend}") from None
     for column in table.columns:
         values = pa.chunked_array([c.flatten() for c in column.chunks]) if _nested(column) else None
         if column.null_count or (values is not None and values.null_count):

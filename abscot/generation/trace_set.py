@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from abscot.common.errors import UserError
-from abscot.common.files import DONE, publish, read_done, verify, write_json_atomic
+from abscot.common.files import DONE, publish, read_done, write_json_atomic
 from abscot.data.shards import ShardStore
 from abscot.generation.trace_records import (
     SET_SCHEMA,
@@ -66,7 +66,6 @@ class TraceSet:
                 raise UserError(
                     f"{directory}: traces of {key} {found}, expected {expected}; {again}"
                 )
-        verify(directory)
         table = read_table(directory / TRACES, SET_SCHEMA, again)
         try:
             traces = cls(table, len(store), meta)
