@@ -12,6 +12,7 @@ from abscot.common.errors import NEEDS_A_PERSON, MissingInput, StageCrashed, Use
 from abscot.common.process import die_with_parent, leave
 from abscot.pipeline.stages import maker_of
 from abscot.recipe.load import DEFAULT_RECIPE, load_recipe
+from abscot.recipe.run import Run, open_run
 from abscot.recipe.schema import Recipe
 
 
@@ -64,9 +65,12 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _maker_of(path: Path) -> str:
-    """The command that makes `path` in the run of the recipe that this command was given."""
-    args, _ = recipe_parser("").parse_known_args()
+    """The command that makes `path` in the run that it lies in, or in that of the recipe given."""
+    path, args = path.resolve(), recipe_parser("").parse_known_args()[0]
     try:
+        for directory in path.parents:
+            if Run(directory).config.is_file():
+                return maker_of(open_run(directory)[1], path)
         return maker_of(recipe_of(args), path)
     except UserError:
         return "python launch/round.py --round all"

@@ -27,6 +27,13 @@ class MissingInput(UserError):
         return f"{self.path}: {self.what}"
 
 
+class DamagedInput(MissingInput):
+    """An input that is there, but not as its stage wrote it. what: the file, and what is wrong."""
+
+    def __str__(self) -> str:
+        return f"{self.what}; delete {self.path}"
+
+
 # Exit code of what was asked to stop and goes on when the same command is given again
 # (EX_TEMPFAIL).
 REQUEUE = 75

@@ -5,11 +5,20 @@ import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from abscot.common.errors import MissingInput, UserError
+import pydantic
+
+from abscot.common import ranks
+from abscot.common.errors import DamagedInput, MissingInput, UserError
+from abscot.common.record import Record
 
 DONE = "DONE"
+HASHING_THREADS = 8  # at most: more wait for the disk
+# Files that change what is loaded from a directory, though DONE does not list them.
+LOADED_SUFFIXES = (".safetensors", ".bin", ".json", ".py", ".arrow")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -75,40 +84,95 @@ def is_done(directory: Path) -> bool:
     return (directory / DONE).is_file()
 
 
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if str(path) != name or path.is_absolute() or ".." in path.parts or not name.isprintable():
+        raise ValueError("expected the name of a file inside the directory")
+    return name
+
+
+FileName = Annotated[str, pydantic.AfterValidator(_inside)]
+Checksum = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class Done(Record):
+    """DONE: the checksums of a directory's files, which it vouches for, and what is known of it."""
+
+    files: dict[FileName, Checksum]
+    meta: dict[str, Any]
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> "Done":
+        """Raises MissingInput where the directory is unfinished, DamagedInput where its DONE is."""
+        if not is_done(directory):
+            raise MissingInput(directory, f"not finished (no {DONE} file)")
+        try:
+            return cls.read(directory / DONE, mend="")
+        except UserError as error:
+            raise DamagedInput(directory, str(error)) from None
+
+
 def read_done(directory: Path) -> dict:
-    """DONE's `meta`. Raises MissingInput where the directory is unfinished."""
-    if not is_done(directory):
-        raise MissingInput(directory, f"not finished (no {DONE} file)")
-    return json.loads((directory / DONE).read_text())["meta"]
+    """DONE's `meta`. Raises MissingInput where the directory is unfinished or its DONE damaged."""
+    return Done.of_directory(directory).meta
 
 
 def fingerprint(directory: Path) -> str:
     """One hash of a published directory's content, from the checksums in DONE: no file is read
-    again.
+    again. Raises as `read_done` does.
     """
-    sums = json.loads((directory / DONE).read_text())["files"]
+    sums = Done.of_directory(directory).files
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def verify(directory: Path, part: int = 0, parts: int = 1) -> None:
-    """Raises UserError naming the first file of a published directory that is missing or damaged.
+def verify(*directories: Path, part: int = 0, parts: int = 1) -> int:
+    """Reads the files that the DONE of each directory lists; returns how many bytes.
 
-    With `parts`, only every parts-th file is looked at, from number `part` on.
+    With `parts`, only every parts-th file, the largest first, from number `part` on. Raises
+    DamagedInput for one that is missing or not what was written, UserError for one that would be
+    loaded and that DONE does not list.
     """
-    read_done(directory)
-    files = json.loads((directory / DONE).read_text())["files"]
-    for name, expected in list(files.items())[part::parts]:
-        path = directory / name
-        if not path.is_file():
-            raise UserError(
-                f"{path}: missing, though {directory / DONE} lists it; delete {directory} and run "
-                "again"
-            )
-        if sha256_file(path) != expected:
-            raise UserError(
-                f"{path}: checksum differs from {directory / DONE}; delete {directory} and run "
-                "again"
-            )
+    listed = [
+        (_size(directory, name), directory, name, checksum)
+        for directory in directories
+        for name, checksum in Done.of_directory(directory).files.items()
+    ]
+    mine = sorted(listed, key=lambda file: -file[0])[part::parts]
+    with ThreadPoolExecutor(min(HASHING_THREADS, ranks.cores_per_rank())) as threads:
+        list(threads.map(_check_file, mine))
+    for directory in directories[part::parts]:
+        for name in unlisted(directory):
+            if name.endswith(LOADED_SUFFIXES):
+                raise UserError(
+                    f"{directory / name}: not of this directory ({DONE} does not list it), but it "
+                    "would be loaded; remove it"
+                )
+    return sum(size for size, *_ in mine)
+
+
+def _size(directory: Path, name: str) -> int:
+    path = directory / name
+    if not path.is_file():
+        raise DamagedInput(directory, f"{path}: missing, though {DONE} lists it")
+    return path.stat().st_size
+
+
+def _check_file(file: tuple[int, Path, str, str]) -> None:
+    _, directory, name, expected = file
+    path = directory / name
+    try:
+        same = sha256_file(path) == expected
+    except OSError as error:
+        raise DamagedInput(directory, f"{path}: cannot be read ({error.strerror})") from None
+    if not same:
+        raise DamagedInput(directory, f"{path}: checksum differs from {DONE}")
+
+
+def unlisted(directory: Path) -> list[str]:
+    """Names of the files and links in a published directory that its DONE does not list."""
+    known = {DONE, *Done.of_directory(directory).files}
+    found = (p for p in directory.rglob("*") if p.is_symlink() or not p.is_dir())
+    return sorted({p.relative_to(directory).as_posix() for p in found} - known)
 
 
 def _fsync(path: Path) -> None:

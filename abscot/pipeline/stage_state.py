@@ -3,11 +3,22 @@
 import datetime
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import pydantic
 
 from abscot.common.record import Record
 from abscot.pipeline.launchers import job_id, job_restarts
 from abscot.recipe.run import Run
+
+
+def _is_moment(text: str) -> str:
+    if datetime.datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("expected a time with its zone")
+    return text
+
+
+Moment = Annotated[str, pydantic.AfterValidator(_is_moment)]
 
 
 class StageState(Record):
@@ -17,15 +28,15 @@ class StageState(Record):
     """
 
     state: Literal["running", "done", "stopped", "crashed", "failed"]
-    started: str
-    ended: str | None
-    pid: int | None
+    started: Moment
+    ended: Moment | None
+    pid: Annotated[int, pydantic.Field(gt=0, lt=1 << 31)] | None
     host: str
     job_id: str | None
-    restarts: int
+    restarts: pydantic.NonNegativeInt
     error: str | None
-    attempt: int
-    crashes: int
+    attempt: pydantic.PositiveInt
+    crashes: pydantic.NonNegativeInt
     command: list[str]
 
     @classmethod
@@ -36,7 +47,7 @@ class StageState(Record):
     def last(cls, run: Run, stage: str) -> "StageState | None":
         """What is known of a stage; None where it was never started. Raises UserError."""
         path = cls.file(run, stage)
-        return cls.read(path, "delete it") if path.is_file() else None
+        return cls.read(path, "delete it") if path.exists() else None
 
     @classmethod
     def begun(cls, before: "StageState | None", command: list[str], pid: int) -> "StageState":

@@ -140,13 +140,13 @@ def require_finished(run: Run, recipe: Recipe) -> None:
 
 def maker_of(recipe: Recipe, path: Path) -> str:
     """The command that makes `path`, for error messages."""
+    config = Run.of(recipe).config
+    given = f" --recipe {config}" if config.is_file() else ""
     for stage in stages_of(recipe):
         if path in stage.outputs:
-            config = Run.of(recipe).config
-            if config.is_file():
-                return f"python launch/round.py --recipe {config} --round {stage.round}"
-            return f"python launch/round.py --round {stage.round}, with the same --recipe and --set"
+            note = "" if given else ", with the same --recipe and --set"
+            return f"python launch/round.py{given} --round {stage.round}{note}"
     for training in baseline_trainings(recipe, Run.of(recipe)):
         if path in training.outputs:
-            return f"deepspeed launch/train.py --phase {training.phase.name}"
-    return "python launch/round.py --round all"
+            return f"deepspeed launch/train.py{given} --phase {training.phase.name}"
+    return f"python launch/round.py{given} --round all"
