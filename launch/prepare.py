@@ -69,13 +69,13 @@ def check(run: Run) -> None:
 
 
 def summary(store) -> str:
-    counts = store.manifest["counts"]
+    counts = store.manifest.counts
     lines = [f"{store.directory}: {counts['kept']:,} of {counts['read']:,} rows, hash {store.hash}"]
     lines += [f"  not used: {n:>10,}  {reason}" for reason, n in counts["rejected"].items()]
     if counts["truncated"]:
         lines.append(f"  CoT cut:  {counts['truncated']:>10,}")
-    lines.append(f"  {'tokens':8}" + "".join(f"{p:>9}" for p in store.manifest["lengths"]["total"]))
-    for part, values in store.manifest["lengths"].items():
+    lines.append(f"  {'tokens':8}" + "".join(f"{p:>9}" for p in store.manifest.lengths["total"]))
+    for part, values in store.manifest.lengths.items():
         lines.append(f"  {part:8}" + "".join(f" {v:>8,}" for v in values.values()))
     return "\n".join(lines)
 

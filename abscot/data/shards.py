@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from abscot.common import files
-from abscot.common.errors import UserError
+from abscot.common.errors import DamagedInput, UserError
+from abscot.common.record import shown
 from abscot.data.chat import ChatTokenizer
+from abscot.data.manifest import SCHEMA_VERSION, Manifest, ShardEntry, hash_of
 from abscot.data.rows import Row
 from abscot.method.sequence import Marks
 from abscot.method.vocab import AbstractVocab
 
-SCHEMA_VERSION = 1
 BATCH_ROWS = 256  # rows of every record batch but a shard's last: row i is found by arithmetic
 RESIDENT_BYTES = 256 * 2**20  # of tokens read until the mapped pages are given back
 TOKENS = pa.list_(pa.int32())
@@ -105,12 +106,8 @@ def template_hash(tokenizer) -> str:
 
 
 def manifest_of(store: Path, entries: list[dict], counts: dict, chat: ChatTokenizer) -> dict:
-    """The manifest of the shards in `store`; `hash` covers all of it, and nothing in it knows ranks
-    or time.
-
-    counts: read, kept, truncated, rejected {reason: rows}, sources {source: kept rows}.
-    """
-    lengths = lengths_of([_Shard(store / e["file"], e) for e in entries])
+    """The manifest (see Manifest) of the shards in `store`, as plain values."""
+    lengths = lengths_of([_Shard(store / e["file"], ShardEntry(**e)) for e in entries])
     lengths["total"] = sum(lengths.values())
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -125,10 +122,7 @@ def manifest_of(store: Path, entries: list[dict], counts: dict, chat: ChatTokeni
         "lengths": {name: _percentiles(values) for name, values in lengths.items()},
         "shards": entries,
     }
-    manifest["hash"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    return manifest
+    return {**manifest, "hash": hash_of(manifest)}
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:
@@ -147,27 +141,39 @@ class _Shard:
     `release`.
     """
 
-    def __init__(self, path: Path, entry: dict):
-        self.rows = entry["rows"]
+    def __init__(self, path: Path, entry: ShardEntry):
+        self.path, self.rows = path, entry.rows
         try:
             with open(path, "rb") as file:
                 size = file.seek(0, 2)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if size != entry["bytes"]:
-                raise ValueError(f"{size} bytes, the manifest says {entry['bytes']}")
+            if size != entry.bytes:
+                raise ValueError(f"{size} bytes, the manifest says {entry.bytes}")
             self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"{path}: not the shard that was written ({error}); {REMAKE.format(path.parent)}"
-            ) from None
+            if self._reader.schema != SCHEMA:
+                raise ValueError("other columns")
+            if self._reader.num_record_batches != -(-self.rows // BATCH_ROWS):
+                raise ValueError(f"{self._reader.num_record_batches} record batches")
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
         self._columns: dict[int, dict] = {}
+
+    def _damaged(self, error: Exception) -> DamagedInput:
+        what = f"{self.path}: not the shard that was written ({shown(str(error))})"
+        return DamagedInput(self.path.parent, what)
 
     def batch(self, index: int) -> dict:
         """Columns of a record batch: (values, offsets) of each token list, an Arrow array of each
         text.
         """
         if index not in self._columns:
-            batch = self._reader.get_batch(index)
+            rows = min(BATCH_ROWS, self.rows - index * BATCH_ROWS)
+            try:
+                batch = self._reader.get_batch(index)
+                if len(batch) != rows:
+                    raise ValueError(f"{len(batch)} rows in batch {index}, expected {rows}")
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise self._damaged(error) from None
             tokens = {f.name: batch[f.name] for f in SCHEMA if f.type == TOKENS}
             views = {
                 name: (column.values.to_numpy(), column.offsets.to_numpy())
@@ -187,21 +193,15 @@ class ShardStore:
     """The published shards of a run: `len(store)`, `store.row(i)`, lengths and ids. Opening reads
     no tokens.
 
-    Raises UserError for a store that is unfinished, of another version, or whose files have another
-    size. Picklable: a worker process opens its own maps.
+    Raises MissingInput for a store that is unfinished, DamagedInput for one of another version, or
+    whose files have another size. Picklable: a worker process opens its own maps.
     """
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
-        files.read_done(self.directory)
-        self.manifest = json.loads((self.directory / "manifest.json").read_text())
-        if self.manifest["schema_version"] != SCHEMA_VERSION:
-            raise UserError(
-                f"{self.directory}: shards of version {self.manifest['schema_version']}, expected "
-                f"{SCHEMA_VERSION}; {REMAKE.format(self.directory)}"
-            )
-        self.hash: str = self.manifest["hash"]
-        self._shards = [_Shard(self.directory / e["file"], e) for e in self.manifest["shards"]]
+        self.manifest = Manifest.of_store(self.directory)
+        self.hash: str = self.manifest.hash
+        self._shards = [_Shard(self.directory / e.file, e) for e in self.manifest.shards]
         self._starts = np.cumsum([0, *(s.rows for s in self._shards)])
         self._touched_bytes = 0
 
@@ -258,17 +258,18 @@ class ShardStore:
             "chat_template": template_hash(tokenizer),
         }
         for key, value in here.items():
-            if self.manifest[key] != value:
+            made_with = getattr(self.manifest, key)
+            if made_with != value:
                 raise UserError(
                     f"{self.directory}: made with another {key.replace('_', ' ')} "
-                    f"({self.manifest[key]}) than that of {tokenizer.name_or_path} ({value}); "
+                    f"({made_with}) than that of {tokenizer.name_or_path} ({value}); "
                     f"{REMAKE.format(self.directory)}"
                 )
 
     def marks(self, vocab: AbstractVocab) -> Marks:
         """What the template puts around the texts, as it was when the shards were made."""
         names = ("no_think_suffix_tokens", "think_open_tokens", "think_close_tokens")
-        return Marks.of(vocab, *(self.manifest[name] for name in names))
+        return Marks.of(vocab, *(getattr(self.manifest, name) for name in names))
 
     def verify(self) -> None:
         """Reads every file and raises UserError for the first whose checksum is wrong."""

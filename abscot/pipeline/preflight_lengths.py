@@ -78,7 +78,7 @@ def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
 
 def _prepared_lengths(run: Run) -> Lengths:
     store = ShardStore(run.shards)
-    counts, lost = store.manifest["counts"], {}
+    counts, lost = store.manifest.counts, {}
     if counts["rejected"].get("too_long"):
         with open(run.shards / "rejected.jsonl") as lines:
             long_rows = [line for line in map(json.loads, lines) if line["reason"] == "too_long"]

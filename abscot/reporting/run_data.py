@@ -6,12 +6,12 @@ from pathlib import Path
 
 from abscot.common import files
 from abscot.common.errors import UserError
+from abscot.data.manifest import Manifest
 from abscot.evaluation.results import AGAIN, ResultMeta, ResultRow, read_rows, rows_file
 from abscot.evaluation.statistics import Summary, summarise
 from abscot.generation.trace_set import stats_of
 from abscot.method.lineage import Training, baseline_trainings, round_models, trainings
-from abscot.recipe.load import load_recipe
-from abscot.recipe.run import Run
+from abscot.recipe.run import Run, open_run
 from abscot.recipe.schema import Recipe
 from abscot.training.record import TrainLog
 
@@ -42,7 +42,7 @@ class RunData:
     logs: dict[str, TrainLog] = field(default_factory=dict)
     # phase tag -> stats.json of its finished trace set
     traces: dict[str, dict] = field(default_factory=dict)
-    manifest: dict | None = None
+    manifest: Manifest | None = None
 
     @property
     def scored(self) -> list[Summary]:
@@ -75,13 +75,8 @@ class RunData:
 
 def read(run: Run) -> RunData:
     """Raises UserError for a directory that is no run, and for a damaged file, with its line."""
-    if not run.config.is_file():
-        raise UserError(
-            f"{run.root}: no config.yaml, so not a run; runs are directories like runs/tiny-cpu"
-        )
-    data = RunData(run, load_recipe(run.config))
-    manifest = run.shards / "manifest.json"
-    data.manifest = _json(manifest) if manifest.is_file() else None
+    data = RunData(*open_run(run.root))
+    data.manifest = Manifest.of_store(run.shards) if files.is_done(run.shards) else None
     for path in sorted(run.results.glob("*.meta.json")):
         _read_results(data, path)
     data.missing = _missing_cells(data)

@@ -222,10 +222,11 @@ def _shorten(text: str) -> str:
 def data_blocks(data: RunData) -> list[Block]:
     if data.manifest is None:
         return [Paragraph("The data are not prepared yet.")]
-    scalars = {k: v for k, v in data.manifest.items() if _is_scalar(v)}
+    manifest = data.manifest.model_dump()
+    scalars = {k: v for k, v in manifest.items() if _is_scalar(v)}
     counts = {
         f"{k}: {name}": n
-        for k, v in data.manifest.items()
+        for k, v in manifest.items()
         if isinstance(v, dict)
         for name, n in v.items()
     }

@@ -7,13 +7,13 @@ batches and summed over ranks. Steps that a killed run did after its last checkp
 log: their weights were thrown away as well.
 """
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
+from abscot.data.manifest import Manifest
 from abscot.method.lineage import Training, baseline_trainings, trainings
 from abscot.packing.plan import Plan, rows_digest
 from abscot.recipe.run import Run
@@ -36,14 +36,14 @@ class Finding:
 def audit(recipe: Recipe, run: Run) -> list[Finding]:
     """One finding per phase: those of all rounds, and each baseline that has a log.
 
-    Raises UserError for a directory that holds no shards, and for a log that is not JSON.
+    Raises UserError for a directory that holds no shards, and for a damaged manifest, plan or log.
     """
     if not is_done(run.shards):
         raise UserError(
             f"{run.shards}: no shards, so nothing to audit; expected the directory of a run, e.g. "
             "runs/NAME"
         )
-    num_rows = json.loads((run.shards / "manifest.json").read_text())["rows"]
+    num_rows = Manifest.of_store(run.shards).rows
     trained = [t for t in baseline_trainings(recipe, run) if t.train_log.is_file()]
     return [_audit_training(t, num_rows) for t in (*trainings(recipe, run), *trained)]
 

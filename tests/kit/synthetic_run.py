@@ -7,6 +7,7 @@ import numpy as np
 
 from abscot.common import files
 from abscot.common.draws import rng
+from abscot.data.manifest import SCHEMA_VERSION, hash_of
 from abscot.evaluation.results import (
     Environment,
     ResultMeta,
@@ -41,9 +42,8 @@ def make_run(root: Path, rounds: int = 3, name: str = "synthetic", **overrides) 
     }
     recipe = load_recipe(None, [f"{key}={value}" for key, value in settings.items()])
     run = claim(recipe)
-    run.shards.mkdir()
-    manifest = {"schema_version": 1, "rows": 4000, "counts": {"kept": 4000, "too short": 12}}
-    files.write_json_atomic(run.shards / "manifest.json", manifest)
+    with files.publish(run.shards) as directory:
+        write_manifest(directory, rows=4000, counts={"kept": 4000, "rejected": {"too_short": 12}})
     for model in round_models(recipe, run):
         for benchmark in recipe.eval.benchmarks:
             for mode in model.modes:
@@ -51,6 +51,25 @@ def make_run(root: Path, rounds: int = 3, name: str = "synthetic", **overrides) 
     for training in trainings(recipe, run):
         add_phase(run, training.tag, recipe)
     return run
+
+
+def write_manifest(directory: Path, **change) -> None:
+    """The manifest of shards that are not there."""
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "tokenizer": "0123456789abcdef",
+        "chat_template": "0123456789abcdef",
+        "turn_end_token": 4,
+        "no_think_suffix_tokens": [],
+        "think_open_tokens": [],
+        "think_close_tokens": [],
+        "rows": 0,
+        "counts": {},
+        "lengths": {},
+        "shards": [],
+        **change,
+    }
+    files.write_json_atomic(directory / "manifest.json", {**manifest, "hash": hash_of(manifest)})
 
 
 def add_results(

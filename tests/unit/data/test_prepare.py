@@ -36,7 +36,7 @@ def test_every_row_is_kept_or_counted_with_its_file_and_line(tmp_path):
         recipe_of(tmp_path, tmp_path / "?.jsonl", rows=30, shard_rows=7),
         problems=["the sum of one and two and three"],
     )
-    counts = store.manifest["counts"]
+    counts = store.manifest.counts
     rejected = [
         json.loads(line) for line in (store.directory / "rejected.jsonl").read_text().splitlines()
     ]
@@ -117,7 +117,7 @@ def test_every_number_of_ranks_writes_the_same_store_and_a_second_start_finds_it
     done = launch(recipe, ranks=2)
     assert done.returncode == 0, done.stderr
     store = ShardStore(Run.of(recipe).shards)
-    assert store.hash == alone.hash and len(store.manifest["shards"]) == 12
+    assert store.hash == alone.hash and len(store.manifest.shards) == 12
     assert f"of 600 rows, hash {store.hash}" in done.stdout and done.stdout.count("tokenise:") == 1
     assert not store.directory.with_name("shards.work").exists()
     again = launch(recipe)
@@ -202,7 +202,7 @@ def test_work_of_other_settings_or_input_is_not_continued(tmp_path, source, monk
     assert min(make(changed).lengths()["cot"]) >= 60 and "starting again" in capsys.readouterr().out
     stopped_before_publishing(recipe_of(tmp_path, source, "grown"), monkeypatch)
     write_jsonl(source, raw_rows(610))
-    assert make(recipe_of(tmp_path, source, "grown")).manifest["counts"]["read"] == 610
+    assert make(recipe_of(tmp_path, source, "grown")).manifest.counts["read"] == 610
 
 
 def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, source):
@@ -245,4 +245,4 @@ def test_world_rows_come_from_the_run_itself(tmp_path):
     recipe = recipe_of(tmp_path, "world")
     Run.of(recipe).world.mkdir(parents=True)
     write_jsonl(Run.of(recipe).world / "rows.jsonl", raw_rows(20))
-    assert make(recipe).manifest["counts"]["read"] == 20
+    assert make(recipe).manifest.counts["read"] == 20

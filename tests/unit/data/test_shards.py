@@ -48,12 +48,11 @@ def test_the_store_holds_the_rows_in_order_and_reads_them_anywhere(tmp_path, sou
     }
     total = sum(lengths.values())
     assert (
-        total.max() == 400 - 32
-        and store.manifest["counts"]["truncated"] == (total == 368).sum() > 0
+        total.max() == 400 - 32 and store.manifest.counts["truncated"] == (total == 368).sum() > 0
     )
     assert (
-        store.manifest["lengths"]["total"]["p100"] == 368
-        and store.manifest["lengths"]["cot"]["sum"] == lengths["cot"].sum()
+        store.manifest.lengths["total"]["p100"] == 368
+        and store.manifest.lengths["cot"]["sum"] == lengths["cot"].sum()
     )
     assert pickle.loads(pickle.dumps(store)).row(7).id == "r7"
     before = store.row(3).cot.copy()
@@ -88,7 +87,7 @@ def test_a_store_refuses_what_it_was_not(tmp_path, source):
         ShardStore(copies[1]).verify()
     manifest = json.loads((copies[2] / "manifest.json").read_text())
     (copies[2] / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 0}))
-    with pytest.raises(UserError, match="shards of version 0, expected 1"):
+    with pytest.raises(UserError, match="manifest.json: version 0, expected 1"):
         ShardStore(copies[2])
     (copies[3] / files.DONE).unlink()
     with pytest.raises(UserError, match="not finished"):

@@ -16,7 +16,7 @@ from abscot.recipe.load import ROOT, dump, load_recipe
 from abscot.recipe.run import Run
 from abscot.training.audit import audit, render
 from abscot.training.record import TrainLog
-from kit.synthetic_run import step_entry, train_log_meta
+from kit.synthetic_run import step_entry, train_log_meta, write_manifest
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def trained(tmp_path):
     )
     run = Run.of(recipe)
     with publish(run.shards) as directory:
-        write_json_atomic(directory / "manifest.json", {"rows": 40})
+        write_manifest(directory, rows=40)
     run.config.write_text(dump(recipe))
     lengths = np.random.default_rng(0).integers(1, 64, 40)
     for round_ in (1, 2):
