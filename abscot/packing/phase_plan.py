@@ -105,7 +105,7 @@ def kept_plan(path: Path, made_from: dict, make: Callable[[], Plan]) -> Plan:
     """
     text = json.dumps({"version": PLAN_VERSION, **made_from}, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if path.is_file():
+    if path.exists():
         plan, kept_key = Plan.load(path)
         if kept_key == key:
             return plan

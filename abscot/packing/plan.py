@@ -22,14 +22,30 @@ and {[7 3], [6 4]}.
 
 import hashlib
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from abscot.common.errors import UserError
+from abscot.common.record import shown
 from abscot.packing.bins import level_fit
 
 COST_SCALE = 1024  # costs are integers, so that their sums are the same on every machine
+# What a plan file holds: the kind of its numbers and how many axes an array has.
+ARRAYS = {
+    "rows": ("i", 1),
+    "bin_starts": ("i", 1),
+    "step_starts": ("i", 1),
+    "epochs": ("i", 1),
+    "supervised_tokens": ("i", 1),
+    "tokens": ("i", 1),
+    "costs": ("i", 1),
+    "capacity": ("i", 0),
+    "key": ("U", 0),
+}
 
 
 @dataclass(frozen=True)
@@ -128,12 +144,38 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> tuple["Plan", str]:
-        """The plan at `path`, and its key."""
-        with np.load(path) as file:
-            arrays = dict(file)
-        sizes = Sizes(arrays.pop("tokens"), arrays.pop("costs"), int(arrays.pop("capacity")))
-        key = str(arrays.pop("key"))
-        return cls(**arrays, sizes=sizes), key
+        """The plan at `path`, and its key. Raises UserError for a file that is no whole plan."""
+        try:
+            arrays = _read_arrays(path)
+            sizes = Sizes(arrays.pop("tokens"), arrays.pop("costs"), int(arrays.pop("capacity")))
+            key = str(arrays.pop("key"))
+            plan = cls(**arrays, sizes=sizes)
+            plan._check()
+        except OSError as error:
+            what = error.strerror or str(error)
+        except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            what = f"not a whole plan ({shown(str(error)) or type(error).__name__})"
+        else:
+            return plan, key
+        raise UserError(f"{path}: {what}; delete it: the next command makes the same plan again")
+
+    def _check(self) -> None:
+        """Raises ValueError where the arrays do not fit together."""
+        bins, sizes = self.num_bins, self.sizes
+        edges = {"bin_starts": len(self.rows), "step_starts": bins}
+        for name, end in edges.items():
+            starts = getattr(self, name)
+            rises = len(starts) > 1 and (np.diff(starts) > 0).all()
+            if not rises or starts[0] != 0 or starts[-1] != end:
+                raise ValueError(f"{name} does not rise from 0 to {end}")
+        if not len(self.step_starts) - 1 == len(self.epochs) == len(self.supervised_tokens):
+            raise ValueError("another number of steps in each array")
+        if (np.diff(self.epochs, prepend=0) < 0).any() or (self.supervised_tokens < 0).any():
+            raise ValueError("epochs that fall, or fewer than no supervised tokens")
+        if len(sizes.tokens) != len(sizes.costs) or sizes.capacity < 1:
+            raise ValueError("tokens and costs of other rows")
+        if self.rows.min() < 0 or self.rows.max() >= len(sizes.tokens):
+            raise ValueError("a row that the store does not have")
 
     def step(self, index: int) -> StepPlan:
         """Raises IndexError past the end."""
@@ -171,6 +213,24 @@ class Plan:
                         int(self.sizes.costs[b].sum()) for b in bins if b is not None
                     )
         return done / possible
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a plan file; nothing is unpickled, or unpacked to more than the file holds."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    with zipfile.ZipFile(path) as archive:
+        names = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        if set(names) != set(ARRAYS):
+            raise ValueError(f"holds {', '.join(sorted(names)) or 'nothing'}")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in names.values()):
+            raise ValueError("packed by something else")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    for name, (kind, axes) in ARRAYS.items():
+        if arrays[name].dtype.kind != kind or arrays[name].ndim != axes:
+            raise ValueError(f"{name}: {arrays[name].dtype} of {arrays[name].ndim} axes")
+    return arrays
 
 
 def rows_digest(rows: np.ndarray) -> int:

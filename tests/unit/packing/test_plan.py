@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abscot.packing.make_plan import make_plan
-from abscot.packing.plan import rows_digest
+from abscot.packing.plan import Plan, rows_digest
 from kit.plans import CAPACITY, plans, steps_of
 
 
@@ -39,6 +39,16 @@ def test_the_most_expensive_bin_is_the_one_with_the_longest_document_where_atten
     rows = plan.most_expensive_bin()
     assert 60 in rows and plan.sizes.costs[rows].sum() == plan.bin_costs().max()
     assert plan.sizes.work(rows, 1.0) == (lengths[rows].sum(), (lengths[rows] ** 2).sum())
+
+
+@given(plans())
+@settings(max_examples=60, deadline=None)
+def test_every_plan_is_read_as_it_was_saved(tmp_path_factory, made):
+    path = tmp_path_factory.mktemp("plans") / "a.npz"
+    made[1].save(path, "key")
+    plan, key = Plan.load(path)
+    assert (plan.hash, key) == (made[1].hash, "key")
+    assert np.array_equal(plan.sizes.costs, made[1].sizes.costs)
 
 
 def test_the_digest_of_ranks_adds_up_and_tells_sets_of_rows_apart():
