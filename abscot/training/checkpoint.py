@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydantic
 import torch.distributed
 from deepspeed.utils import (
     safe_get_local_fp32_param,
@@ -29,23 +30,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from abscot.common import files, ranks
-from abscot.common.errors import UserError
+from abscot.common.errors import DamagedInput, UserError
 from abscot.common.log import log
-from abscot.common.record import Record
+from abscot.common.record import Record, shown
 from abscot.training.optimizer import MASTER, OPTIMIZERS, set_optimizer_step
+from abscot.training.together import on_all_ranks
 
 PREFIX = "step_"
 FILE_BYTES = 1 << 30
+# `first` in a file's metadata: tensor name -> the element at which its slice begins.
+BEGINS = pydantic.TypeAdapter(dict[str, pydantic.NonNegativeInt])
 
 
 class TrainState(Record):
     """What a resumed run must agree on. `step` is the number of optimizer steps already taken."""
 
-    step: int
-    epoch: int
-    tokens: int
+    step: pydantic.NonNegativeInt
+    epoch: pydantic.NonNegativeInt
+    tokens: pydantic.NonNegativeInt
     plan_hash: str
-    world_size: int
+    world_size: pydantic.PositiveInt
 
 
 def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer: str) -> None:
@@ -77,44 +81,8 @@ def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The finished checkpoints, oldest first."""
-    return sorted(path for path in directory.glob(f"{PREFIX}*") if files.is_done(path))
-
-
-def newest(directory: Path, plan_hash: str) -> Path | None:
-    """The newest checkpoint of this very plan, verified; None where there is none.
-
-    The ranks check its files between them. Raises UserError, on every rank, for a damaged one
-    (naming the one before it), and for one of another plan.
-    """
-    found = [checkpoints(directory)]
-    if (
-        torch.distributed.is_initialized()
-    ):  # one rank looks: what several see of a shared file system may differ
-        torch.distributed.broadcast_object_list(found, src=0)
-    if not found[0]:
-        return None
-    last, before = found[0][-1], found[0][-2:-1]
-    if state_of(last).plan_hash != plan_hash:
-        raise UserError(
-            f"{last}: made with other data or batch settings than this recipe; delete {directory} "
-            "to start over"
-        )
-    damage = [None] * ranks.world_size()
-    try:
-        files.verify(last, ranks.rank(), ranks.world_size())
-    except UserError as error:
-        damage[ranks.rank()] = str(error)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_gather_object(damage, damage[ranks.rank()])
-    if any(damage):
-        then = (
-            f"the one before it, {before[0].name}, is then used"
-            if before
-            else "the phase then starts over"
-        )
-        raise UserError(f"damaged checkpoint: {next(filter(None, damage))}; {then}")
-    return last
+    """The checkpoints, oldest first. Each appeared whole: what is unfinished has a hidden name."""
+    return sorted(path for path in directory.glob(f"{PREFIX}*") if path.is_dir())
 
 
 def clear(directory: Path) -> None:
@@ -141,25 +109,42 @@ def _remove_unfinished(directory: Path) -> None:
 
 
 def state_of(checkpoint: Path) -> TrainState:
-    mend = f"delete {checkpoint}: the one before it is then used"
-    return TrainState.of(files.read_done(checkpoint), str(checkpoint / files.DONE), mend)
+    """Raises DamagedInput where DONE is not a checkpoint's."""
+    if not files.is_done(checkpoint):
+        raise DamagedInput(checkpoint, f"{checkpoint}: its {files.DONE} is gone")
+    meta, where = files.read_done(checkpoint), str(checkpoint / files.DONE)
+    try:
+        return TrainState.of(meta, f"{where}: meta", mend="")
+    except UserError as error:
+        raise DamagedInput(checkpoint, str(error)) from None
+
+
+def tensor_files(checkpoint: Path) -> list[str]:
+    """The names of those that DONE lists. Raises as `files.read_done` does."""
+    names = files.Done.of_directory(checkpoint).files
+    return sorted(name for name in names if name.endswith(".safetensors"))
 
 
 def load(model_engine, checkpoint: Path, optimizer: str) -> TrainState:
     """Restores weights, optimizer and step on all ranks, however many wrote it. The optimizer has
     taken a step before: its state must exist.
 
-    Raises UserError where the checkpoint holds other tensors than the model engine trains.
+    Raises UserError, on all ranks, where the checkpoint holds other tensors than the model engine
+    trains.
     """
+
+    def restore() -> None:
+        with _Slices(checkpoint) as slices:
+            for shard in _shards(model_engine):
+                shard.write(
+                    {
+                        key: slices.read(f"{key}/{shard.name}", shard.first, shard.numel)
+                        for key in OPTIMIZERS[optimizer].saved
+                    }
+                )
+
     state = state_of(checkpoint)
-    with _Slices(checkpoint) as slices:
-        for shard in _shards(model_engine):
-            shard.write(
-                {
-                    key: slices.read(f"{key}/{shard.name}", shard.first, shard.numel)
-                    for key in OPTIMIZERS[optimizer].saved
-                }
-            )
+    on_all_ranks(restore)
     set_optimizer_step(model_engine, state.step)
     _publish_masters(model_engine.optimizer)
     return state
@@ -252,10 +237,15 @@ class _Slices(contextlib.ExitStack):
     def __init__(self, checkpoint: Path):
         super().__init__()
         self.checkpoint, self.of = checkpoint, {}
-        for path in sorted(checkpoint.glob("rank_*.safetensors")):
-            file = self.enter_context(safe_open(path, "pt"))
-            for name, first in json.loads(file.metadata()["first"]).items():
-                self.of.setdefault(name, []).append((first, file.get_slice(name)))
+        for path in (checkpoint / name for name in tensor_files(checkpoint)):
+            try:
+                file = self.enter_context(safe_open(path, "pt"))
+                begins = BEGINS.validate_json((file.metadata() or {}).get("first", ""))
+                for name, first in begins.items():
+                    self.of.setdefault(name, []).append((first, file.get_slice(name)))
+            except (OSError, SafetensorError, ValueError) as error:
+                what = shown(str(error), 200)
+                raise DamagedInput(checkpoint, f"{path}: no slices of ours ({what})") from None
 
     def read(self, name: str, first: int, numel: int) -> torch.Tensor:
         """float32 [numel] of tensor `name` from element `first` on, put together from the files
@@ -269,8 +259,8 @@ class _Slices(contextlib.ExitStack):
                 found += high - low
         if found != numel:
             raise UserError(
-                f"{self.checkpoint}: holds {found} of {numel} elements of {name}; delete "
-                f"{self.checkpoint} to start over"
+                f"{self.checkpoint}: holds {found} of {numel} elements of {name}: it was made by "
+                f"training other tensors; delete {self.checkpoint.parent} to start over"
             )
         return out
 

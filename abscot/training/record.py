@@ -1,5 +1,6 @@
 """train_logs/TAG.json, and the training curves for people who watch."""
 
+import itertools
 import shutil
 import time
 from dataclasses import asdict
@@ -69,12 +70,9 @@ class StepLog:
 
     def __init__(self, path: Path, first_step: int, meta: TrainLogMeta):
         self.path, self.meta = path, meta
-        old = TrainLog.read(path).steps if path.is_file() and first_step else []
-        self.steps = [entry for entry in old if entry.step < first_step]
-        if len(self.steps) != first_step and ranks.rank() == 0:
-            raise ValueError(
-                f"{path}: holds {len(self.steps)} of the {first_step} steps before the checkpoint"
-            )
+        if path.is_dir():
+            raise UserError(f"{path}: a directory where the train log goes; remove it")
+        self.steps = steps_before(path, first_step, meta.plan_hash) if first_step else []
         self.flushed_s = time.monotonic()
 
     def add(self, entry: StepEntry) -> None:
@@ -86,6 +84,17 @@ class StepLog:
         self.flushed_s = time.monotonic()
         if ranks.rank() == 0:
             TrainLog.model_construct(meta=self.meta, steps=self.steps).write(self.path)
+
+
+def steps_before(path: Path, first_step: int, plan_hash: str) -> list[StepEntry]:
+    """Steps 0 to first_step of the log at `path`, as far as it holds them. Raises UserError for a
+    log that is none, or of another plan.
+    """
+    log = TrainLog.read(path, mend="")
+    if log.meta.plan_hash != plan_hash:
+        raise UserError(f"{path}: of plan {log.meta.plan_hash}, expected {plan_hash}")
+    known = itertools.takewhile(lambda pair: pair[0] == pair[1].step, enumerate(log.steps))
+    return [entry for _, entry in itertools.islice(known, first_step)]
 
 
 TRACKED = (

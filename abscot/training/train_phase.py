@@ -1,5 +1,7 @@
 """One training: from its inputs to its exported model."""
 
+import time
+
 from abscot.common import files, ranks
 from abscot.common.log import Progress, log
 from abscot.method.lineage import Training
@@ -10,6 +12,7 @@ from abscot.training.export import export
 from abscot.training.model_engine import init_ranks
 from abscot.training.optimizer import lr_at
 from abscot.training.phase_data import PhaseData, load_data
+from abscot.training.together import on_all_ranks
 from abscot.training.trainer import Trainer, Work
 
 
@@ -27,6 +30,7 @@ def train(training: Training) -> None:
     files.require(*training.inputs)
     claim(recipe)
     device = init_ranks()
+    verify_inputs(training)
     data = load_data(training)
     trainer = Trainer(work_of(training, data), device, data.most_expensive_batch())
     num_steps = data.plan.num_steps
@@ -41,6 +45,17 @@ def train(training: Training) -> None:
     export(lm, training.start, training.export, training.adapter, meta)
     trainer.close()
     log(f"{tag}: {training.export}")
+
+
+def verify_inputs(training: Training) -> None:
+    """Compares shards, traces and the model that training starts from with their checksums; the
+    ranks read them between them. Raises UserError on all ranks.
+    """
+    began_s = time.monotonic()
+    part, parts = ranks.rank(), ranks.world_size()
+    sizes = on_all_ranks(lambda: files.verify(*training.inputs, part=part, parts=parts))
+    took_s = time.monotonic() - began_s
+    log(f"{training.tag}: {sum(sizes) / 1e9:.2f} GB of inputs verified in {took_s:.1f} s")
 
 
 def work_of(training: Training, data: PhaseData) -> Work:

@@ -30,6 +30,7 @@ from abscot.training.checkpoint import TrainState
 from abscot.training.model_engine import build_model_engine
 from abscot.training.optimizer import set_lr, set_optimizer_step
 from abscot.training.record import StepEntry, StepLog, Trackers, TrainLogMeta
+from abscot.training.resume import newest
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class Trainer:
         suffice; FloatingPointError where the rehearsal's loss is not finite.
         """
         self.work, recipe = work, work.recipe
+        plan_hash, world_size = work.meta.plan_hash, ranks.world_size()
+        saved = newest(work.checkpoints, plan_hash, work.train_log)
         self.model_engine = build_model_engine(recipe, work.start, work.checkpoints, device)
         rehearse(self.model_engine, rehearsal, work.hidden)
         self.optimizer = recipe.optimizer.name
-        plan_hash, world_size = work.meta.plan_hash, ranks.world_size()
         self.state = TrainState(
             step=0, epoch=0, tokens=0, plan_hash=plan_hash, world_size=world_size
         )
-        if saved := checkpoint.newest(work.checkpoints, plan_hash):
+        if saved:
             self.state = checkpoint.load(self.model_engine, saved, self.optimizer)
             log(f"{work.name}: goes on from {saved}, made on {self.state.world_size} ranks")
         self.log = StepLog(work.train_log, self.state.step, work.meta)

@@ -145,6 +145,7 @@ def test_a_nan_in_one_ranks_batch_ends_all_ranks_and_costs_no_checkpoint(tmp_pat
     config.write_text(
         config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     )
+    files.seal(run.base)
     code, output = finish(start(recipe, run))
     step, rows = re.search(
         r"step (\d+): loss is nan; checkpoints up to the step before are intact; rows: (.+)", output
@@ -159,21 +160,18 @@ def test_a_nan_in_one_ranks_batch_ends_all_ranks_and_costs_no_checkpoint(tmp_pat
     files.verify(run.checkpoints(TAG) / f"step_{int(step):07}")
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
-    from abscot.common.errors import UserError
-    from abscot.training import checkpoint
-    from abscot.training.checkpoint import TrainState
-
-    for step in (3, 6):
-        state = TrainState(step=step, epoch=0, tokens=9, plan_hash="plan", world_size=2)
-        with files.publish(tmp_path / f"step_{step:07}", state.model_dump()) as temp:
-            (temp / "zero").write_bytes(b"state")
-    assert checkpoint.newest(tmp_path, "plan").name == "step_0000006"
-    with pytest.raises(UserError, match="other data or batch settings"):
-        checkpoint.newest(tmp_path, "other")
-    (tmp_path / "step_0000006" / "zero").write_bytes(b"stats")
-    with pytest.raises(UserError, match="step_0000006/zero: checksum.*step_0000003"):
-        checkpoint.newest(tmp_path, "plan")
+@pytest.mark.parametrize("where", ["base/model.safetensors", "shards/shard_00000.arrow"])
+def test_flipped_bytes_of_an_input_end_all_ranks_before_step_1(tmp_path, where):
+    recipe, run = make(tmp_path / "flipped")
+    file = run.root / where
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    code, output = finish(start(recipe, run))
+    assert code != 0 and not ranks_of(run)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"{file}: checksum differs" in errors[0], output
+    assert "Traceback" not in output and not run.train_log(TAG).exists()
 
 
 def test_the_losses_of_all_phases_are_the_stored_ones():
