@@ -33,6 +33,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.repo and not args.dry_run:
         raise UserError("--repo: expected OWNER/NAME, or --dry-run to see what would be uploaded")
+    if args.repo:
+        hub.check_repo(args.repo)
     run, recipe = open_run(args.run or Run.of(cli.recipe_of(args)).root)
     require_finished(run, recipe)
     upload = hub.collect(run, recipe, args.repo)

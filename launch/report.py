@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
-from abscot.recipe.run import Run
+from abscot.recipe.run import Run, open_run
 from abscot.reporting import report
 
 
@@ -21,7 +21,7 @@ def main() -> None:
         help="run directory, e.g. runs/tiny-cpu (default: the recipe's)",
     )
     args = parser.parse_args()
-    run = Run(args.run) if args.run else Run.of(cli.recipe_of(args))
+    run, _ = open_run(args.run or Run.of(cli.recipe_of(args)).root)
     index = report.write(run)
     print(report.table(run))
     print(f"\nreport: {index}")

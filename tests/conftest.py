@@ -5,6 +5,7 @@ pytest_plugins = [
     "kit.tiny_run",
     "kit.cards",
     "kit.corpus",
+    "kit.hub_server",
     "kit.raw_data",
     "kit.rules",
     "kit.small_run",

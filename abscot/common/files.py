@@ -129,8 +129,7 @@ def verify(*directories: Path, part: int = 0, parts: int = 1) -> int:
     """Reads the files that the DONE of each directory lists; returns how many bytes.
 
     With `parts`, only every parts-th file, the largest first, from number `part` on. Raises
-    DamagedInput for one that is missing or not what was written, UserError for one that would be
-    loaded and that DONE does not list.
+    DamagedInput for one that is missing or not what was written.
     """
     listed = [
         (_size(directory, name), directory, name, checksum)
@@ -140,14 +139,20 @@ def verify(*directories: Path, part: int = 0, parts: int = 1) -> int:
     mine = sorted(listed, key=lambda file: -file[0])[part::parts]
     with ThreadPoolExecutor(min(HASHING_THREADS, ranks.cores_per_rank())) as threads:
         list(threads.map(_check_file, mine))
-    for directory in directories[part::parts]:
+    return sum(size for size, *_ in mine)
+
+
+def refuse_unlisted(*directories: Path) -> None:
+    """Raises UserError for a file that would be loaded from a published directory, though its DONE
+    does not list it.
+    """
+    for directory in directories:
         for name in unlisted(directory):
             if name.endswith(LOADED_SUFFIXES):
                 raise UserError(
                     f"{directory / name}: not of this directory ({DONE} does not list it), but it "
                     "would be loaded; remove it"
                 )
-    return sum(size for size, *_ in mine)
 
 
 def _size(directory: Path, name: str) -> int:

@@ -10,7 +10,7 @@ from abscot.common.errors import UserError
 from abscot.common.hardware import inference_dtype
 from abscot.common.ranks import RANK_VARIABLES
 from abscot.generation.requests import Completion, Request, Running, Sampling
-from abscot.model.handover import check_handover
+from abscot.model.handover import check_files, check_handover
 from abscot.model.shape import max_position
 from abscot.recipe.schema import InferenceConfig
 
@@ -18,7 +18,7 @@ from abscot.recipe.schema import InferenceConfig
 class VllmEngine:
     """One vLLM engine in this process, which must hold no torch.distributed group.
 
-    Raises UserError where the model directory is missing.
+    Raises UserError where the model directory is missing or damaged.
     """
 
     def __init__(self, model: Path, config: InferenceConfig):
@@ -26,6 +26,7 @@ class VllmEngine:
             raise UserError(
                 f"{model}: no model there; `launch/round.py --dry-run` shows which stage makes it"
             )
+        check_files(Path(model))
         _set_environment(config)
         import torch
         from vllm import LLM

@@ -1,6 +1,7 @@
 """From training to serving: a probe tells whether an engine computes the model that was trained."""
 
 import math
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,7 +31,7 @@ class Probe(Record):
         if not files.is_done(model):
             return None
         probe = files.read_done(model).get("probe")
-        where, mend = f"{model / files.DONE}: probe", f"delete {model} to export it again"
+        where, mend = f"{model / files.DONE}: meta.probe", f"delete {model} to export it again"
         return None if probe is None else cls.of(probe, where, mend)
 
 
@@ -72,6 +73,17 @@ def surprisals(module, batch, positions: int) -> list[float]:
             )
             for t in range(length - positions, length)
         ]
+
+
+def check_files(model: Path) -> None:
+    """Compares the files of a published model with their checksums before an engine reads them.
+    Raises UserError. A model from elsewhere has none.
+    """
+    if files.is_done(model):
+        began_s = time.monotonic()
+        files.refuse_unlisted(model)
+        size = files.verify(model)
+        log(f"{model.name}: {size / 1e9:.2f} GB verified in {time.monotonic() - began_s:.1f} s")
 
 
 def check_handover(engine, model: Path) -> None:

@@ -12,6 +12,7 @@ from abscot.evaluation.statistics import Summary
 from abscot.method.lineage import round_model
 from abscot.method.phases import baselines
 from abscot.method.vocab import codebook_tokens
+from abscot.model.shape import max_position
 from abscot.recipe.load import ROOT, local_path
 from abscot.recipe.schema import Recipe
 from abscot.reporting.published import PUBLISHED
@@ -153,8 +154,7 @@ def write(data: RunData) -> None:
     final = round_model(data.recipe, data.run, data.recipe.rounds).resolve()
     if files.is_done(final):
         local = final.relative_to(ROOT) if final.is_relative_to(ROOT) else final
-        positions = json.loads((final / "config.json").read_text())["max_position_embeddings"]
-        context_tokens = min(positions, data.recipe.inference.max_model_len_tokens)
+        context_tokens = min(max_position(final), data.recipe.inference.max_model_len_tokens)
         files.write_text_atomic(final / "README.md", card(data, str(local), context_tokens))
 
 
@@ -193,7 +193,7 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         if recipe.data.source != "world"
         else "problems made from a seed",
     )
-    return _header(recipe, cells) + body
+    return data.without_secrets(_header(recipe, cells) + body)
 
 
 def _header(recipe: Recipe, cells: list[Summary]) -> str:

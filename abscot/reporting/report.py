@@ -49,10 +49,12 @@ def write(run: Run) -> Path:
     data = read(run)
     with files.publish(run.report) as directory:
         page = blocks(data, plots.draw(data, directory))
-        (directory / "report.md").write_text(to_markdown(page), encoding="utf-8")
-        (directory / "index.html").write_text(
-            to_html(data.recipe.name, page, directory), encoding="utf-8"
-        )
+        texts = {
+            "report.md": to_markdown(page),
+            "index.html": to_html(data.recipe.name, page, directory),
+        }
+        for name, text in texts.items():
+            (directory / name).write_text(data.without_secrets(text), encoding="utf-8")
     model_card.write(data)
     return run.report / "index.html"
 
@@ -97,7 +99,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         Heading("Recipe and environment"),
         *data_blocks(data),
         *environment_blocks(data),
-        Code("config.yaml", data.run.config.read_text().rstrip(), folded=True),
+        Code("config.yaml", data.config_text.rstrip(), folded=True),
     ]
 
 

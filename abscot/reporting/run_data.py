@@ -4,8 +4,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from abscot.common import files
 from abscot.common.errors import UserError
+from abscot.common.secrets import redacted, secrets_in
 from abscot.data.manifest import Manifest
 from abscot.evaluation.results import AGAIN, ResultMeta, ResultRow, read_rows, rows_file
 from abscot.evaluation.statistics import Summary, summarise
@@ -44,6 +47,21 @@ class RunData:
     traces: dict[str, dict] = field(default_factory=dict)
     manifest: Manifest | None = None
 
+    def without_secrets(self, text: str) -> str:
+        """`text` as others may read it: without the credentials and tokens of config.yaml."""
+        return redacted(text, self.secrets)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        return secrets_in(_config_tree(self.run))
+
+    @property
+    def config_text(self) -> str:
+        """config.yaml as others may read it."""
+        if not self.secrets:
+            return self.run.config.read_text()
+        return yaml.safe_dump(redacted(_config_tree(self.run)), sort_keys=False)
+
     @property
     def scored(self) -> list[Summary]:
         return [s for s in self.summaries if s.accuracy]
@@ -71,6 +89,10 @@ class RunData:
             ),
             None,
         )
+
+
+def _config_tree(run: Run) -> dict:
+    return yaml.safe_load(run.config.read_text())
 
 
 def read(run: Run) -> RunData:

@@ -9,6 +9,7 @@ from pathlib import Path
 from abscot.common import ranks
 from abscot.common.errors import UserError
 from abscot.common.record import Record
+from abscot.common.secrets import redacted
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
@@ -172,6 +173,10 @@ def _hosted(name: str, recipe: Recipe, run: Run, tag: str, steps: list[StepEntry
         raise ImportError
     same = {"id": f"{recipe.name}-{tag}", "dir": run.root} if name == "wandb" else {}
     session = library.init(
-        project="abscot", name=f"{recipe.name}-{tag}", resume="allow", config=asdict(recipe), **same
+        project="abscot",
+        name=f"{recipe.name}-{tag}",
+        resume="allow",
+        config=redacted(asdict(recipe)),
+        **same,
     )
     return lambda values, step: session.log(values, step=step), session.finish

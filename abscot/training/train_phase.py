@@ -12,7 +12,7 @@ from abscot.training.export import export
 from abscot.training.model_engine import init_ranks
 from abscot.training.optimizer import lr_at
 from abscot.training.phase_data import PhaseData, load_data
-from abscot.training.together import on_all_ranks
+from abscot.training.together import on_all_ranks, on_first_rank
 from abscot.training.trainer import Trainer, Work
 
 
@@ -53,6 +53,7 @@ def verify_inputs(training: Training) -> None:
     """
     began_s = time.monotonic()
     part, parts = ranks.rank(), ranks.world_size()
+    on_first_rank(lambda: files.refuse_unlisted(*training.inputs))
     sizes = on_all_ranks(lambda: files.verify(*training.inputs, part=part, parts=parts))
     took_s = time.monotonic() - began_s
     log(f"{training.tag}: {sum(sizes) / 1e9:.2f} GB of inputs verified in {took_s:.1f} s")
