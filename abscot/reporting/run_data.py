@@ -106,7 +106,7 @@ def read(run: Run) -> RunData:
     data.logs = {
         training.tag: TrainLog.read(training.train_log)
         for training in data.trainings_and_baselines
-        if training.train_log.is_file()
+        if training.train_log.exists()
     }
     data.traces = {
         tag: stats_of(run.traces(tag)).model_dump(exclude_none=True)
