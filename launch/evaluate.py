@@ -48,7 +48,8 @@ def main() -> int:
     from abscot.evaluation.grid import Grid
     from abscot.evaluation.jobs import jobs_of
     from abscot.method.lineage import round_models
-    from abscot.pipeline.fan_out import evaluate_models, evaluate_then_trace
+    from abscot.pipeline.fan_out import answers_of, evaluate_models, evaluate_then_trace
+    from abscot.pipeline.lease import exclusive
     from abscot.recipe.run import Run, claim
 
     run, sample, models, benchmarks = Run.of(recipe), None, [args.model or "final"], args.benchmark
@@ -71,7 +72,8 @@ def main() -> int:
     if args.then_traces:
         evaluate_then_trace(jobs[models[0]])
     else:
-        evaluate(jobs[models[0]], sample=sample)
+        with exclusive(run.root, *answers_of(jobs[models[0]], sample)):
+            evaluate(jobs[models[0]], sample=sample)
     return 0
 
 

@@ -9,7 +9,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
 from abscot.common import files
-from abscot.recipe.run import claim
+from abscot.pipeline.lease import claimed
 
 
 def main() -> None:
@@ -17,11 +17,11 @@ def main() -> None:
     recipe = cli.recipe_of(args)
     from abscot.model.extend import extend_base
 
-    run = claim(recipe)
-    if files.is_done(run.base):
-        print(f"{run.base}: done")
-        return
-    extend_base(recipe, run)
+    with claimed(recipe) as run:
+        if files.is_done(run.base):
+            print(f"{run.base}: done")
+            return
+        extend_base(recipe, run)
 
 
 cli.run(main)

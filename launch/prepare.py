@@ -9,6 +9,7 @@ Every number of ranks writes the same shards. A killed run goes on when the same
 again.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -21,7 +22,8 @@ from abscot import cli
 from abscot.common import files
 from abscot.data.mpi import Ranks
 from abscot.pipeline.launchers import mpi_launch
-from abscot.recipe.run import Run, claim
+from abscot.pipeline.lease import claimed
+from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 
@@ -30,7 +32,12 @@ def main() -> None:
     ranks = Ranks(*mpi_launch())
     recipe = cli.recipe_of(args)
     os.environ.setdefault("RAYON_NUM_THREADS", str(ranks.cores()))  # of the tokenizer
-    run = ranks.first(lambda: claim(recipe))
+    with contextlib.ExitStack() as held:
+        run = ranks.first(lambda: held.enter_context(claimed(recipe)))
+        make_shards(recipe, run, ranks)
+
+
+def make_shards(recipe: Recipe, run: Run, ranks: Ranks) -> None:
     if ranks.first(lambda: files.is_done(run.shards)):
         ranks.first(lambda: check(run))
         return

@@ -58,7 +58,8 @@ def main() -> int:
     from abscot.common.files import is_done
     from abscot.generation.trace_jobs import generate, open_job
     from abscot.method.lineage import Training
-    from abscot.pipeline.fan_out import generate_on_this_machine
+    from abscot.pipeline.fan_out import chunks_of, generate_on_this_machine
+    from abscot.pipeline.lease import exclusive
     from abscot.recipe.run import Run, claim
 
     training = Training(recipe, Run.of(recipe), PHASES[args.phase], args.round)
@@ -71,7 +72,9 @@ def main() -> int:
         return generate_on_this_machine(
             [sys.executable, *sys.argv], of, recipe.inference.tensor_parallel
         )
-    published = generate(job, args.shard or 0, of if args.shard is not None else 1)
+    shard, of = (0, 1) if args.shard is None else (args.shard, of)
+    with exclusive(training.run.root, *chunks_of(job, shard, of)):
+        published = generate(job, shard, of)
     print(f"{job.final}: {'done' if published else 'waits for the other shards'}")
     return 0
 

@@ -21,6 +21,7 @@ from abscot.common.errors import UserError
 from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.pipeline.launchers import take_ranks_from_slurm
+from abscot.pipeline.lease import RUN, exclusive
 from abscot.recipe.run import Run
 
 
@@ -41,7 +42,8 @@ def main() -> None:
     take_ranks_from_slurm()
     from abscot.training.train_phase import train
 
-    train(Training(recipe, Run.of(recipe), PHASES[args.phase], args.round))
+    run = Run.of(recipe)
+    train(Training(recipe, run, PHASES[args.phase], args.round), exclusive(run.root, RUN))
 
 
 cli.run(main)

@@ -10,7 +10,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from abscot import cli
 from abscot.common import files
 from abscot.common.errors import UserError
-from abscot.recipe.run import claim
+from abscot.pipeline.lease import claimed
 
 
 def main() -> None:
@@ -20,13 +20,13 @@ def main() -> None:
         raise UserError(
             "world: this recipe has no world section; it reads data.source and model.base"
         )
-    run = claim(recipe)
-    if files.is_done(run.world):
-        print(f"{run.world}: done before")
-        return
-    from abscot.data.toy_world import write
+    with claimed(recipe) as run:
+        if files.is_done(run.world):
+            print(f"{run.world}: done before")
+            return
+        from abscot.data.toy_world import write
 
-    write(run.world, recipe.world, recipe.seed, recipe.data.system_prompt)
+        write(run.world, recipe.world, recipe.seed, recipe.data.system_prompt)
 
 
 cli.run(main)

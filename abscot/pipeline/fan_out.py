@@ -7,12 +7,28 @@ from abscot.common.errors import UserError
 from abscot.common.files import is_done
 from abscot.common.hardware import local_gpus
 from abscot.common.log import log
+from abscot.common.process import PARENT
 from abscot.common.ranks import without_ranks
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import Job
-from abscot.generation.trace_jobs import generate, open_job
+from abscot.generation.trace_jobs import TraceJob, generate, open_job
 from abscot.generation.vllm_engine import VllmEngine
 from abscot.method.lineage import round_models, trainings
+from abscot.pipeline.lease import exclusive
+
+
+def answers_of(jobs: list[Job], sample: int | None = None) -> list[str]:
+    """The pieces of the run that an evaluation writes; sample: only these answers."""
+    return [
+        f"{job.name} sample {s}"
+        for job in jobs
+        for s in (job.samples if sample is None else [sample])
+    ]
+
+
+def chunks_of(job: TraceJob, shard: int = 0, of: int = 1) -> list[str]:
+    """The pieces of the run that a shard of a trace set writes."""
+    return [f"traces {job.tag} chunk {c}" for c in range(shard, len(job.chunks()), of)]
 
 
 def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
@@ -25,9 +41,7 @@ def evaluate_models(jobs: dict[str, list[Job]], command: list[str]) -> int:
     for model, of_model in jobs.items():
         if all(job.done() for job in of_model):
             log(f"{model}: already done")
-        elif code := subprocess.call(
-            [*command, "--model", model], env=without_ranks(dict(os.environ))
-        ):
+        elif code := subprocess.call([*command, "--model", model], env=_environment()):
             return code
     return 0
 
@@ -47,9 +61,10 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
     if all(job.done() for job in jobs) and is_done(next_traces.final):
         log(f"{next_traces.final}: already done")
         return
-    engine = VllmEngine(model.directory, recipe.inference)
-    evaluate(jobs, engine)
-    generate(next_traces, engine=engine)
+    with exclusive(run.root, *answers_of(jobs), *chunks_of(next_traces)):
+        engine = VllmEngine(model.directory, recipe.inference)
+        evaluate(jobs, engine)
+        generate(next_traces, engine=engine)
 
 
 def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int:
@@ -65,9 +80,14 @@ def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int
     shards = []
     for shard in range(of):
         mine = [gpus[(shard * gpus_each + i) % len(gpus)] for i in range(gpus_each)]
-        environ = {**without_ranks(dict(os.environ)), "CUDA_VISIBLE_DEVICES": ",".join(mine)}
+        environ = {**_environment(), "CUDA_VISIBLE_DEVICES": ",".join(mine)}
         shards.append(
             subprocess.Popen([*command, "--shard", str(shard), "--of", str(of)], env=environ)
         )
     codes = [process.wait() for process in shards]
     return next((code for code in codes if code), 0)
+
+
+def _environment() -> dict[str, str]:
+    """Of a process that ends with this one."""
+    return {**without_ranks(dict(os.environ)), PARENT: str(os.getpid())}

@@ -13,7 +13,7 @@ from abscot.common.errors import NEEDS_A_PERSON, REQUEUE, StageCrashed, UserErro
 from abscot.common.log import SHOWN, format_s
 from abscot.common.process import StopRequest, free_port
 from abscot.pipeline.launchers import LAUNCHERS_WORDS
-from abscot.pipeline.lease import exclusive
+from abscot.pipeline.lease import claimed
 from abscot.pipeline.stage_state import StageState, now
 from abscot.pipeline.stages import Stage, maker_of
 from abscot.recipe.run import Run, claim
@@ -31,8 +31,8 @@ def run_stages(recipe: Recipe, stages: list[Stage]) -> None:
     lose.
     """
     _check_inputs(recipe, stages)
-    run, stop = claim(recipe), ForwardedStop()
-    with exclusive(run.root):
+    stop = ForwardedStop()
+    with claimed(recipe) as run:
         for number, stage in enumerate(stages, 1):
             label = f"[{number}/{len(stages)}] {stage.name}"
             if stage.done():
@@ -41,6 +41,7 @@ def run_stages(recipe: Recipe, stages: list[Stage]) -> None:
             if stop.asked:
                 raise SystemExit(REQUEUE)
             print(f"{label} ..", flush=True)
+            claim(recipe)  # the stage reads it; an evaluation beside this may have left its own
             seconds = run_stage(run, stage, stop, recipe.hang_minutes)
             print(f"{label}: done in {format_s(seconds)}", flush=True)
 

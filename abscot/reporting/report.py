@@ -4,6 +4,7 @@ from pathlib import Path
 
 from abscot.common import files
 from abscot.method.lineage import round_model
+from abscot.pipeline.lease import REPORT, exclusive
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 from abscot.reporting import model_card
@@ -42,20 +43,22 @@ def write(run: Run) -> Path:
     """Writes report/ of a run, and the card of final/ where there is one; returns the path of
     index.html.
 
-    A half-done run is reported as far as it is. Raises UserError as `run_data.read` does.
+    A half-done run is reported as far as it is. Raises UserError as `run_data.read` does, and where
+    another process reports it.
     """
     from abscot.reporting import plots
 
     data = read(run)
-    with files.publish(run.report) as directory:
-        page = blocks(data, plots.draw(data, directory))
-        texts = {
-            "report.md": to_markdown(page),
-            "index.html": to_html(data.recipe.name, page, directory),
-        }
-        for name, text in texts.items():
-            (directory / name).write_text(data.without_secrets(text), encoding="utf-8")
-    model_card.write(data)
+    with exclusive(run.root, REPORT):
+        with files.publish(run.report) as directory:
+            page = blocks(data, plots.draw(data, directory))
+            texts = {
+                "report.md": to_markdown(page),
+                "index.html": to_html(data.recipe.name, page, directory),
+            }
+            for name, text in texts.items():
+                (directory / name).write_text(data.without_secrets(text), encoding="utf-8")
+        model_card.write(data)
     return run.report / "index.html"
 
 

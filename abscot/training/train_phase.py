@@ -1,6 +1,9 @@
 """One training: from its inputs to its exported model."""
 
+import contextlib
 import time
+
+import torch
 
 from abscot.common import files, ranks
 from abscot.common.log import Progress, log
@@ -12,25 +15,42 @@ from abscot.training.export import export
 from abscot.training.model_engine import init_ranks
 from abscot.training.optimizer import lr_at
 from abscot.training.phase_data import PhaseData, load_data
-from abscot.training.together import on_all_ranks, on_first_rank
+from abscot.training.together import held_by_first_rank, on_all_ranks, on_first_rank
 from abscot.training.trainer import Trainer, Work
 
 
-def train(training: Training) -> None:
-    """Trains and publishes the model; goes on from the newest checkpoint if there is one.
+def train(training: Training, lease: contextlib.AbstractContextManager | None = None) -> None:
+    """Trains and publishes the model; goes on from the newest checkpoint if there is one. lease:
+    what rank 0 holds while it writes; where that is refused, all ranks raise it.
 
     Raises MissingInput, and FloatingPointError for a loss or gradient that is not finite.
     """
-    recipe, tag = training.recipe, training.tag
-    if all(map(files.finished, training.outputs)):
-        log(f"{tag}: done before, in {training.export}")
+    lease = lease or contextlib.nullcontext()
+    if _is_done(training):
         if ranks.rank() == 0:
-            checkpoint.clear(training.checkpoints)  # a kill came between publishing and this
+            with lease:
+                _clear(training)
         return
     files.require(*training.inputs)
-    claim(recipe)
     device = init_ranks()
-    verify_inputs(training)
+    with held_by_first_rank(lease):
+        if not on_first_rank(lambda: _is_done(training)):  # by another command, until now
+            verify_inputs(training)
+            claim(training.recipe)
+            _train(training, device)
+
+
+def _is_done(training: Training) -> bool:
+    return all(map(files.finished, training.outputs))
+
+
+def _clear(training: Training) -> None:
+    log(f"{training.tag}: done before, in {training.export}")
+    checkpoint.clear(training.checkpoints)  # a kill came between publishing and this
+
+
+def _train(training: Training, device: torch.device) -> None:
+    recipe, tag = training.recipe, training.tag
     data = load_data(training)
     trainer = Trainer(work_of(training, data), device, data.most_expensive_batch())
     num_steps = data.plan.num_steps
