@@ -1,15 +1,14 @@
 """A recipe on so many ranks: the parameters it trains, how they are spread, their memory."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from abscot.common import hardware
-from abscot.common.errors import UserError
 from abscot.common.hardware import GPUS
 from abscot.method.vocab import abstract_tokens
 from abscot.model.shape import GB, ModelShape
 from abscot.pipeline.estimate import Sharding, cpu_memory_bytes, memory_bytes
+from abscot.recipe.deepspeed_file import read_deepspeed_file
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import LoraConfig, Recipe
 
@@ -18,7 +17,7 @@ USABLE = 0.95  # share of a GPU's memory that a process can have
 
 @dataclass(frozen=True)
 class Sizing:
-    """bin_tokens: of the largest bin. Raises UserError for a DeepSpeed file that is not JSON."""
+    """bin_tokens: of the largest bin. Raises UserError for a DeepSpeed file that cannot be."""
 
     recipe: Recipe
     shape: ModelShape
@@ -28,11 +27,7 @@ class Sizing:
     @property
     def sharding(self) -> Sharding:
         """The recipe's own."""
-        path = ROOT / self.recipe.train.deepspeed
-        try:
-            return Sharding.of_config(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"train.deepspeed: {path}: not a DeepSpeed config ({error})") from None
+        return Sharding.of_config(read_deepspeed_file(ROOT / self.recipe.train.deepspeed))
 
     @property
     def trainable(self) -> int:

@@ -1,7 +1,7 @@
 """DeepSpeed's model engine: ranks, configuration, sharded loading. The one door to DeepSpeed."""
 
 import contextlib
-import json
+import copy
 import os
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from abscot.common.errors import UserError
 from abscot.common.log import log
 from abscot.common.process import free_port
 from abscot.model.lm import load_for_training, parameter_counts, restore_rotary
+from abscot.recipe.deepspeed_file import read_deepspeed_file
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import Recipe
 from abscot.training.optimizer import make_optimizer
@@ -52,27 +53,11 @@ def _without_shared_memory_operator() -> None:
 
 def deepspeed_config(recipe: Recipe) -> dict:
     """The recipe's DeepSpeed file with what the recipe decides filled in. Raises UserError for what
-    would clash.
+    would clash, and for what DeepSpeed refuses.
     """
     path = Path(recipe.train.deepspeed)
     path = path if path.is_absolute() else ROOT / path
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"train.deepspeed: {path}:{error.lineno}: not JSON ({error.msg})") from None
-    owned = {
-        "optimizer",
-        "scheduler",
-        "gradient_clipping",
-        "gradient_accumulation_steps",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-    } & set(config)
-    if owned:
-        raise UserError(
-            f"train.deepspeed: {path}: remove {', '.join(sorted(owned))}; the recipe's train "
-            "section owns it"
-        )
+    config = read_deepspeed_file(path)
     config["bf16"] = {**config.get("bf16", {}), "enabled": recipe.model.dtype == "bf16"}
     # A micro-batch is one packed bin; the number of them in a step is the plan's, not DeepSpeed's.
     config |= {
@@ -82,6 +67,11 @@ def deepspeed_config(recipe: Recipe) -> dict:
         # Which optimizers work is for our own table to say (optimizer.py).
         "zero_allow_untested_optimizer": True,
     }
+    try:
+        deepspeed.DeepSpeedConfig(copy.deepcopy(config))
+    except Exception as error:  # it has no error of its own
+        says = " ".join(str(error).split())[:300]
+        raise UserError(f"train.deepspeed: {path}: DeepSpeed refuses it: {says}") from error
     return config
 
 
