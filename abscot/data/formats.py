@@ -12,15 +12,17 @@ taken out, as chat templates do.
 
 import hashlib
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from abscot.data.decontaminate import Decontaminator
-from abscot.data.sources import Rejected
+from abscot.data.rejected import Rejected
 from abscot.recipe.schema import DataConfig
 
 ROLES = ("system", "user", "assistant")
 OPEN, CLOSE = "<think>", "</think>"
+NAME_CHARS = 1000  # of an id or a source, at most
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,23 @@ def read_example(
     """The example of one raw record. Raises Rejected where the row cannot or shall not be used."""
     if isinstance(record, Rejected):
         raise record
+    try:
+        return _example(record, config, decontaminator)
+    except UnicodeEncodeError as error:
+        raise Rejected("invalid_unicode", f"lone surrogate: {error.reason}") from None
+
+
+def _example(record: dict, config: DataConfig, decontaminator: Decontaminator) -> Example:
     adapter = ADAPTERS[config.format]
     missing = [name for name in adapter.columns if record.get(name) is None]
     if missing:
         raise Rejected(
             f"missing_column_{missing[0]}", f"columns here: {', '.join(map(str, record))}"
         )
-    source = record.get("dataset_source") or record.get("source") or "unnamed"
-    if not isinstance(source, str):
-        raise Rejected("source_not_a_string", repr(source)[:100])
-    if source in config.drop_sources or (config.keep_sources and source not in config.keep_sources):
+    source = _source(record)
+    if _holds(source, config.drop_sources) or (
+        config.keep_sources and not _holds(source, config.keep_sources)
+    ):
         raise Rejected("source_left_out", source)
     messages, cot, answer = adapter.read(record)
     if messages[0]["role"] != "system" and config.system_prompt:
@@ -78,17 +87,39 @@ def read_example(
     if not answer.strip():
         raise Rejected("empty_answer")
     example = Example(row_id(record, messages, cot, answer), messages, cot, answer.strip(), source)
-    _check_text(example, config.max_row_bytes)
+    _check_size(example, config.max_row_bytes)
     seen = decontaminator.overlap([m["content"] for m in messages if m["role"] == "user"])
     if seen:
         raise Rejected("in_evaluation", seen)
     return example
 
 
+def _source(record: dict) -> str:
+    given = (record.get(column) for column in ("dataset_source", "source"))
+    source = next((value for value in given if value is not None and value != ""), "unnamed")
+    return _name(source, "source")
+
+
+def _holds(source: str, parts: list[str]) -> bool:
+    return any(part in source for part in parts)
+
+
+def _name(value: object, what: str) -> str:
+    """`value`, where it can stand in a line of a log. Raises Rejected otherwise."""
+    if not isinstance(value, str) or not value:
+        raise Rejected(f"{what}_not_a_string", reprlib.repr(value))
+    if len(value) > NAME_CHARS:
+        raise Rejected(f"{what}_too_long", f"{len(value)} characters, at most {NAME_CHARS}")
+    value.encode()  # a lone surrogate
+    if not value.isprintable():
+        raise Rejected(f"{what}_not_printable", ascii(value[:100]))
+    return value
+
+
 def row_id(record: dict, messages: list[dict[str, str]], cot: str, answer: str) -> str:
     """The row's `id`; a number as its decimal text; a hash of the content where there is no id.
 
-    Raises Rejected for an id of any other type.
+    Raises Rejected for an id of any other type, and for one that is no short printable text.
     """
     given = record.get("id")
     if given is None:
@@ -97,10 +128,8 @@ def row_id(record: dict, messages: list[dict[str, str]], cot: str, answer: str) 
         )
         return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)
-    if not isinstance(given, str) or not given:
-        raise Rejected("id_not_a_string", repr(given)[:100])
-    return given
+        given = str(given)
+    return _name(given, "id")
 
 
 def draw_key(seed: int, example_id: str) -> int:
@@ -113,19 +142,10 @@ def draw_key(seed: int, example_id: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _check_text(example: Example, max_bytes: int) -> None:
-    """Raises Rejected for text that is no Unicode (lone surrogates) or too large."""
-    try:
-        texts = [
-            example.id,
-            example.source,
-            *(m["content"] for m in example.messages),
-            example.cot,
-            example.answer,
-        ]
-        size = sum(len(text.encode("utf-8")) for text in texts)
-    except UnicodeEncodeError as error:
-        raise Rejected("invalid_unicode", f"lone surrogate: {error.reason}") from None
+def _check_size(example: Example, max_bytes: int) -> None:
+    """Raises Rejected for text that is too large, UnicodeEncodeError for lone surrogates."""
+    texts = [*(m["content"] for m in example.messages), example.cot, example.answer]
+    size = sum(len(text.encode("utf-8")) for text in texts)
     if size > max_bytes:
         raise Rejected("row_too_big", f"{size} bytes, data.max_row_bytes={max_bytes}")
 
@@ -153,7 +173,7 @@ def _read_messages(record: dict):
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
             raise Rejected("message_without_text")
         if turn.get("role") not in ROLES:
-            raise Rejected("unknown_role", repr(turn.get("role"))[:100])
+            raise Rejected("unknown_role", reprlib.repr(turn.get("role")))
     if turns[-1]["role"] != "assistant":
         raise Rejected("last_turn_not_assistant", turns[-1]["role"])
     if len(turns) < 2 or turns[-2]["role"] != "user":
@@ -203,14 +223,30 @@ def boxed(value: str) -> str:
     return f"The answer is \\boxed{{{value}}}."
 
 
+def last_boxed(text: str) -> str:
+    r"""What stands in the last `\boxed{..}` of `text`, its braces paired (`\{` pairs nothing).
+
+    Raises Rejected where there is none, and where the last one is not closed.
+    """
+    _, box, rest = text.rpartition(r"\boxed{")
+    if not box:
+        raise Rejected("no_boxed_answer", r"no \boxed{..} in solution, and no column answer")
+    depth = 1
+    for mark in re.finditer(r"\\.|[{}]", rest, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(mark[0], 0)
+        if depth == 0:
+            return rest[: mark.start()]
+    raise Rejected("unclosed_boxed_answer", r"the last \boxed{ of solution has no end")
+
+
 def _read_problem_solution(record: dict):
-    """MATH: the solution is the CoT, the bare answer becomes a sentence."""
-    answer = _text(record, "answer").strip()
-    return (
-        _user(_text(record, "problem")),
-        _text(record, "solution"),
-        boxed(answer) if answer else "",
-    )
+    """MATH: the solution is the CoT; the bare answer, or else the solution's last box, becomes a
+    sentence.
+    """
+    prompt, solution = _user(_text(record, "problem")), _text(record, "solution")
+    given = record.get("answer") is not None
+    answer = (_text(record, "answer") if given else last_boxed(solution)).strip()
+    return prompt, solution, boxed(answer) if answer else ""
 
 
 def _read_gsm8k(record: dict):
@@ -231,6 +267,6 @@ def _read_gsm8k(record: dict):
 ADAPTERS = {
     "messages": Adapter(("messages",), _read_messages),
     "prompt_cot_answer": Adapter(("prompt", "cot", "answer"), _read_prompt_cot_answer),
-    "problem_solution": Adapter(("problem", "solution", "answer"), _read_problem_solution),
+    "problem_solution": Adapter(("problem", "solution"), _read_problem_solution),
     "gsm8k": Adapter(("question", "answer"), _read_gsm8k),
 }

@@ -6,7 +6,7 @@ import numpy as np
 
 from abscot.data.chat import ChatTokenizer
 from abscot.data.formats import Example
-from abscot.data.sources import Rejected
+from abscot.data.rejected import Rejected
 
 
 @dataclass(frozen=True)

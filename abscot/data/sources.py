@@ -2,22 +2,28 @@
 place.
 """
 
+import codecs
 import functools
-import glob
 import io
 import json
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from abscot.common.errors import UserError
+from abscot.common.paths import matching
+from abscot.data import tables
+from abscot.data.rejected import Rejected
 from abscot.recipe.load import local_path
 from abscot.recipe.schema import DataConfig
 
-OPTIONAL_COLUMNS = ("id", "dataset_source", "source")
+OPTIONAL_COLUMNS = ("id", "dataset_source", "source", "answer")
 CHUNK_BYTES = 64 * 2**20  # of a plain JSONL file read by one rank at a time
+# A compressed file that unpacks to more than both, as many times its size: no text packs so well.
+UNPACKED_BYTES, UNPACKED_RATIO = 256 * 2**20, 200
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -28,16 +34,6 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-
-
-class Rejected(Exception):
-    """A row that is not used: `reason` is counted, `detail` helps to find out why. tokens: its
-    length, where it was tokenised.
-    """
-
-    def __init__(self, reason: str, detail: str = "", tokens: int | None = None):
-        super().__init__(reason, detail, tokens)
-        self.reason, self.detail, self.tokens = reason, detail, tokens
 
 
 @dataclass(frozen=True)
@@ -58,29 +54,28 @@ class Unit:
 def find(config: DataConfig) -> list[Unit]:
     """The units of `data.source`, in order: a file, a glob (sorted), or a hub id.
 
-    Raises UserError where nothing is there, a file is empty, unreadable or of no known kind.
+    Raises UserError where nothing is there, a file is empty, unreadable, no regular file or of no
+    known kind.
     """
     if local_path(config.source) is None:
         parts = _hub_dataset(config).num_shards
         return [Unit(config.source, "hub", part, parts) for part in range(parts)]
-    files = sorted(glob.glob(str(Path(config.source).expanduser()), recursive=True))
+    files = matching(config.source)
     if not files:
         raise UserError(
             f"data.source: {config.source}: no such file; give a file, a glob, or a hub id "
             "(owner/name)"
         )
-    return [unit for file in files for unit in _units_of(file)]
+    return [unit for file in files for unit in _units_of(str(file))]
 
 
 def _units_of(file: str) -> list[Unit]:
-    kind = next((kind for suffix, kind in SUFFIXES.items() if file.endswith(suffix)), None)
+    if not file.isprintable():
+        raise UserError(f"data.source: {file!r}: its name cannot be printed; rename it")
+    size = _size_bytes(file)
+    kind = next((kind for suffix, kind in SUFFIXES.items() if file.lower().endswith(suffix)), None)
     if kind is None:
         raise UserError(f"data.source: {file}: unknown kind of file; known: {', '.join(SUFFIXES)}")
-    try:
-        with open(file, "rb") as opened:
-            size = opened.seek(0, io.SEEK_END)
-    except OSError as error:
-        raise UserError(f"data.source: {file}: cannot be read: {error.strerror}") from None
     if size == 0:
         raise UserError(f"data.source: {file}: empty file")
     if kind == "jsonl":
@@ -88,8 +83,27 @@ def _units_of(file: str) -> list[Unit]:
             Unit(file, kind, at, min(at + CHUNK_BYTES, size)) for at in range(0, size, CHUNK_BYTES)
         ]
     if kind == "parquet":
-        return [Unit(file, kind, group) for group in range(_parquet(file).num_row_groups)]
+        return [Unit(file, kind, group) for group in range(tables.row_groups(file))]
     return [Unit(file, kind)]
+
+
+def _size_bytes(file: str) -> int:
+    """Raises UserError for what is no regular file (opening a pipe would wait for its writer)."""
+    try:
+        status = os.stat(file)
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(
+                f"data.source: {file}: a directory; give a file or a glob, e.g. {file}/*.jsonl"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(
+                f"data.source: {file}: not a regular file (a pipe, a socket or a device); copy the "
+                "rows into a file"
+            )
+        with open(file, "rb"):
+            return status.st_size
+    except OSError as error:
+        raise UserError(f"data.source: {file}: cannot be read: {error.strerror}") from None
 
 
 def read(
@@ -106,7 +120,8 @@ def read(
         return _read_lines(unit, config.max_row_bytes, wanted)
     if unit.kind == "hub":
         return _read_hub(unit, config, wanted)
-    return _read_table(unit, columns, wanted)
+    group = unit.start if unit.kind == "parquet" else None
+    return tables.read(unit.file, group, columns, OPTIONAL_COLUMNS, config.max_row_bytes, wanted)
 
 
 # JSONL
@@ -131,14 +146,16 @@ def _lines(unit: Unit, max_row_bytes: int) -> Iterator[bytes]:
         with _open(unit) as file:
             if unit.start:  # the line that began before `start` belongs to the unit before
                 file.seek(unit.start - 1)
-                _skip_line(file)
+                _skip_line(file, unit)
             while unit.kind == "packed" or file.tell() < unit.end:
                 line = file.readline(max_row_bytes + 1)
                 if not line:
                     return
                 number += 1
                 if len(line) > max_row_bytes and not line.endswith(b"\n"):
-                    _skip_line(file)
+                    _skip_line(file, unit)
+                if number == 1 and unit.start == 0:
+                    line = line.removeprefix(codecs.BOM_UTF8) or b"\n"
                 yield line
     except (OSError, EOFError) as error:
         raise UserError(
@@ -151,13 +168,43 @@ def _open(unit: Unit):
         return open(unit.file, "rb")
     import pyarrow as pa
 
-    compression = "gzip" if unit.file.endswith(".gz") else "zstd"
-    return io.BufferedReader(pa.input_stream(unit.file, compression=compression), 2**20)
+    compression = "gzip" if unit.file.lower().endswith(".gz") else "zstd"
+    stream = pa.input_stream(unit.file, compression=compression)
+    return io.BufferedReader(_Unpacked(unit.file, stream), 2**20)
 
 
-def _skip_line(file) -> None:
+class _Unpacked(io.RawIOBase):
+    """What a compressed file unpacks to, as far as that is believable."""
+
+    def __init__(self, file: str, stream):
+        self._file, self._stream = file, stream
+        self._most = max(UNPACKED_BYTES, UNPACKED_RATIO * os.stat(file).st_size)
+        self._unpacked = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._unpacked += len(data)
+        if self._unpacked > self._most:
+            raise UserError(
+                f"{self._file}: unpacks to more than {UNPACKED_RATIO} times its size, which no "
+                "training data does; fetch the file again"
+            )
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _skip_line(file, unit: Unit) -> None:
+    """To the end of this line, as far as that lies in the unit."""
     while (piece := file.readline(2**20)) and not piece.endswith(b"\n"):
-        pass
+        if unit.kind == "jsonl" and file.tell() >= unit.end:
+            return
 
 
 def _parse(line: bytes, max_row_bytes: int) -> dict | Rejected | None:
@@ -167,85 +214,24 @@ def _parse(line: bytes, max_row_bytes: int) -> dict | Rejected | None:
     if line.isspace():
         return None
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return Rejected("invalid_utf8", f"byte {error.start} of the line")
     except (ValueError, RecursionError) as error:
         return Rejected("broken_json", str(error))
+    except Rejected as error:
+        return error
     if not isinstance(record, dict):
         return Rejected("broken_json", f"expected an object, found {type(record).__name__}")
     return record
 
 
-# Parquet and Arrow
-
-
-def _parquet(file: str):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(file, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a readable Parquet file: {_first_line(error)}") from None
-
-
-def _arrow_batches(file: str):
-    """(schema, record batches) of an IPC file, or of an IPC stream, which is what `datasets`
-    writes.
-    """
-    import pyarrow as pa
-
-    source = pa.memory_map(file)
-    try:
-        reader = pa.ipc.open_file(source)
-        return reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
-    except pa.ArrowInvalid:
-        source.seek(0)
-        reader = pa.ipc.open_stream(source)
-        return reader.schema, iter(reader)
-
-
-def _read_table(unit: Unit, columns: tuple[str, ...], wanted: np.ndarray | None):
-    import pyarrow as pa
-
-    try:
-        if unit.kind == "parquet":
-            file = _parquet(unit.file)
-            schema, batches = file.schema_arrow, None
-        else:
-            schema, batches = _arrow_batches(unit.file)
-        missing = [name for name in columns if name not in schema.names]
-        if missing:
-            raise UserError(
-                f"{unit.file}: no column {', '.join(missing)}; it has {', '.join(schema.names)}; "
-                "set data.format to what fits"
-            )
-        used = [name for name in schema.names if name in (*columns, *OPTIONAL_COLUMNS)]
-        if batches is None:
-            batches = file.iter_batches(batch_size=256, row_groups=[unit.start], columns=used)
-        batches = (batch.select(used) for batch in batches)
-        yield from _rows_of(batches, wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{unit.file}: damaged: {_first_line(error)}; fetch the file again"
-        ) from None
-
-
-def _rows_of(batches, wanted: np.ndarray | None):
-    first = 0
-    for batch in batches:
-        rows = np.arange(first, first + len(batch))
-        if wanted is not None:
-            rows = wanted[
-                np.searchsorted(wanted, first) : np.searchsorted(wanted, first + len(batch))
-            ]
-        for at in range(0, len(rows), 256):
-            piece = rows[at : at + 256]
-            yield from zip(piece.tolist(), batch.take(piece - first).to_pylist(), strict=True)
-        first += len(batch)
-        if wanted is not None and first > wanted[-1]:
-            return
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):  # which of the two is meant, nobody knows
+        seen = set()
+        raise Rejected("duplicate_key", next(k for k, _ in pairs if k in seen or seen.add(k)))
+    return record
 
 
 # Hub

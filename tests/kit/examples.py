@@ -6,7 +6,7 @@ import pytest
 
 from abscot.data.decontaminate import Decontaminator
 from abscot.data.formats import read_example
-from abscot.data.sources import Rejected
+from abscot.data.rejected import Rejected
 from abscot.recipe.schema import DataConfig
 
 CONFIG = DataConfig(

@@ -109,11 +109,68 @@ def test_bad_rows_of_the_other_formats_are_named():
     )
 
 
-def test_sources_are_kept_or_left_out():
-    row = chat("u:q", "a:<think>reasons</think>y", dataset_source="wild")
-    assert reason(row, drop_sources=["wild"]) == "source_left_out"
-    assert reason(row, keep_sources=["math"]) == "source_left_out"
-    assert example(row, keep_sources=["wild"]).source == "wild"
+SOURCE = "saumyamalik/OpenThoughts3-full-filtered-math-decontam-v2"
+
+
+@pytest.mark.parametrize("parts", [["OpenThoughts3"], ["Python", "math-decontam"], [SOURCE]])
+def test_a_source_is_kept_or_left_out_by_a_part_of_its_name(parts):
+    row = chat("u:q", "a:<think>reasons</think>y", dataset_source=SOURCE)
+    assert example(row, keep_sources=parts).source == SOURCE
+    assert reason(row, drop_sources=parts) == "source_left_out"
+    assert reason(row, keep_sources=["Openthoughts3"]) == "source_left_out"
+    assert example(row, drop_sources=["openthoughts3", "OpenThoughts33"]).source == SOURCE
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"So it is \boxed{7}.", "7"),
+        (r"First \boxed{1}, then \boxed{\frac{1}{2}} at last", r"\frac{1}{2}"),
+        (r"a set \boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\text{a} } b", r"\text{a}"),
+    ],
+)
+def test_a_solution_without_an_answer_column_answers_in_its_last_box(solution, answer):
+    found = example({"problem": "p", "solution": solution}, "problem_solution")
+    assert (found.cot, found.answer) == (solution, f"The answer is \\boxed{{{answer}}}.")
+    given = {"problem": "p", "solution": solution, "answer": "8"}
+    assert example(given, "problem_solution").answer == "The answer is \\boxed{8}."
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        ("no box at all", "no_boxed_answer"),
+        (r"\boxed{7} and \boxed{8", "unclosed_boxed_answer"),
+        (r"\boxed{7\}", "unclosed_boxed_answer"),
+        (r"is it \boxed{ }?", "empty_answer"),
+        ("\\boxed{" * 50_000, "unclosed_boxed_answer"),
+        ("\\boxed{" + "{" * 400_000, "unclosed_boxed_answer"),
+    ],
+)
+def test_a_solution_without_an_answer_is_not_used(solution, expected):
+    row = {"problem": "p", "solution": solution, "answer": None}
+    assert reason(row, "problem_solution", max_row_bytes=10**6) == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("id", "x" * 1001, "id_too_long"),
+        ("id", "a\nb", "id_not_printable"),
+        ("id", "\x1b[31m", "id_not_printable"),
+        ("id", "\ud800", "invalid_unicode"),
+        ("id", True, "id_not_a_string"),
+        ("id", 10**4000, "id_too_long"),
+        ("dataset_source", "x" * 1001, "source_too_long"),
+        ("dataset_source", "a\x00", "source_not_printable"),
+        ("dataset_source", "\udfff", "invalid_unicode"),
+        ("source", ["math"], "source_not_a_string"),
+        ("source", 0, "source_not_a_string"),
+    ],
+)
+def test_ids_and_sources_can_stand_in_a_line(column, value, expected):
+    assert reason(chat("u:q", "a:<think>reasons</think>y", **{column: value})) == expected
 
 
 def test_ids_numbers_become_text_and_none_becomes_a_hash_of_the_content():

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abscot.common.errors import UserError
+from abscot.data.rejected import Rejected
 from abscot.data.rows import fit
-from abscot.data.sources import Rejected
 from abscot.method.sequence import limit_tokens
 from abscot.recipe.load import load_recipe
 from abscot.recipe.schema import Recipe, TraceConfig, TrainConfig, WorldConfig

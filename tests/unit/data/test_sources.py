@@ -162,13 +162,13 @@ def test_missing_unreadable_and_unknown_files_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.jsonl: no such file"):
         sources.find(config(tmp_path / "nowhere.jsonl"))
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(UserError, match="folder.jsonl: cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="folder.jsonl: a directory; give a file or a glob"):
         sources.find(config(tmp_path / "folder.jsonl"))
     (tmp_path / "rows.csv").write_text("a,b\n")
     with pytest.raises(UserError, match="rows.csv: unknown kind of file; known: .jsonl"):
         sources.find(config(tmp_path / "rows.csv"))
     (tmp_path / "b.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(UserError, match="b.parquet: not a readable Parquet file"):
+    with pytest.raises(UserError, match="b.parquet: damaged, or not a readable Parquet file"):
         sources.find(config(tmp_path / "b.parquet"))
 
 
