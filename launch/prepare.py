@@ -51,7 +51,7 @@ def make_shards(recipe: Recipe, run: Run, ranks: Ranks) -> None:
         recipe, run, tokenizer, ranks.first(lambda: evaluation_problems(recipe, run)), ranks
     )
     if ranks.rank == 0:
-        print(summary(store))
+        print(summary(store, recipe.data.rows))
 
 
 def evaluation_problems(recipe: Recipe, run: Run) -> list[str]:
@@ -75,10 +75,16 @@ def check(run: Run) -> None:
     print(f"{run.shards}: done, {len(store):,} rows, every checksum is right, hash {store.hash}")
 
 
-def summary(store) -> str:
+def summary(store, wanted: int | None) -> str:
+    """wanted: data.rows; rows that are too long are then passed over, and others drawn instead."""
     counts = store.manifest.counts
-    lines = [f"{store.directory}: {counts['kept']:,} of {counts['read']:,} rows, hash {store.hash}"]
-    lines += [f"  not used: {n:>10,}  {reason}" for reason, n in counts["rejected"].items()]
+    kept, rejected = counts["kept"], dict(counts["rejected"])
+    lines = [f"{store.directory}: {kept:,} of {counts['read']:,} rows, hash {store.hash}"]
+    if wanted is not None and kept < wanted:
+        lines.append(f"  WARNING: data.rows={wanted}, but no more than {kept:,} can be trained on")
+    if wanted is not None:
+        lines.append(f"  passed over: {rejected.pop('too_long', 0):,} too long")
+    lines += [f"  not used: {n:>10,}  {reason}" for reason, n in rejected.items()]
     if counts["truncated"]:
         lines.append(f"  CoT cut:  {counts['truncated']:>10,}")
     lines.append(f"  {'tokens':8}" + "".join(f"{p:>9}" for p in store.manifest.lengths["total"]))

@@ -3,13 +3,13 @@ resumable.
 
     scan       each input unit by one rank: parse and filter every row, note key and size of those
                that pass
-    draw       rank 0: duplicates out, the `data.rows` smallest keys in, cut into shards
-    tokenise   each shard by one rank
-    publish    rank 0: manifest, rejected.jsonl, checksums, rename to shards/
+    draw       rank 0: duplicates out, the smallest keys in, cut into shards
+    tokenise   each shard by one rank; draw and tokenise again until `data.rows` rows fit
+    publish    rank 0: the drawn rows, manifest, rejected.jsonl, checksums, rename to shards/
 
 Units and shards depend on the input alone, so every number of ranks writes the same bytes. A
-finished unit or shard is kept under shards.work/ and not made again. Rows come in the order of the
-input.
+finished unit or shard is kept under shards.work/ and not made again. The rows of a pass of draw and
+tokenise come in the order of the input.
 """
 
 import hashlib
@@ -19,15 +19,18 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, replace
+from pathlib import Path
 
+from abscot.common.errors import UserError
 from abscot.common.files import is_done, seal, write_json_atomic
 from abscot.common.log import log
 from abscot.data import sources
 from abscot.data.chat import ChatTokenizer
 from abscot.data.decontaminate import Decontaminator
+from abscot.data.draw import Drawing
 from abscot.data.mpi import Ranks
-from abscot.data.prepare_job import Draw, Job, new_file, rejected_lines, writing
-from abscot.data.scan import draw_rows, scan
+from abscot.data.prepare_job import Job, new_file, place, rejected_lines, writing
+from abscot.data.scan import scan
 from abscot.data.shards import (
     ShardStore,
     manifest_of,
@@ -35,7 +38,7 @@ from abscot.data.shards import (
     tokenizer_fingerprint,
 )
 from abscot.data.sources import Unit
-from abscot.data.tokenise_shards import tokenise_shards
+from abscot.data.tokenise_shards import changed, collect, tokenise_shards
 from abscot.method.sequence import limit_tokens
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -59,10 +62,10 @@ def prepare(
     if not ranks.first(lambda: is_done(run.shards)):
         job = ranks.first(lambda: _begin(recipe, run, tokenizer, sorted(set(problems))))
         scan(job, Decontaminator(problems, recipe.data.max_overlap), ranks)
-        draw = ranks.first(lambda: draw_rows(job))
-        chat = ChatTokenizer(tokenizer)
-        tokenise_shards(job, draw, chat, ranks)
-        ranks.first(lambda: _publish(job, draw, run, chat))
+        chat, drawing = ChatTokenizer(tokenizer), Drawing(job)
+        while made := ranks.first(drawing.next_pass):
+            tokenise_shards(job, made, chat, ranks)
+        ranks.first(lambda: _publish(job, drawing, run, chat))
     store = ShardStore(run.shards)
     ranks.first(lambda: store.check_tokenizer(tokenizer))
     return store
@@ -84,16 +87,24 @@ def _begin(recipe: Recipe, run: Run, tokenizer, problems: list[str]) -> Job:
     }
     job = Job(recipe, run.shards.with_name("shards.work"), units, settings)
     note = job.work / "job.json"
-    if job.work.exists() and (not note.is_file() or json.loads(note.read_text()) != settings):
-        log(f"{job.work}: made with other settings or input; starting again")
-        shutil.rmtree(job.work)
     with writing(job.work):
-        for folder in (job.store, job.work / "scan", job.work / "tokenised"):
-            folder.mkdir(parents=True, exist_ok=True)
+        if job.work.exists() and _settings(note) != settings:
+            log(f"{job.work}: made with other settings or input; starting again")
+            shutil.rmtree(job.work)
+        for kind in ("unit", "shard"):
+            job.file(kind, 0, "json").parent.mkdir(parents=True, exist_ok=True)
         for unfinished in [*job.work.rglob(".*.partial"), *job.work.rglob(".*.tmp")]:
             unfinished.unlink()
         write_json_atomic(note, settings)
     return job
+
+
+def _settings(note: Path):
+    """None where they cannot be told."""
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _stamp(unit: Unit) -> list[int]:
@@ -103,23 +114,25 @@ def _stamp(unit: Unit) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _publish(job: Job, draw: Draw, run: Run, chat: ChatTokenizer) -> None:
-    notes = [json.loads(job.shard_file(s, "json").read_text()) for s in draw.shards]
+def _publish(job: Job, drawing: Drawing, run: Run, chat: ChatTokenizer) -> None:
+    for unit, before in zip(job.units, job.settings["units"], strict=True):
+        if [*astuple(unit), *_stamp(unit)] != before:
+            raise UserError(changed(place(unit)))
     reasons = Counter()
     with writing(job.work):
+        entries, by_source, truncated = collect(job, drawing)
         with new_file(job.store / "rejected.jsonl", "w") as file:
-            for line in rejected_lines(job, len(draw.shards)):
-                reasons[line["reason"]] += 1
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        by_source = sum((Counter(note["sources"]) for note in notes), Counter())
+            for line in rejected_lines(job, drawing.rejected()):
+                reasons[line.reason] += 1
+                file.write(line.model_dump_json(exclude_none=True) + "\n")
         counts = {
             "read": by_source.total() + reasons.total(),
             "kept": by_source.total(),
-            "truncated": sum(note["truncated"] for note in notes),
+            "truncated": truncated,
             "rejected": dict(sorted(reasons.items())),
             "sources": dict(sorted(by_source.items())),
         }
-        manifest = manifest_of(job.store, [note["entry"] for note in notes], counts, chat)
+        manifest = manifest_of(job.store, entries, counts, chat)
         write_json_atomic(job.store / "manifest.json", manifest)
         seal(job.store, {"hash": manifest["hash"], "settings": job.settings})
         if run.shards.exists():

@@ -1,17 +1,23 @@
-"""The state of a preparation: its units, its draw, its work directory, the rows it does not use."""
+"""The state of a preparation: its units, its work directory, what vouches for its pieces, the rows
+it does not use.
+"""
 
 import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from abscot.common.errors import UserError
-from abscot.data.sources import Rejected, Unit
+from abscot.common.files import sha256_file
+from abscot.common.record import Record
+from abscot.data.rejected import Rejected
+from abscot.data.sources import Unit
 from abscot.recipe.schema import Recipe
 
 
@@ -30,35 +36,59 @@ class Job:
     def store(self) -> Path:
         return self.work / "shards"
 
-    def unit_file(self, unit: int, suffix: str) -> Path:
-        return self.work / "scan" / f"unit_{unit:05d}.{suffix}"
-
-    def shard_file(self, shard: int, suffix: str) -> Path:
-        return (
-            self.store if suffix == "arrow" else self.work / "tokenised"
-        ) / f"shard_{shard:05d}.{suffix}"
+    def file(self, kind: Literal["unit", "shard"], number: int, suffix: str) -> Path:
+        """A file of a scanned unit or of a tokenised shard."""
+        return self.work / f"{kind}s_made" / f"{kind}_{number:05d}.{suffix}"
 
 
-@dataclass(frozen=True)
-class Draw:
-    """The rows to tokenise, in the order of the input (np.int64); shard s is [starts[s], starts[s +
-    1]).
+class Note(Record):
+    """Vouches for the files of a finished piece of work; written after them. sha256: by suffix."""
+
+    sha256: dict[str, str]
+
+
+class UnitNote(Note):
+    """unit_N.npy: row, key, characters of each row that may be used, int64 [rows, 3]; unit_N.jsonl:
+    the others.
     """
 
-    unit: np.ndarray
-    row: np.ndarray  # inside the unit
-    chars: np.ndarray
-    starts: np.ndarray
+    lines: int
 
-    @property
-    def shards(self) -> range:
-        return range(len(self.starts) - 1)
 
-    def rows_of(self, shard: int) -> int:
-        return int(self.starts[shard + 1] - self.starts[shard])
+class ShardNote(Note):
+    """shard_N.arrow: the rows that fit; shard_N.jsonl: the others. kept, passed_over: their places
+    in the order of the draw; truncated: those of the kept rows whose CoT is cut.
+    """
 
-    def chars_of(self, shard: int) -> int:
-        return int(self.chars[self.starts[shard] : self.starts[shard + 1]].sum())
+    kept: list[int]
+    truncated: list[int]
+    passed_over: list[int]
+
+
+AnyNote = TypeVar("AnyNote", bound=Note)
+
+
+def finished(kind: type[AnyNote], file: Path) -> AnyNote | None:
+    """The note at `file`; None, and a line that says why, where its piece has to be made again."""
+    if not file.is_file():
+        return None
+    try:
+        note = kind.read(file, mend="making it again")
+        for suffix, checksum in note.sha256.items():
+            if sha256_file(file.with_suffix(f".{suffix}")) != checksum:
+                raise UserError(
+                    f"{file.with_suffix(f'.{suffix}')}: checksum is wrong; making it again"
+                )
+        return note
+    except UserError as error:
+        print(error, flush=True)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}; making it again", flush=True)
+    return None
+
+
+def checksums(note_file: Path, *suffixes: str) -> dict[str, str]:
+    return {suffix: sha256_file(note_file.with_suffix(f".{suffix}")) for suffix in suffixes}
 
 
 @contextlib.contextmanager
@@ -86,7 +116,7 @@ def new_file(path: Path, mode: str):
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A line of a list of rows that are not used. row: inside the unit; tokens: where counted."""
+    """A row that is not used. row: inside the unit; tokens: where counted."""
 
     unit: int
     row: int
@@ -102,34 +132,55 @@ class RejectedRow:
         file.write(json.dumps(vars(self)) + "\n")
 
 
-def scanned(job: Job, unit: int) -> dict[str, np.ndarray]:
-    with np.load(job.unit_file(unit, "npz")) as file:
-        return dict(file)
+def rejected_rows(path: Path) -> Iterator[RejectedRow]:
+    with open(path) as file:
+        for line in file:
+            yield RejectedRow(**json.loads(line))
 
 
-def rejected_lines(job: Job, shards: int) -> Iterator[dict]:
-    """Every row that is not used: file, line (from 1; rows of a table likewise), reason, detail,
-    and tokens where they were counted.
+def scanned(job: Job, unit: int) -> np.ndarray:
+    """Row, key, characters of each row of a unit that may be used, int64 [rows, 3]."""
+    return np.load(job.file("unit", unit, "npy"))
+
+
+class RejectedLine(Record):
+    """A line of rejected.jsonl: where a row stands that is not used, and why. line: from 1, rows of
+    a table likewise; tokens: where they were counted.
     """
+
+    file: str
+    line: int
+    reason: str
+    detail: str
+    tokens: int | None = None
+
+
+def rejected_lines(job: Job, rows: Iterable[RejectedRow]) -> Iterator[RejectedLine]:
     first_line, seen = [], Counter()
     for number, unit in enumerate(job.units):
         first_line.append(1 + seen[place(unit)])
-        seen[place(unit)] += int(scanned(job, number)["lines"])
-    files = [job.unit_file(u, "jsonl") for u in range(len(job.units))]
-    for path in [
-        *files,
-        job.work / "drawn.jsonl",
-        *(job.shard_file(s, "jsonl") for s in range(shards)),
-    ]:
-        with open(path) as file:
-            for rejected in (RejectedRow(**line) for line in map(json.loads, file)):
-                yield {
-                    "file": place(job.units[rejected.unit]),
-                    "line": first_line[rejected.unit] + rejected.row,
-                    "reason": rejected.reason,
-                    "detail": rejected.detail,
-                    **({"tokens": rejected.tokens} if rejected.tokens is not None else {}),
-                }
+        seen[place(unit)] += UnitNote.read(job.file("unit", number, "json")).lines
+    for rejected in rows:
+        yield RejectedLine(
+            file=place(job.units[rejected.unit]),
+            line=first_line[rejected.unit] + rejected.row,
+            reason=rejected.reason,
+            detail=rejected.detail,
+            tokens=rejected.tokens,
+        )
+
+
+def read_rejected(path: Path) -> Iterator[RejectedLine]:
+    """A published rejected.jsonl. Raises UserError for a line that is none of it."""
+    mend = f"delete {path.parent} and make it again with launch/prepare.py"
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                yield RejectedLine.of(json.loads(line), f"{path}:{number}", mend)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {mend}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not the list that was written; {mend}") from None
 
 
 def place(unit: Unit) -> str:

@@ -57,13 +57,15 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def recipe_of(root: Path, source: Path | str, name: str = "run", **data) -> Recipe:
+def recipe_of(
+    root: Path, source: Path | str, name: str = "run", capacity_tokens: int = 400, **data
+) -> Recipe:
     keys = {"min_cot_chars": 5, "shard_rows": 50, "system_prompt": "Think."} | data
     return Recipe(
         name=name,
         run_root=str(root),
         model=ModelConfig(base=str(root)),
-        train=TrainConfig(capacity_tokens=400),
+        train=TrainConfig(capacity_tokens=capacity_tokens),
         traces=TraceConfig(m_max=30),
         world=WorldConfig(),
         data=DataConfig(source=str(source), format="prompt_cot_answer", **keys),

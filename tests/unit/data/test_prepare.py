@@ -55,8 +55,7 @@ def test_every_row_is_kept_or_counted_with_its_file_and_line(tmp_path):
         if r["reason"] == "not_drawn"
     ]
     assert kept.isdisjoint(unused) and len(kept) + len(unused) == 36
-    drawn_too_long = sum(r["reason"] == "too_long" for r in rejected)
-    assert len(kept) == 30 - drawn_too_long
+    assert len(kept) == 30
     assert counts["read"] == 41 == counts["kept"] + sum(counts["rejected"].values())
     assert sum(counts["sources"].values()) == counts["kept"] == len(store) and len(
         rejected
@@ -112,12 +111,13 @@ def launch(recipe: Recipe, ranks: int = 1) -> subprocess.CompletedProcess:
 
 
 def test_every_number_of_ranks_writes_the_same_store_and_a_second_start_finds_it(tmp_path, source):
-    alone = make(recipe_of(tmp_path, source, "alone"))
-    recipe = recipe_of(tmp_path, source, "ranks")
+    keys = {"capacity_tokens": 200, "rows": 100}  # drawn in two passes
+    alone = make(recipe_of(tmp_path, source, "alone", **keys))
+    recipe = recipe_of(tmp_path, source, "ranks", **keys)
     done = launch(recipe, ranks=2)
     assert done.returncode == 0, done.stderr
     store = ShardStore(Run.of(recipe).shards)
-    assert store.hash == alone.hash and len(store.manifest.shards) == 12
+    assert store.hash == alone.hash and len(store.manifest.shards) == 8
     assert f"of 600 rows, hash {store.hash}" in done.stdout and done.stdout.count("tokenise:") == 1
     assert not store.directory.with_name("shards.work").exists()
     again = launch(recipe)
@@ -151,9 +151,12 @@ def start(recipe: Recipe) -> int:
     return pid
 
 
-def test_killed_at_random_moments_it_ends_in_the_same_store(tmp_path, source):
-    whole = make(recipe_of(tmp_path, source, "whole", shard_rows=10))
-    recipe, draw = recipe_of(tmp_path, source, "killed", shard_rows=10), rng("kills")
+# all rows in one pass, 100 of those that fit in several
+@pytest.mark.parametrize("keys", [{}, {"rows": 100, "capacity_tokens": 200}])
+def test_killed_at_random_moments_it_ends_in_the_same_store(tmp_path, source, keys):
+    whole = make(recipe_of(tmp_path, source, "whole", shard_rows=10, **keys))
+    recipe = recipe_of(tmp_path, source, "killed", shard_rows=10, **keys)
+    draw = rng("kills")
     shards, kept = Run.of(recipe).shards, {}
     for _ in range(40):
         pid = start(recipe)
@@ -188,10 +191,22 @@ def stopped_before_publishing(recipe: Recipe, monkeypatch) -> Path:
 def test_a_damaged_shard_of_unfinished_work_is_made_again(tmp_path, source, monkeypatch, capsys):
     recipe = recipe_of(tmp_path, source)
     work = stopped_before_publishing(recipe, monkeypatch)
-    damage(work / "shards" / "shard_00002.arrow")
-    (work / "shards" / "shard_00004.arrow").unlink()
+    shards = work / "shards_made"
+    damage(shards / "shard_00002.arrow")
+    (shards / "shard_00004.arrow").unlink()
+    (shards / "shard_00005.json").write_text('{"kept": [[')
+    (shards / "shard_00006.json").write_text('{"kept": 3}')
+    damage(work / "units_made" / "unit_00000.npy")
     store = make(recipe)
-    assert "shard_00002.arrow: checksum is wrong; making it again" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for line in (
+        "shard_00002.arrow: checksum is wrong; making it again",
+        "shard_00004.arrow: No such file or directory; making it again",
+        "shard_00005.json:1: not JSON",
+        "shard_00006.json: sha256: Field required; making it again",
+        "unit_00000.npy: checksum is wrong; making it again",
+    ):
+        assert line in said
     store.verify()
     assert store.hash == make(recipe_of(tmp_path, source, "other")).hash
 
