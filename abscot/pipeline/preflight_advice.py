@@ -11,7 +11,12 @@ from abscot.recipe.schema import Recipe
 
 
 def advice(recipe: Recipe, shape: ModelShape, report: dict) -> Iterator[str]:
-    own, world = report["memory"][0], report["world"]
+    own, world, kept = report["memory"][0], report["world"], report["data"]["kept"]
+    if recipe.data.rows and kept < recipe.data.rows:
+        yield (
+            f"data.rows: {recipe.data.rows:,} are asked for, but only {kept:,} rows can be trained "
+            "on; raise train.capacity_tokens, or cut CoTs by data.long_rows"
+        )
     bin_tokens = max(phase["max_bin_tokens"] for phase in report["phases"])
     for gpu in GPUS:
         if not own["fits"][gpu.name]:

@@ -1,6 +1,5 @@
 """How long the rows of a recipe are: counted in the shards, given in a file, or assumed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
+from abscot.data.prepare_job import read_rejected
 from abscot.data.shards import ShardStore
 from abscot.method.sequence import limit_tokens
 from abscot.pipeline import estimate
@@ -16,7 +16,9 @@ from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
-UNKNOWN_ROWS = 600_000  # of a source that nobody has read yet and that is used whole: the paper's
+# Of a source that nobody has read yet: as many as the paper uses, where it is used whole; where
+# rows are drawn, as many as Dolci-Think-SFT-7B has.
+UNKNOWN_ROWS, UNKNOWN_DRAWN_FROM = 600_000, 2_270_000
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,28 @@ def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
         prompt, cot, answer = (np.full(recipe.world.rows, n) for n in (38, 59, 7))
         origin = "assumed (not prepared yet)"
     else:
-        rows = recipe.data.rows or UNKNOWN_ROWS
+        drawn = recipe.data.rows
+        rows = max(drawn, UNKNOWN_DRAWN_FROM) if drawn else UNKNOWN_ROWS
         total = estimate.dolci_like_lengths(rows, rng("preflight", recipe.seed))
         prompt, answer = np.minimum(200, total // 3), np.minimum(600, total // 3)
         cot = total - prompt - answer
         origin = f"assumed: {rows:,} rows with the lengths of Dolci-Think-SFT-7B (not prepared yet)"
-    total = prompt + cot + answer
+    return _drawn(recipe, prompt, cot, answer, origin)
+
+
+def _drawn(
+    recipe: Recipe, prompt: np.ndarray, cot: np.ndarray, answer: np.ndarray, origin: str
+) -> Lengths:
+    """Of rows in the order of the draw: the first data.rows that fit, or whose CoT is cut."""
     limit = limit_tokens(recipe)
-    fits, truncated = total <= limit, 0
-    if recipe.data.long_rows != "drop":
-        truncated = int((~fits & (prompt + answer < limit)).sum())
-        cot = np.minimum(cot, np.maximum(0, limit - prompt - answer))
-        fits = prompt + cot + answer <= limit
+    fits = prompt + cot + answer <= limit
+    is_cut = ~fits & (prompt + answer < limit) & (recipe.data.long_rows != "drop")
+    fits |= is_cut
+    drawn = np.flatnonzero(fits)[: recipe.data.rows]
+    end = drawn[-1] + 1 if len(drawn) == recipe.data.rows else len(fits)
+    prompt, cot, answer, fits, is_cut = (x[:end] for x in (prompt, cot, answer, fits, is_cut))
+    total = prompt + cot + answer
+    cot = np.where(is_cut, limit - prompt - answer, cot)
     if not fits.any():
         raise UserError(
             f"train.capacity_tokens: {recipe.train.capacity_tokens} holds none of the rows "
@@ -70,7 +82,7 @@ def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
         answer[fits],
         origin,
         len(total),
-        truncated,
+        int(is_cut.sum()),
         {"too_long": lost} if lost else {},
         {"too_long": int(total[~fits].sum())} if lost else {},
     )
@@ -80,9 +92,8 @@ def _prepared_lengths(run: Run) -> Lengths:
     store = ShardStore(run.shards)
     counts, lost = store.manifest.counts, {}
     if counts["rejected"].get("too_long"):
-        with open(run.shards / "rejected.jsonl") as lines:
-            long_rows = [line for line in map(json.loads, lines) if line["reason"] == "too_long"]
-        lost["too_long"] = sum(line["tokens"] for line in long_rows)
+        rejected = read_rejected(run.shards / "rejected.jsonl")
+        lost["too_long"] = sum(line.tokens or 0 for line in rejected if line.reason == "too_long")
     tokens = {name: values.astype(np.int64) for name, values in store.lengths().items()}
     return Lengths(
         **tokens,

@@ -22,7 +22,7 @@ def render(report: dict) -> str:
             (reason, f"{n:,}", f"{lost[reason]:,}" if reason in lost else "not tokenised")
             for reason, n in sorted(data["rejected"].items())
         ]
-        out.append(Table(("lost because", "rows", "tokens"), tuple(rows)).text())
+        out.append(Table(("not used because", "rows", "tokens"), tuple(rows)).text())
     columns = (*(f"p{p}" for p in PERCENTILES), "sum")
     rows = [
         (name, *(f"{values[c]:,}" for c in columns)) for name, values in data["lengths"].items()

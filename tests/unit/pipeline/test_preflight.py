@@ -13,11 +13,8 @@ def test_preflight_before_there_is_data_assumes_and_says_so(tmp_path):
     recipe = load_recipe(FULL, [f"run_root={tmp_path}", "data.rows=6000"])
     report = preflight(recipe, world_size=8, mfu=0.4)
     assert "assumed" in report["data"]["origin"]
-    assert (
-        report["data"]["read"]
-        == 6000
-        == report["data"]["kept"] + report["data"]["rejected"]["too_long"]
-    )
+    data = report["data"]
+    assert data["kept"] == 6000 == data["read"] - data["rejected"]["too_long"]
     phase_a, phase_b = report["phases"]
     assert phase_a["rows"] in (report["data"]["kept"] // 6, report["data"]["kept"] // 6 + 1)
     assert (
@@ -29,6 +26,17 @@ def test_preflight_before_there_is_data_assumes_and_says_so(tmp_path):
         report["memory"][0]["setting"] == "the recipe: ZeRO-3"
         and report["memory"][0]["fits"]["H100 80 GB"]
     )
+
+
+@pytest.mark.parametrize("policy", ["drop", "truncate_cot_right"])
+def test_a_plan_has_the_rows_that_are_asked_for_whatever_fits(tmp_path, policy):
+    recipe = ROOT / "launch" / "recipes" / "qwen3-4b-lora-5k.yaml"
+    overrides = [f"run_root={tmp_path}", f"data.long_rows={policy}"]
+    report = preflight(load_recipe(recipe, overrides), world_size=2, mfu=0.4)
+    assert [(phase["rows"], phase["steps"]) for phase in report["phases"]] == [(5000, 157)] * 2
+    assert "data.rows" not in " ".join(report["advice"])
+    looked_at, cut = report["data"]["read"], report["data"]["truncated"]
+    assert looked_at > 15_000 if policy == "drop" else (looked_at == 5000 and cut > 3000)
 
 
 def test_preflight_reads_a_file_of_lengths(tmp_path):
@@ -43,6 +51,10 @@ def test_preflight_reads_a_file_of_lengths(tmp_path):
     }
     assert report["phases"][0]["tokens"] == 30 * (10 + 100 + 20 + 130)
     assert report["data"]["lengths"]["cot"]["p50"] == 100
+    assert any(
+        line.startswith("data.rows: 600,000 are asked for, but only 30 rows")
+        for line in report["advice"]
+    )
     file.write_text("10 100\n")
     with pytest.raises(UserError, match=r"lengths.csv: expected a line per row"):
         preflight(recipe, 1, 0.4, file)
