@@ -21,7 +21,7 @@ def test_the_first_rows_that_fit_are_drawn_and_the_others_counted(
     assert set(store.ids()) == set(fitting[:wanted]) and len(store) == wanted
     last = draw_key(0, fitting[wanted - 1])
     before = [row["id"] for row in raw_rows(600) if draw_key(0, row["id"]) <= last]
-    counts = store.manifest["counts"]
+    counts = store.manifest.counts
     assert counts["rejected"].get("too_long", 0) == len(before) - wanted
     assert counts["kept"] == wanted and counts["read"] == 600
     lines = (store.directory / "rejected.jsonl").read_text().splitlines()
@@ -34,12 +34,12 @@ def test_cut_rows_are_counted_among_the_drawn_alone(tmp_path, source):
     long = {"long_rows": "truncate_cot_right"}
     store = make(recipe_of(tmp_path, source, capacity_tokens=140, rows=200, **long))
     total = sum(store.lengths().values())
-    assert len(store) == 200 and store.manifest["counts"]["truncated"] == (total == 108).sum() > 99
+    assert len(store) == 200 and store.manifest.counts["truncated"] == (total == 108).sum() > 99
 
 
 def test_fewer_rows_than_asked_for_are_said(tmp_path, source, capsys):
     store = make(recipe_of(tmp_path, source, capacity_tokens=200, rows=500))
-    assert 0 < len(store) < 500 and "not_drawn" not in store.manifest["counts"]["rejected"]
+    assert 0 < len(store) < 500 and "not_drawn" not in store.manifest.counts["rejected"]
     warning = "warning: data.rows=500, but the source has only {} rows that can be trained on"
     assert warning.format(len(store)) in capsys.readouterr().out
 
