@@ -175,14 +175,20 @@ def round_model(recipe: Recipe, run: Run, round_: int) -> Path:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the run that evaluation can ask. round: 0 for the base, None for a baseline.
-    modes: those in which it is asked where nothing else is said.
+    """A model that evaluation can ask. round: 0 for the base, None for a baseline and for a model
+    from elsewhere. modes: those in which it is asked where nothing else is said.
+
+    Of a model from elsewhere: its fingerprint, source (the path or hub id that was given), and the
+    abstract tokens that it lacks.
     """
 
     name: str
     directory: Path
     round: int | None
     modes: tuple[str, ...]
+    fingerprint: str | None = None
+    source: str | None = None
+    missing_tokens: tuple[str, ...] = ()
 
 
 def round_models(recipe: Recipe, run: Run) -> list[Model]:
@@ -208,9 +214,14 @@ def _modes(recipe: Recipe, phase: Phase) -> tuple[str, ...]:
     return (phase.asked_in,) if phase.asked_in else tuple(recipe.eval.modes)
 
 
-def model_named(recipe: Recipe, run: Run, name: str) -> Model:
-    """The model that `--model name` means. Raises UserError for a name that is no model's."""
+def model_named(recipe: Recipe, run: Run, name: str) -> Model | None:
+    """The model that `--model name` means; None where that is a path or hub id of a model from
+    elsewhere. Raises UserError for a name that can be neither.
+    """
     models = {m.name: m for m in (*round_models(recipe, run), *phase_models(recipe, run))}
-    if name not in models:
-        raise UserError(f"--model {name}: expected all or one of {', '.join(models)}")
-    return models[name]
+    if name not in models and "/" not in name and not Path(name).is_dir():
+        raise UserError(
+            f"--model {name}: expected all, one of {', '.join(models)}, or a directory or hub id "
+            "of another model"
+        )
+    return models.get(name)

@@ -23,13 +23,15 @@ def codebook_tokens(size: int = 64) -> list[str]:
 
 
 def abstract_tokens(size: int = 64) -> list[str]:
-    """All tokens that an extension adds: the codebook and its delimiters."""
-    return [*codebook_tokens(size), BEGIN, END]
+    """The delimiters and the codebook, in the order in which an extension adds them: that of the
+    published checkpoints, whose ids it then has.
+    """
+    return [BEGIN, END, *codebook_tokens(size)]
 
 
 @dataclass(frozen=True)
 class AbstractVocab:
-    """Token ids of V_abs and its delimiters in an extended tokenizer."""
+    """Token ids of V_abs and its delimiters in an extended tokenizer, in whatever order."""
 
     codebook_ids: tuple[int, ...]
     begin_id: int
@@ -41,29 +43,40 @@ class AbstractVocab:
         return [*self.codebook_ids, self.end_id]
 
     @property
-    def new_ids(self) -> list[int]:
-        """Every id that the extension added, ascending."""
+    def ids(self) -> list[int]:
+        """Every id, ascending."""
         return sorted([*self.codebook_ids, self.begin_id, self.end_id])
 
     @classmethod
     def of(cls, tokenizer, size: int = 64) -> "AbstractVocab":
         """Raises UserError when the tokenizer has not been extended (by `launch/extend.py`)."""
-        ids = [_single_id(tokenizer, token) for token in abstract_tokens(size)]
-        return cls(tuple(ids[:-2]), ids[-2], ids[-1])
+        if missing := missing_tokens(tokenizer, size):
+            raise UserError(
+                f"{tokenizer.name_or_path}: no token {missing[0]}; make an extended model with "
+                "launch/extend.py"
+            )
+        begin, end, *codebook = tokenizer.convert_tokens_to_ids(abstract_tokens(size))
+        return cls(tuple(codebook), begin, end)
 
 
-def _single_id(tokenizer, token: str) -> int:
-    token_id = tokenizer.convert_tokens_to_ids(token)
-    if token_id is None or token_id == tokenizer.unk_token_id:
-        raise UserError(
-            f"{tokenizer.name_or_path}: no token {token}; make an extended model with "
-            "launch/extend.py"
-        )
-    return token_id
+def missing_tokens(tokenizer, size: int = 64) -> list[str]:
+    """The abstract tokens that the tokenizer does not have, in the order of `abstract_tokens`."""
+    known = tokenizer.get_vocab()
+    return [token for token in abstract_tokens(size) if token not in known]
+
+
+def codebook_size_of(tokenizer) -> int:
+    """How many codebook tokens the tokenizer has, counted without a gap from `<TOKEN_A>` on."""
+    known, size = tokenizer.get_vocab(), 0
+    while codebook_tokens(size + 1)[-1] in known:
+        size += 1
+    return size
 
 
 def extend_tokenizer(tokenizer, size: int = 64) -> AbstractVocab:
-    """Adds the abstract tokens as special tokens (never split, never merged), in place."""
+    """Adds the abstract tokens as special tokens (never split, never merged), in place. One that is
+    there keeps its id.
+    """
     from transformers import AddedToken
 
     new = [AddedToken(t, special=True, normalized=False) for t in abstract_tokens(size)]

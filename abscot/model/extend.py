@@ -1,15 +1,20 @@
 """base/: the base model with the abstract vocabulary in its tokenizer and its table."""
 
 import torch
-import transformers
 
 from abscot.common import files
-from abscot.common.draws import keyed_seed, rng
+from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.log import log
-from abscot.method.vocab import TABLE_MULTIPLE, AbstractVocab, extend_tokenizer, load_tokenizer
-from abscot.model.lm import DTYPES
-from abscot.recipe.load import local_path
+from abscot.method.vocab import (
+    TABLE_MULTIPLE,
+    abstract_tokens,
+    codebook_size_of,
+    extend_tokenizer,
+    missing_tokens,
+)
+from abscot.model.check import one_line
+from abscot.model.foreign import Source
 from abscot.recipe.run import Run
 from abscot.recipe.schema import ModelConfig, Recipe
 
@@ -22,50 +27,36 @@ def base_source(recipe: Recipe, run: Run) -> str:
         if not files.is_done(run.world):
             raise UserError(f"{run.world}: no world yet; make it with: python launch/world.py")
         return str(run.world / "model")
-    return str(local_path(recipe.model.base) or recipe.model.base)
+    return recipe.model.base
 
 
-def load_base(recipe: Recipe, source: str):
-    """The raw base on the CPU, and its tokenizer. UserError where either cannot be read."""
-    config: ModelConfig = recipe.model
-    try:
-        tokenizer = load_tokenizer(source, config.trust_remote_code)
-        if config.random_init:
-            shape = transformers.AutoConfig.from_pretrained(
-                source, trust_remote_code=config.trust_remote_code
-            )
-            torch.manual_seed(keyed_seed("random_init", recipe.seed))
-            lm = transformers.AutoModelForCausalLM.from_config(shape, dtype=DTYPES[config.dtype])
-        else:
-            lm = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code
-            )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.base: {source}: not a loadable model: {str(error).splitlines()[0]}"
-        ) from error
-    return lm, tokenizer
+def check_base(recipe: Recipe, run: Run) -> Source:
+    """The base, wholly checked. Nothing is written. Raises UserError."""
+    return Source.of(base_source(recipe, run), "model.base", recipe.model, trained=True)
 
 
-def extend_base(recipe: Recipe, run: Run) -> None:
-    """Writes base/: tokenizer and table extended once, offline, before any rank shards
-    the model.
+def extend_base(recipe: Recipe, run: Run, source: Source) -> None:
+    """Writes base/: tokenizer and table extended once, offline, before any rank shards the model.
+
+    What the base has learnt stays: only rows of tokens that are added here are initialised.
     """
-    source = base_source(recipe, run)
-    lm, tokenizer = load_base(recipe, source)
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{source}: its tokenizer has no chat template; use an instruct model, e.g. "
-            "Qwen/Qwen3-4B"
-        )
-    before = len(tokenizer)
-    abstract = extend_tokenizer(tokenizer, recipe.codebook_size)
-    rows = extend_embeddings(lm, abstract, recipe.model, recipe.seed)
-    lm.generation_config = turn_ending(lm.generation_config, tokenizer)
+    tokenizer, size = source.tokenizer, recipe.codebook_size
+    lm = source.load(recipe.seed)
+    before, rows_before = len(tokenizer), lm.get_input_embeddings().weight.shape[0]
+    missing = missing_tokens(tokenizer, size)
+    extend_tokenizer(tokenizer, size)
+    rows = extend_embeddings(
+        lm, tokenizer.convert_tokens_to_ids(missing), recipe.model, recipe.seed
+    )
+    with one_line(f"{source.where}: generation_config.json"):
+        lm.generation_config = turn_ending(lm.generation_config, tokenizer)
+        lm.generation_config.validate(strict=True)
     meta = {
         "base": recipe.model.base,
         "vocab_before": before,
         "vocab_after": len(tokenizer),
+        "tokens_found": len(abstract_tokens(size)) - len(missing),
+        "tokens_added": len(missing),
         "table_rows": rows,
         "tied": bool(lm.config.tie_word_embeddings),
         "parameters": sum(p.numel() for p in lm.parameters()),
@@ -73,10 +64,14 @@ def extend_base(recipe: Recipe, run: Run) -> None:
     with files.publish(run.base, meta) as temp:
         lm.save_pretrained(temp, max_shard_size="4GB")
         tokenizer.save_pretrained(temp)
+    table = f"{'tied' if meta['tied'] else 'untied'} table of {rows:,} rows"
+    change = f"grown from {rows_before:,}" if rows != rows_before else "kept as it is"
     log(
-        f"{run.base}: {before:,} -> {len(tokenizer):,} token ids, table of {rows:,} rows, "
-        f"{'tied' if meta['tied'] else 'untied'}"
+        f"{run.base}: {meta['tokens_found']} abstract tokens found, {len(missing)} added; "
+        f"{before:,} -> {len(tokenizer):,} token ids, {table}, {change}"
     )
+    if (found := codebook_size_of(tokenizer)) > size:
+        log(f"{run.base}: of its {found} codebook tokens the first {size} are used (codebook_size)")
 
 
 def turn_ending(generation, tokenizer):
@@ -107,36 +102,32 @@ def turn_end_id(tokenizer) -> int:
     )
 
 
-def extend_embeddings(model, vocab: AbstractVocab, config: ModelConfig, seed: int) -> int:
-    """Starts the new rows in the rows the table already has; grows it (to a multiple of 128) only
-    where it must.
+def extend_embeddings(model, added: list[int], config: ModelConfig, seed: int) -> int:
+    """Starts the rows of the ids `added`, in the rows the table already has; grows it (to a
+    multiple of 128) only where it must. No other row is touched.
 
-    `mean`: mean of the rows below the new ones plus N(0, std); `normal`: N(0, std); `zero`. Tied
-    tables stay tied; an untied head gets the same treatment from its own rows. Returns the number
-    of rows of the table.
+    `mean`: mean of the rows below the first of them plus N(0, std); `normal`: N(0, std); `zero`.
+    Tied tables stay tied; an untied head gets the same treatment from its own rows. Returns the
+    number of rows of the table.
     """
-    import torch
-
-    first, last = vocab.new_ids[0], vocab.new_ids[-1]
     rows = model.get_input_embeddings().weight.shape[0]
-    if last >= rows:
+    if not added:
+        return rows
+    ids = sorted(added)
+    if ids[-1] >= rows:
         model.resize_token_embeddings(
-            last + 1, pad_to_multiple_of=TABLE_MULTIPLE, mean_resizing=False
+            ids[-1] + 1, pad_to_multiple_of=TABLE_MULTIPLE, mean_resizing=False
         )
     tables = [model.get_input_embeddings().weight]
     if not model.config.tie_word_embeddings:
         tables.append(model.get_output_embeddings().weight)
     noise = torch.from_numpy(
-        rng("new_rows", seed).standard_normal((last + 1 - first, tables[0].shape[1]))
-    )
+        rng("new_rows", seed).standard_normal((len(ids), tables[0].shape[1]))
+    ).float()
     with torch.no_grad():
         for table in tables:
-            fresh = (
-                noise.float() * config.new_rows_std
-                if config.new_rows != "zero"
-                else torch.zeros(noise.shape)
-            )
+            fresh = noise * (0 if config.new_rows == "zero" else config.new_rows_std)
             if config.new_rows == "mean":
-                fresh = fresh + table[:first].float().mean(0)
-            table[first : last + 1] = fresh.to(table.dtype)
+                fresh = fresh + table[: ids[0]].float().mean(0)
+            table[ids] = fresh.to(table.dtype)
     return model.get_input_embeddings().weight.shape[0]

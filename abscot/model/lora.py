@@ -46,11 +46,11 @@ def with_lora(lm, recipe: Recipe, directory: Path):
     import peft
 
     lora = recipe.lora
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, recipe.model.trust_remote_code)
     abstract = AbstractVocab.of(tokenizer, recipe.codebook_size)
     tied = lm.config.tie_word_embeddings
     if lora.embeddings == "new_rows":
-        rows = abstract.new_ids
+        rows = abstract.ids
         tables = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
         embeddings = {"trainable_token_indices": {name: rows for name in tables}}
     else:

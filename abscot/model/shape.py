@@ -1,10 +1,10 @@
 """The numbers of a decoder's config.json that size and speed depend on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from abscot.common.errors import UserError
+from abscot.model.weights import read_json, said
 from abscot.recipe.schema import LoraConfig
 
 GB = 1e9
@@ -27,25 +27,22 @@ class ModelShape:
     @classmethod
     def of_directory(cls, directory: Path) -> "ModelShape":
         """Raises UserError where there is no config.json of a known kind."""
-        path = Path(directory) / "config.json"
-        try:
-            config = json.loads(path.read_text())
-            hidden, heads = config["hidden_size"], config["num_attention_heads"]
-            return cls(
-                hidden,
-                config["intermediate_size"],
-                config["num_hidden_layers"],
-                heads,
-                config.get("num_key_value_heads", heads),
-                config.get("head_dim") or hidden // heads,
-                config["vocab_size"],
-                config.get("tie_word_embeddings", False),
-            )
-        except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise UserError(
-                f"{path}: not the config of a decoder model ({error!r}); give model.base a model "
-                "directory"
-            ) from None
+        config = read_json(Path(directory) / "config.json", str(directory))
+
+        def number(key: str, default: int | None = None) -> int:
+            return _number(config, key, directory, default)
+
+        hidden, heads = number("hidden_size"), number("num_attention_heads")
+        return cls(
+            hidden,
+            number("intermediate_size"),
+            number("num_hidden_layers"),
+            heads,
+            number("num_key_value_heads", heads),
+            number("head_dim", hidden // heads),
+            number("vocab_size"),
+            config.get("tie_word_embeddings") is True,
+        )
 
     @property
     def linear_parameters_per_layer(self) -> int:
@@ -116,6 +113,17 @@ QWEN3 = {  # config.json of Qwen/Qwen3-*, for planning before anything is downlo
 
 
 def max_position(model: Path) -> int:
-    import json
+    """The window of a model, in tokens. Raises UserError where its config.json does not say."""
+    config = read_json(Path(model) / "config.json", str(model))
+    return _number(config, "max_position_embeddings", model)
 
-    return json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]
+
+def _number(config: dict, key: str, directory: Path, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) is not int or value < 1:
+        raise UserError(
+            f"{directory}: config.json: {key}: expected a number above 0, found "
+            f"{said(repr(value), 60)}; give model.base the directory of a decoder model"
+        )
+    return value

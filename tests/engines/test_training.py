@@ -111,7 +111,7 @@ def test_lora_exports_a_merged_tied_model_and_an_adapter(tmp_path, embeddings):
         .flatten()
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(run.base)
-    first = tokenizer.convert_tokens_to_ids("<TOKEN_A>")
+    first = tokenizer.convert_tokens_to_ids("<beginabstract>")
     assert len(changed) and (
         embeddings == "full" or set(changed.tolist()) <= set(range(first, first + 66))
     )

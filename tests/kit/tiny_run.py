@@ -69,9 +69,14 @@ def tiny_recipe(root: Path, rows: int = 40) -> Recipe:
 
 
 def tiny_tokenizer():
-    """Byte-level, with the control tokens and the template of a hybrid thinking model, abstract
-    tokens included.
-    """
+    """`plain_tokenizer` with the abstract tokens."""
+    tokenizer = plain_tokenizer()
+    extend_tokenizer(tokenizer)
+    return tokenizer
+
+
+def plain_tokenizer():
+    """Byte-level, with the control tokens and the template of a hybrid thinking model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +91,6 @@ def tiny_tokenizer():
         extra_special_tokens=list(CONTROL),
     )
     tokenizer.chat_template = TEMPLATE
-    extend_tokenizer(tokenizer)
     return tokenizer
 
 
@@ -117,11 +121,18 @@ def training_of(recipe: Recipe, run: Run, round_: int, phase: str) -> Training:
 
 
 def make_model(directory: Path, tokenizer, seed: int) -> None:
+    with files.publish(directory) as temp:
+        tiny_model(seed).save_pretrained(temp)
+        tokenizer.save_pretrained(temp)
+
+
+def tiny_model(seed: int, **changes):
+    """A random Qwen3 with spare rows in its tied table. changes: of its config."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen3Config(
+    settings = dict(
         vocab_size=384,
         hidden_size=64,
         intermediate_size=128,
@@ -133,9 +144,7 @@ def make_model(directory: Path, tokenizer, seed: int) -> None:
         tie_word_embeddings=True,
         initializer_range=0.2,
     )
-    with files.publish(directory) as temp:
-        Qwen3ForCausalLM(config).save_pretrained(temp)
-        tokenizer.save_pretrained(temp)
+    return Qwen3ForCausalLM(Qwen3Config(**settings | changes))
 
 
 def write_shards(

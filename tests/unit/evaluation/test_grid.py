@@ -44,7 +44,7 @@ def test_what_is_left_out_is_the_recipes(grid_of):
     [
         ("{model: [base]}", "grid.yaml: unknown key model; expected models, benchmarks, seeds"),
         ("{models: base}", "grid.yaml: models: expected a list of names, found 'base'"),
-        ("{models: [round9]}", "round9: expected all or one of"),
+        ("{models: [round9]}", "round9: expected all, one of"),
         ("{benchmarks: [math]}", "grid.yaml: benchmarks: math: expected one of world"),
         ("{seeds: 0}", "grid.yaml: seeds: expected how many there are, found 0"),
         ("{seeds: 4}", "grid.yaml: greedy answers are all the same"),

@@ -82,9 +82,7 @@ def test_models_by_their_names(tmp_path):
         "sft_cot": (None, ("verbal",)),
         "pause": (None, ("pause",)),
     }
-    with pytest.raises(
-        UserError, match="--model round2: expected all or one of base, round1, final"
-    ):
+    with pytest.raises(UserError, match="--model round2: expected all, one of base, round1, final"):
         model_named(recipe, run, "round2")
 
 

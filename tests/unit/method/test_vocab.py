@@ -19,5 +19,5 @@ def test_the_64_names_of_the_paper():
 
 
 def test_an_unextended_tokenizer_is_refused_by_name():
-    with pytest.raises(UserError, match="<TOKEN_A>"):
+    with pytest.raises(UserError, match="<beginabstract>"):
         AbstractVocab.of(tokenizer_of(50))
