@@ -46,7 +46,7 @@ def make_shards(recipe: Recipe, run: Run, ranks: Ranks) -> None:
     from abscot.method.vocab import load_tokenizer
 
     ranks.first(lambda: files.read_done(run.base))
-    tokenizer = load_tokenizer(run.base)
+    tokenizer = load_tokenizer(run.base, recipe.model.trust_remote_code)
     store = prepare(
         recipe, run, tokenizer, ranks.first(lambda: evaluation_problems(recipe, run)), ranks
     )

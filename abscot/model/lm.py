@@ -69,7 +69,8 @@ def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> 
         directory,
         dtype=DTYPES[recipe.model.dtype],
         attn_implementation=backend,
-        trust_remote_code=False,
+        use_safetensors=True,
+        trust_remote_code=recipe.model.trust_remote_code,
     )
     if recipe.lora:
         lm = with_lora(lm, recipe, directory)

@@ -65,7 +65,7 @@ def load_data(training: Training) -> PhaseData:
     """Store, traces and plan of a training. Raises UserError where they do not fit together."""
     recipe, run, phase = training.recipe, training.run, training.phase
     store = ShardStore(run.shards)
-    tokenizer = load_tokenizer(run.base)
+    tokenizer = load_tokenizer(run.base, recipe.model.trust_remote_code)
     store.check_tokenizer(tokenizer)
     vocab, traces = AbstractVocab.of(tokenizer, recipe.codebook_size), None
     if training.reads_traces:
