@@ -20,8 +20,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--model",
+        metavar="NAME|PATH|HUB_ID",
         help="base, round1, .., final, a baseline (sft_cot), a phase of a round (pi1_phaseA), or "
-        "all (default: final, or the grid's)",
+        "all (default: final, or the grid's); or any other model or adapter, by its directory or "
+        "hub id",
     )
     add("--mode", action="append", help="instead of the recipe's modes (repeatable)")
     add("--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)")

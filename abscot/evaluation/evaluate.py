@@ -88,8 +88,12 @@ def _ask(
 
 
 def _asker(jobs: list[Job], engine: VllmEngine | None, hides: bool) -> Asker:
-    recipe = jobs[0].recipe
-    model = jobs[0].model.directory
+    recipe, asked = jobs[0].recipe, jobs[0].model
+    if asked.source:
+        from abscot.model.foreign import make
+
+        make(asked, recipe)
+    model = asked.directory
     engine = _masking_engine(jobs[0]) if hides else engine or VllmEngine(model, recipe.inference)
     return Asker(model, recipe, [job.mode for job in jobs], engine)
 

@@ -60,7 +60,7 @@ class Job:
             round=self.model.round,
             model=self.model.name,
             benchmark=self.benchmark,
-            model_fingerprint=fingerprint(self.model.directory),
+            model_fingerprint=self.model.fingerprint or fingerprint(self.model.directory),
             seed=self.recipe.seed,
             samples=config.samples,
             temperature=config.temperature,
@@ -92,13 +92,35 @@ def jobs_of(
     recipe: Recipe, run: Run, model: str, modes: list[str] | None, names: list[str] | None
 ) -> list[Job]:
     """The jobs of one model: its own modes and the recipe's benchmarks unless others are asked for.
+    model: a name of the run, or a directory or hub id.
 
-    Raises UserError for an unknown mode or benchmark and for a model that is not there yet.
+    Raises UserError for an unknown mode or benchmark, for a model that is not there yet or does not
+    load, and for a mode that a model without abstract tokens cannot be asked in.
     """
-    asked, names = model_named(recipe, run, model), names or recipe.eval.benchmarks
+    names = names or recipe.eval.benchmarks
+    asked = model_named(recipe, run, model) or _from_elsewhere(recipe, run, model)
     modes = list(asked.modes) if modes is None else modes
     for word, given, known in (("mode", modes, MODES), ("benchmark", names, BENCHMARKS)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"{word} {unknown[0]}: expected one of {', '.join(known)}")
-    require(asked.directory)
+    _check_tokens(asked, modes)
+    if asked.source is None:
+        require(asked.directory)
     return [Job(recipe, run, asked, mode, name) for name in names for mode in modes]
+
+
+def _from_elsewhere(recipe: Recipe, run: Run, name: str) -> Model:
+    from abscot.model.foreign import open_model  # transformers takes seconds to import
+
+    return open_model(recipe, run, name)
+
+
+def _check_tokens(model: Model, modes: list[str]) -> None:
+    """Raises UserError where a mode writes a trace with tokens that the model does not have."""
+    writes = [mode for mode in modes if MODES[mode].trace]
+    if model.missing_tokens and writes:
+        others = ", ".join(name for name, mode in MODES.items() if not mode.trace)
+        raise UserError(
+            f"--model {model.source}: its tokenizer has no {model.missing_tokens[0]}, so it cannot "
+            f"be asked in mode {writes[0]}; expected --mode {others}"
+        )

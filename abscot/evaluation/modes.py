@@ -43,7 +43,7 @@ from abscot.method.sequence import (
     trace_prompt,
     z_tokens,
 )
-from abscot.method.vocab import AbstractVocab, load_tokenizer
+from abscot.method.vocab import AbstractVocab, load_tokenizer, missing_tokens
 from abscot.recipe.schema import Recipe
 
 TRUNCATIONS = (32, 48, 64)
@@ -99,7 +99,11 @@ class Asker:
         self.recipe, self.engine = recipe, engine
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.chat = ChatTokenizer(self.tokenizer)
-        self.vocab = AbstractVocab.of(self.tokenizer, recipe.codebook_size)
+        self.vocab, size = None, recipe.codebook_size
+        # A model from elsewhere may lack the tokens where no mode writes them.
+        if any(MODES[mode].trace for mode in modes) or not missing_tokens(self.tokenizer, size):
+            self.vocab = AbstractVocab.of(self.tokenizer, size)
+        self.abstract_ids = set(self.vocab.allowed_ids) if self.vocab else set()
         self.newline = self.chat.encode([ANSWER_OPENING])[0].tolist()
         # A base model's end of text may differ from its template's end of turn: both end an answer.
         self.stop_ids = tuple({self.chat.turn_end_id, self.tokenizer.eos_token_id} - {None})
@@ -216,7 +220,7 @@ class Asker:
             n_reasoning_tokens=n_reasoning,
             n_response_tokens=n_response,
             n_total_tokens=n_reasoning + n_response,
-            n_abstract_in_response=sum(token in self.vocab.allowed_ids for token in response),
+            n_abstract_in_response=sum(token in self.abstract_ids for token in response),
             prompt_cut=self._input_tokens(question) > self.room(question.mode),
         )
 

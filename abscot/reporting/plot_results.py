@@ -32,7 +32,8 @@ def accuracy_tokens(data: RunData):
             )
         low, high = _percent_limits(cells)
         _label_points(axes, cells, gap=0.06 * (high - low))
-        chain = sorted((s for s in cells if s.mode == "abstract"), key=lambda s: s.round)
+        chain = [s for s in cells if s.mode == "abstract" and s.round]
+        chain.sort(key=lambda s: s.round)
         at, right = [s.total_tokens.value for s in chain], [100 * s.accuracy.value for s in chain]
         axes.plot(at, right, color=MODE["abstract"], linewidth=1, alpha=0.5, zorder=1)
         axes.set_xscale("log")
