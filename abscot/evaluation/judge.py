@@ -53,7 +53,7 @@ def score_all(recipe: Recipe, rows: list[ResultRow]) -> list[Verdict]:
     """
     config = recipe.eval
     if config.judge_url is None:
-        return [Verdict(None, None, "not-judged")] * len(rows)
+        return [Verdict(None, None, None, "not-judged")] * len(rows)
 
     def ask(row: ResultRow) -> Verdict:
         # Judges favour a place, so it is drawn.
@@ -66,8 +66,9 @@ def score_all(recipe: Recipe, rows: list[ResultRow]) -> list[Verdict]:
         )
         letter = reply.strip()[:1].upper()
         if letter not in ("A", "B"):
-            return Verdict(None, None, f"judge:{config.judge_model}:unreadable")
-        return Verdict(None, float((letter == "A") == answer_first), f"judge:{config.judge_model}")
+            return Verdict(None, None, None, f"judge:{config.judge_model}:unreadable")
+        right = float((letter == "A") == answer_first)
+        return Verdict(None, right, right, f"judge:{config.judge_model}")
 
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
         return list(threads.map(ask, rows))

@@ -6,6 +6,7 @@ of its own with limits, killed at the deadline. `python -m abscot.evaluation.sco
 process: a JSON line in, a JSON line out.
 """
 
+import dataclasses
 import json
 import os
 import queue
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from abscot.recipe.load import ROOT
 
@@ -30,13 +32,24 @@ LONGEST_ANSWER_CHARS = 2000  # longer predictions are wrong without being parsed
 
 @dataclass(frozen=True)
 class Verdict:
-    """score: 0..1, None where only a judge can tell. scorer: how the answer was found and
-    compared.
+    """score: 0..1, None where only a judge can tell; where a scorer wants a box, 0 without a closed
+    one. score_any: the same with the fallbacks of find_answer. prediction, scorer: what was found,
+    and how it was found and compared.
     """
 
     prediction: str | None
     score: float | None
+    score_any: float | None
     scorer: str
+
+    @classmethod
+    def of(cls, found: "Found", right: float, comparison: str, outcome: str = "") -> "Verdict":
+        """The verdict of a scorer that wants a box. Fallbacks and failures stand in its name:
+        `exact`, `math-verify`, `last-number+math-verify:timeout`.
+        """
+        name = comparison if found.how == BOXED else f"{found.how}+{comparison}"
+        name = name if outcome in ("", "right", "wrong") else f"{name}:{outcome}"
+        return cls(found.answer, right if found.how == BOXED else 0.0, right, name)
 
 
 def score_all(scorer: str, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
@@ -46,141 +59,152 @@ def score_all(scorer: str, responses: Sequence[str], golds: Sequence[str]) -> li
 
 # --- finding the answer
 
+BOXED = "boxed"
 _ANSWER_IS = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*(.+)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"-?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?")
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*|\\.|[{}]", re.DOTALL)
+_BARE = re.compile(r"[^\s$.,\\{}]+")
 
 
-def find_answer(response: str) -> tuple[str | None, str]:
-    """(answer, how it was found): the last \\boxed{}, else a fallback that is named, else (None,
-    "none").
+class Found(NamedTuple):
+    """An answer in a response; how: `boxed`, the name of a fallback, or `none`."""
+
+    answer: str | None
+    how: str
+
+
+def find_answer(response: str) -> Found:
+    """The last box where it closes; else, by name, an earlier box that does, what stands behind
+    `####` or `answer is`, or the last number.
     """
-    if (boxed := last_boxed(response)) is not None:
-        return boxed, "boxed"
+    boxes = box_spans(response)
+    closed = next((i for i in reversed(range(len(boxes))) if boxes[i]), None)
+    if closed is not None:
+        start, end = boxes[closed]
+        is_last = closed == len(boxes) - 1
+        return Found(response[start:end].strip(), BOXED if is_last else "earlier-box")
     if "####" in response:
-        return response.rpartition("####")[2].strip().partition("\n")[0], "####"
+        return Found(response.rpartition("####")[2].strip().partition("\n")[0], "####")
     if said := _ANSWER_IS.findall(response[-LONGEST_ANSWER_CHARS:]):
-        return said[-1].strip().rstrip("."), "answer-is"
+        return Found(said[-1].strip().rstrip("."), "answer-is")
     if numbers := _NUMBER.findall(response[-LONGEST_ANSWER_CHARS:]):
-        return numbers[-1], "last-number"
-    return None, "none"
+        return Found(numbers[-1], "last-number")
+    return Found(None, "none")
 
 
-def last_boxed(text: str) -> str | None:
-    """The inside of the last \\boxed{..} whose braces close (\\fbox and `\\boxed 5` too); None if
-    there is none.
+def box_spans(text: str) -> list[tuple[int, int] | None]:
+    """(start, end) of the inside of each \\boxed{..} (\\fbox and `\\boxed 5` too), in the order in
+    which they begin; None for one that does not close.
+
+    One pass over the text, which a model wrote: of any length and depth.
     """
-    best = None
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*", text):
-        inside = _group(text, match.end())
-        if inside is not None:
-            best = inside
-    return best
-
-
-def _group(text: str, start: int) -> str | None:
-    """The braced group at `start`, or the bare token there."""
-    if start >= len(text):
-        return None
-    if text[start] != "{":
-        bare = re.match(r"[^\s$.,\\{}]+", text[start:])
-        return bare.group() if bare else None
-    depth = 0
-    for i in range(start, len(text)):
-        if text[i] in "{}" and text[i - 1] != "\\":
-            depth += 1 if text[i] == "{" else -1
-            if depth == 0:
-                return text[start + 1 : i].strip()
-    return None
+    spans: list[tuple[int, int] | None] = []
+    open_: list[tuple[int, int | None]] = []  # open braces: where, and the box that each opens
+    named_end = -1  # where the brace of the box just named would stand
+    for match in _BOX_OR_BRACE.finditer(text):
+        token, at = match.group(), match.start()
+        if token == "{":
+            open_.append((at + 1, len(spans) - 1 if at == named_end else None))
+        elif token == "}":
+            start, box = open_.pop() if open_ else (at, None)
+            if box is not None:
+                spans[box] = (start, at)
+        elif token.startswith(("\\boxed", "\\fbox")):
+            named_end = match.end()
+            bare = _BARE.match(text, named_end)
+            spans.append(bare.span() if bare else None)
+    return spans
 
 
 # --- comparing
 
-_LATEX_SPACE = re.compile(r"\\(?:left|right|displaystyle|limits)\b|\\[!,;: ]|~|\\(?:quad|qquad)\b")
+_LATEX_SPACE = re.compile(r"\\(?:left|right|displaystyle|limits)(?![a-zA-Z])|\\!")
+_LATEX_GAP = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad)(?![a-zA-Z])")
+_GROUP_GAP = re.compile(r"(?<=\d)(?:\\,|\{,\}|,\\!\s*)(?=\d{3}(?!\d))")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|operatorname)\s*\{([^{}]*)\}")
-_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_PERCENT = re.compile(
+    r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|percent(?![a-z]))", re.IGNORECASE
+)
+_FRACTION = re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)")
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3}|(?: \d{3}))+(?:\.\d+)?")
+_APART = re.compile(r"\d \d")
 
 
 def normalise(answer: str) -> str:
-    """A spelling-free form: equal forms mean equal answers, unequal ones say nothing."""
-    answer = answer.strip().strip("$").replace("\\$", "").replace("\\%", "").replace("%", "")
-    answer = _LATEX_TEXT.sub(r"\1", _LATEX_SPACE.sub("", answer))
+    """A spelling-free form: equal forms mean equal answers, unequal ones say nothing. White space
+    stays between two digits alone (12 is not 1 2), a percent sign as `%`.
+    """
+    answer = _PERCENT.sub("%", answer.strip().strip("$").replace("\\$", ""))
+    answer = _LATEX_SPACE.sub("", _GROUP_GAP.sub(",", answer))
+    answer = _LATEX_TEXT.sub(r"\1", _LATEX_GAP.sub(" ", answer))
     answer = (
-        answer.replace("\\dfrac", "\\frac")
+        _FRACTION.sub(r"\\frac{\1}{\2}", answer)
+        .replace("\\dfrac", "\\frac")
         .replace("\\tfrac", "\\frac")
         .replace("^\\circ", "")
         .replace("^{\\circ}", "")
     )
-    answer = re.sub(r"\s+", "", answer.replace("{,}", ",")).rstrip(".").lower()
+    answer = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(r"\s+", " ", answer)).rstrip(".").lower()
     if _THOUSANDS.fullmatch(answer):  # the whole answer only: (1,234) is a pair
-        answer = answer.replace(",", "")
+        answer = re.sub("[, ]", "", answer)
     return answer.rstrip("0").rstrip(".") if re.fullmatch(r"-?\d+\.\d+", answer) else answer
 
 
 def _score_math(responses: list[str], golds: list[str]) -> list[Verdict]:
     """Exact match first; only what differs goes to math-verify, in parallel."""
     found = [find_answer(response) for response in responses]
-    verdicts: list[Verdict | None] = [
-        _settle(answer, how, gold) for (answer, how), gold in zip(found, golds, strict=True)
-    ]
+    verdicts = [_settle(answer, gold) for answer, gold in zip(found, golds, strict=True)]
     open_ = [i for i, verdict in enumerate(verdicts) if verdict is None]
-    for i, outcome in zip(open_, verify_all([(golds[i], found[i][0]) for i in open_]), strict=True):
-        answer, how = found[i]
-        verdicts[i] = Verdict(
-            answer, float(outcome == "right"), _named(how, "math-verify", outcome)
-        )
+    outcomes = verify_all([(golds[i], found[i].answer) for i in open_])
+    for i, outcome in zip(open_, outcomes, strict=True):
+        verdicts[i] = Verdict.of(found[i], float(outcome == "right"), "math-verify", outcome)
     return verdicts
 
 
-def _settle(answer: str | None, how: str, gold: str) -> Verdict | None:
+def _settle(found: Found, gold: str) -> Verdict | None:
     """What needs no computer algebra."""
+    answer = found.answer
     if answer is None:
-        return Verdict(None, 0.0, "no-answer")
+        return Verdict(None, 0.0, 0.0, "no-answer")
     if len(answer) > LONGEST_ANSWER_CHARS:
-        return Verdict(answer[:100] + " ..", 0.0, _named(how, "too-long"))
-    if normalise(answer) == normalise(gold):
-        return Verdict(answer, 1.0, _named(how, "exact"))
+        return Verdict.of(Found(answer[:100] + " ..", found.how), 0.0, "too-long")
+    ours, golds = normalise(answer), normalise(gold)
+    if ours == golds:
+        return Verdict.of(found, 1.0, "exact")
     if not answer.strip():
-        return Verdict(answer, 0.0, _named(how, "empty"))
+        return Verdict.of(found, 0.0, "empty")
+    if bool(_APART.search(ours)) is not bool(_APART.search(golds)):
+        return Verdict.of(found, 0.0, "digits-apart")
     return None
-
-
-def _named(how: str, comparison: str, outcome: str = "") -> str:
-    """E.g. `exact`, `math-verify`, `last-number+math-verify:timeout`: fallbacks and failures stand
-    in the results.
-    """
-    name = comparison if how == "boxed" else f"{how}+{comparison}"
-    return name if outcome in ("", "right", "wrong") else f"{name}:{outcome}"
 
 
 def _score_choice(responses: list[str], golds: list[str]) -> list[Verdict]:
     """A letter A-D: boxed, or in `answer is (C)`."""
     verdicts = []
     for response, gold in zip(responses, golds, strict=True):
-        answer, how = find_answer(response)
-        letter = re.match(r"\(?\s*([A-J])\b", normalise(answer or "").upper())
+        found = find_answer(response)
+        letter = re.match(r"\(?\s*([A-J])\b", normalise(found.answer or "").upper())
         if letter is None:
-            verdicts.append(Verdict(answer, 0.0, "no-answer"))
+            verdicts.append(Verdict(found.answer, 0.0, 0.0, "no-answer"))
         else:
-            verdicts.append(
-                Verdict(letter.group(1), float(letter.group(1) == gold), _named(how, "choice"))
-            )
+            right = float(letter.group(1) == gold)
+            verdicts.append(Verdict.of(Found(letter.group(1), found.how), right, "choice"))
     return verdicts
 
 
 def _score_f1(responses: list[str], golds: list[str]) -> list[Verdict]:
     """Token F1 as HotpotQA's own script computes it, on the found answer or, without one, the last
-    line.
+    line: the prompt asks for a short answer, not for a box.
     """
     verdicts = []
     for response, gold in zip(responses, golds, strict=True):
-        answer, how = find_answer(response)
-        if how not in ("boxed", "answer-is"):
-            answer, how = (
-                (response.strip().splitlines() or [""])[-1][:LONGEST_ANSWER_CHARS],
-                "last-line",
-            )
-        answer = _LATEX_TEXT.sub(r"\1", answer)
-        verdicts.append(Verdict(answer, token_f1(answer, gold), _named(how, "f1")))
+        found = find_answer(response)
+        if found.how not in (BOXED, "answer-is"):
+            last = (response.strip().splitlines() or [""])[-1]
+            found = Found(last[:LONGEST_ANSWER_CHARS], "last-line")
+        answer = _LATEX_TEXT.sub(r"\1", found.answer)
+        verdict = Verdict.of(Found(answer, found.how), token_f1(answer, gold), "f1")
+        verdicts.append(dataclasses.replace(verdict, score=verdict.score_any))
     return verdicts
 
 
@@ -304,13 +328,11 @@ def _say(word: str) -> None:
 
 
 def _as_latex(answer: str) -> str:
-    """math-verify looks for LaTeX in text: plain text needs the dollars."""
-    answer = answer.strip()
-    return (
-        answer
-        if answer.startswith("$") and answer.endswith("$") and len(answer) > 1
-        else f"${answer}$"
-    )
+    """math-verify looks for LaTeX in text: plain text needs the dollars, and percents a sign."""
+    answer = _PERCENT.sub(r"\\%", answer.strip())
+    if answer.startswith("$") and answer.endswith("$") and len(answer) > 1:
+        return answer
+    return f"${answer}$"
 
 
 if __name__ == "__main__":
