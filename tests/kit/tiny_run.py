@@ -42,7 +42,8 @@ def tiny_recipe(root: Path, rows: int = 40) -> Recipe:
     problems = root / "sums.jsonl"
     problems.write_text(
         "".join(
-            json.dumps({"id": i, "problem": f"{i}+1=?", "answer": i + 1}) + "\n" for i in range(5)
+            json.dumps({"id": i, "problem": f"{i}+1=?", "answer": str(i + 1)}) + "\n"
+            for i in range(5)
         )
     )
     return Recipe(

@@ -17,7 +17,7 @@ def test_the_channel_is_a_result_file_of_phase_a_models(tiny_run):
     recipe, run, vocab = tiny_run
     problems = run.root.parent / "cots.jsonl"
     lines = [
-        {"id": i, "problem": f"{i}+1=?", "answer": i + 1, "cot": f"{i} and 1 make {i + 1}."}
+        {"id": i, "problem": f"{i}+1=?", "answer": str(i + 1), "cot": f"{i} and 1 make {i + 1}."}
         for i in range(5)
     ]
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
