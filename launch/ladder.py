@@ -3,9 +3,10 @@
   python launch/ladder.py --recipe tiny-cpu             rounds, baselines, channel of every round
   python launch/ladder.py --recipe tiny-cpu --dry-run   every stage and command; nothing is run
 
-Rows: verbal CoT and no CoT of the base, SFT (no CoT), SFT (CoT), pause tokens, Abstract-CoT after
-each round. Each baseline trains on as many answers as all rounds together (train.phase_epochs
-changes that). A run that was made by launch/round.py is taken up: what is done is not done again.
+Rows: the base in its modes (verbal CoT, thinking, no CoT), SFT (no CoT), SFT (CoT), pause tokens,
+Abstract-CoT after each round. Each baseline trains on as many answers as all rounds together
+(train.phase_epochs changes that). A run that was made by launch/round.py is taken up: what is done
+is not done again.
 """
 
 import sys
@@ -29,7 +30,7 @@ def main() -> None:
     from abscot.recipe.run import Run
     from abscot.reporting import report, run_data
     from abscot.reporting.ladder import channel_table, equalised, ladder_table
-    from abscot.reporting.published import PAPER
+    from abscot.reporting.published import NOTE, any_beside
 
     recipe, run = ladder_recipe(recipe), Run.of(recipe)
     print(equalised(recipe), flush=True)
@@ -47,7 +48,7 @@ def main() -> None:
                 "",
                 *(table.text() for table in tables if table),
                 equalised(recipe),
-                PAPER,
+                *[NOTE] * any_beside(recipe.eval.benchmarks),
             ]
         )
     )

@@ -4,13 +4,12 @@ its model.
 
 import contextlib
 import dataclasses
-import json
+import itertools
 import os
 import time
-from pathlib import Path
 
-import numpy as np
-
+from abscot.common.errors import UserError
+from abscot.common.files import sha256_file
 from abscot.common.hardware import device_name, inference_dtype
 from abscot.common.log import Progress, log
 from abscot.evaluation import benchmarks, judge, scoring
@@ -18,12 +17,13 @@ from abscot.evaluation.benchmarks import BENCHMARKS, Problem
 from abscot.evaluation.jobs import Job
 from abscot.evaluation.modes import MODES, Asker, Question
 from abscot.evaluation.results import (
-    AGAIN,
     Answer,
     Environment,
     KeptAnswer,
     ResultMeta,
     ResultRow,
+    Totals,
+    parse_line,
     write_rows,
 )
 from abscot.generation.transformers_engine import TransformersEngine
@@ -71,13 +71,13 @@ def _ask(
     asker = None
     for job, questions in jobs:
         samples = [s for s in job.samples if sample in (None, s)]
-        answers = _kept(job, samples)
+        answers = _kept(job, questions, samples)
         left = [i for i, q in enumerate(questions) if q.sample in samples and i not in answers]
         if left:
             asker = asker or _asker([job for job, _ in jobs], engine, hides)
             _generate(job, questions, left, answers, asker)
         if sample is None:
-            _publish(job, questions, [answers[i] for i in range(len(questions))])
+            _publish(job, [answers[i] for i in range(len(questions))])
             for each in samples:
                 job.partial(each).unlink()
         else:
@@ -120,7 +120,9 @@ def _generate(
     )
     samples, total = sorted({questions[i].sample for i in left}), len(left) + len(answers)
     with contextlib.ExitStack() as stack:
-        files = {s: stack.enter_context(open(job.partial(s), "a")) for s in samples}
+        files = {
+            s: stack.enter_context(open(job.partial(s), "a", encoding="utf-8")) for s in samples
+        }
         bar = stack.enter_context(Progress(total, "answers", job.name, len(answers)))
         for index, completions in asker.engine.stream([asker.request(questions[i]) for i in left]):
             number = left[index]
@@ -129,7 +131,7 @@ def _generate(
                 number=number,
                 elapsed_s=spent_s + time.monotonic() - start,
                 computed=[c.prompt_tokens - c.cached_tokens for c in completions],
-                row=asker.answer(question, completions),
+                row=_row(question, asker.answer(question, completions)),
                 environment=environment,
             )
             files[question.sample].write(answers[number].line())
@@ -137,33 +139,58 @@ def _generate(
             bar.update()
 
 
-def _kept(job: Job, samples: list[int]) -> dict[int, KeptAnswer]:
+def _kept(job: Job, questions: list[Question], samples: list[int]) -> dict[int, KeptAnswer]:
     """Number of the question -> answer that is on disk; a line that a kill cut short is taken out
     of its file.
+
+    Raises UserError for a damaged file, and for answers to other questions than those asked now.
     """
-    answers = {}
-    for path in filter(Path.exists, map(job.partial, samples)):
-        whole_bytes = 0
-        for line in path.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                answer = KeptAnswer.of(json.loads(line), str(path), AGAIN)
-                answers[answer.number] = answer
-                whole_bytes += len(line)
+    answers: dict[int, KeptAnswer] = {}
+    for sample in samples:
+        path, whole_bytes = job.partial(sample), 0
+        if not path.exists():
+            continue
+        again = f"delete {path} and give the same command again"
+        for count, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
+                continue
+            where = f"{path}:{count}"
+            answer = KeptAnswer.of(parse_line(line, where, again), where, again)
+            number = answer.number
+            asked = questions[number] if number < len(questions) else None
+            if asked is None or asked.sample != sample or not _is_of(answer.row, asked):
+                raise UserError(f"{where}: the answer to another question; {again}")
+            if number in answers:
+                raise UserError(f"{where}: a second answer to question {number}; {again}")
+            answers[number] = answer
+            whole_bytes += len(line)
         os.truncate(path, whole_bytes)
     return answers
 
 
-def _publish(job: Job, questions: list[Question], answers: list[KeptAnswer]) -> None:
+def _is_of(row: ResultRow, question: Question) -> bool:
+    """Whether a kept row answers this question as it is asked now: its file may have changed."""
+    problem = question.problem
+    kept = (row.id, row.sample, row.problem, row.gold)
+    return kept == (problem.id, question.sample, problem.problem, problem.gold)
+
+
+def _publish(job: Job, answers: list[KeptAnswer]) -> None:
     """Scores all answers; the result file first and its meta last, so that a meta file vouches for
     its rows.
     """
-    rows = _scored(job, [_row(q, a.row) for q, a in zip(questions, answers, strict=True)])
+    rows = _scored(job, [answer.row for answer in answers])
     job.meta.unlink(missing_ok=True)
     write_rows(job.result, rows)
     meta = _meta(job, rows, answers)
     meta.write(job.meta)
-    accuracy = f"accuracy {meta.accuracy:.3f}" if meta.accuracy is not None else "not judged"
-    log(f"{job.name}: {accuracy}, {meta.mean_total_tokens:.1f} tokens per answer -> {job.result}")
+    log(f"{job.name}: {_accuracies(meta)}, {meta.mean_total_tokens:.1f} tokens -> {job.result}")
+
+
+def _accuracies(meta: ResultMeta) -> str:
+    if meta.accuracy is None:
+        return "not judged"
+    return f"accuracy {meta.accuracy:.3f} (boxed or not: {meta.accuracy_any:.3f})"
 
 
 def _row(question: Question, answer: Answer) -> ResultRow:
@@ -189,6 +216,7 @@ def _scored(job: Job, rows: list[ResultRow]) -> list[ResultRow]:
             update={
                 "prediction": verdict.prediction,
                 "correct": verdict.score,
+                "correct_any": verdict.score_any,
                 "scorer": verdict.scorer,
             }
         )
@@ -197,19 +225,14 @@ def _scored(job: Job, rows: list[ResultRow]) -> list[ResultRow]:
 
 
 def _meta(job: Job, rows: list[ResultRow], answers: list[KeptAnswer]) -> ResultMeta:
-    scores = [row.correct for row in rows if row.correct is not None]
     wall_s = max(answer.elapsed_s for answer in answers)
-    tokens = sum(row.n_total_tokens for row in rows)
+    stages = itertools.zip_longest(*(answer.computed for answer in answers), fillvalue=0)
     return ResultMeta(
         **dict(job.identity()),
-        problems=len({row.id for row in rows}),
-        accuracy=float(np.mean(scores)) if scores else None,
-        mean_total_tokens=tokens / len(rows),
+        **dict(Totals.counted(rows)),
+        rows_sha256=sha256_file(job.result),
         wall_s=wall_s,
-        tokens_per_s=tokens / max(wall_s, 1e-9),
-        cut_prompts=sum(row.prompt_cut for row in rows),
-        unfinished_answers=sum(row.finish_reason == "length" for row in rows),
-        abstract_tokens_in_responses=sum(row.n_abstract_in_response for row in rows),
+        tokens_per_s=sum(row.n_total_tokens for row in rows) / max(wall_s, 1e-9),
         environment=answers[0].environment,
-        prompt_tokens_computed=np.sum([a.computed for a in answers], axis=0).tolist(),
+        prompt_tokens_computed=[sum(stage) for stage in stages],
     )

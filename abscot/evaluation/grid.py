@@ -64,10 +64,11 @@ class Grid:
                 raise UserError(f"{file}: {key}: expected a list of names, found {names!r}")
         if not isinstance(grid.seeds, int) or grid.seeds < 1:
             raise UserError(f"{file}: seeds: expected how many there are, found {grid.seeds!r}")
-        if grid.seeds > 1 and not recipe.eval.temperature:
+        config = recipe.eval
+        if grid.seeds > 1 and not (config.answer_temperature or config.trace_temperature):
             raise UserError(
-                f"{file or 'eval.samples'}: greedy answers are all the same; set eval.temperature "
-                "above 0 or seeds to 1"
+                f"{file or 'eval.samples'}: greedy answers are all the same; set "
+                "eval.answer_temperature or eval.trace_temperature above 0, or seeds to 1"
             )
         for name in grid.models:
             model_named(recipe, run, name)

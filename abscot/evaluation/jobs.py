@@ -6,10 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abscot.common.errors import UserError
-from abscot.common.files import fingerprint, require
+from abscot.common.files import fingerprint, require, sha256_file
 from abscot.evaluation.benchmarks import BENCHMARKS, Problem
-from abscot.evaluation.modes import MODES, Question
-from abscot.evaluation.results import AGAIN, Identity, ResultMeta, meta_file, result_name, rows_file
+from abscot.evaluation.modes import (
+    MODES,
+    Question,
+    answer_tokens,
+    check_modes,
+    reasoning_tokens,
+    trace_rules,
+)
+from abscot.evaluation.results import (
+    Identity,
+    meta_file,
+    read_meta,
+    read_result,
+    result_name,
+    rows_file,
+)
 from abscot.method.lineage import Model, model_named
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -41,7 +55,7 @@ class Job:
         """What has been generated of one sample per problem; another model or other settings have
         another file.
         """
-        text = json.dumps(self.identity().plain(), sort_keys=True)
+        text = json.dumps(self.identity().model_dump(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.run.results / f".{self.name}.{digest}.{sample}.partial"
 
@@ -54,7 +68,8 @@ class Job:
         return [Question(p, self.mode, s) for p in problems[: self.limit] for s in self.samples]
 
     def identity(self) -> Identity:
-        config, traces = self.recipe.eval, self.recipe.traces
+        config, mode = self.recipe.eval, MODES[self.mode]
+        rules = trace_rules(self.recipe, self.mode)
         return Identity(
             mode=self.mode,
             round=self.model.round,
@@ -62,15 +77,16 @@ class Job:
             benchmark=self.benchmark,
             model_fingerprint=self.model.fingerprint or fingerprint(self.model.directory),
             seed=self.recipe.seed,
-            samples=config.samples,
-            temperature=config.temperature,
-            top_p=config.top_p,
+            samples=len(self.samples),
             limit=self.limit,
-            max_reasoning_tokens=config.max_reasoning_tokens,
-            max_answer_tokens=config.max_answer_tokens,
-            m_min=traces.m_min,
-            m_max=traces.m_max,
-            trace_temperature=traces.temperature if MODES[self.mode].cot else None,
+            max_reasoning_tokens=reasoning_tokens(config, self.mode),
+            max_answer_tokens=answer_tokens(config, self.mode),
+            answer_temperature=0.0 if mode.cot else config.answer_temperature,
+            answer_top_p=1.0 if mode.cot else config.answer_top_p,
+            trace_temperature=rules.temperature if mode.trace == "model" else None,
+            trace_top_p=rules.top_p if mode.trace == "model" else None,
+            m_min=rules.m_min if mode.trace == "model" else None,
+            m_max=rules.m_max if mode.trace else None,
         )
 
     @property
@@ -83,9 +99,15 @@ class Job:
         return min((n for n in limits if n is not None), default=None)
 
     def done(self) -> bool:
+        """Whether its result is there and whole. Raises UserError for one that is damaged."""
         if not (self.meta.exists() and self.result.exists()):
             return False
-        return ResultMeta.read(self.meta, AGAIN).agrees_with(self.identity())
+        meta = read_meta(self.run, self.name)
+        if not meta.agrees_with(self.identity()):
+            return False
+        if sha256_file(self.result) != meta.rows_sha256:
+            read_result(self.run, self.name)  # says what is wrong
+        return True
 
 
 def jobs_of(
@@ -97,6 +119,7 @@ def jobs_of(
     Raises UserError for an unknown mode or benchmark, for a model that is not there yet or does not
     load, and for a mode that a model without abstract tokens cannot be asked in.
     """
+    check_modes(recipe.eval)
     names = names or recipe.eval.benchmarks
     asked = model_named(recipe, run, model) or _from_elsewhere(recipe, run, model)
     modes = list(asked.modes) if modes is None else modes

@@ -1,8 +1,11 @@
 """The evaluation modes: problems -> requests, completions -> what a result row says.
 
     mode                  tokens behind X, and what the mode measures
-    verbal                free decoding in the thinking template: the verbal-CoT baseline
-    no_cot                free decoding: what an answer is worth without thinking
+    verbal                free decoding, thinking off: CoT in words and answer are one text, all of
+                          which counts as response: the published verbal baseline
+    thinking              free decoding in the thinking template: a thought, then the answer
+    no_cot                free decoding, thinking off: of a model that answers at once. X is that of
+                          `verbal`; name and limit differ, for what the model does with it differs
     abstract              <beginabstract> z <endabstract> \\n, then free; z from V_abs: the method
     abstract_permuted     the same z, shuffled: does the order of z matter? (paper table 6)
     abstract_truncated_k  the first k tokens of the same z: how much of z is needed? (paper table 5)
@@ -10,9 +13,10 @@
     channel               gold CoT, z sampled in its sight, then free with the CoT hidden from the
                           answer: what phase A's answers really get, C -> H_Z -> Y
 
-`channel` is phase A's situation on problems that it was not trained on: z as phase A's model itself
-samples it at traces.temperature, the answer decoded greedily behind the bottleneck. vLLM has no
-such mask: transformers does it.
+How traces and answers are decoded, how long each may be, is the recipe's section `eval`, apart from
+what makes the traces that are trained on. `channel` alone is phase A's situation on problems that
+it was not trained on: z as phase A's model itself samples it by the section `traces`, the answer
+decoded greedily behind the bottleneck. vLLM has no such mask: transformers does it.
 """
 
 import dataclasses
@@ -44,7 +48,7 @@ from abscot.method.sequence import (
     z_tokens,
 )
 from abscot.method.vocab import AbstractVocab, load_tokenizer, missing_tokens
-from abscot.recipe.schema import Recipe
+from abscot.recipe.schema import EvalConfig, Recipe, TraceConfig
 
 TRUNCATIONS = (32, 48, 64)
 CHANNEL = "channel"
@@ -71,7 +75,8 @@ def _truncate(k: int) -> Callable[[list[int], np.random.Generator], list[int]]:
 
 
 MODES = {
-    "verbal": Mode(thinking=True),
+    "verbal": Mode(),
+    "thinking": Mode(thinking=True),
     "no_cot": Mode(),
     "abstract": Mode(trace="model"),
     "abstract_permuted": Mode(trace="model", edit=_permute),
@@ -79,6 +84,40 @@ MODES = {
     "pause": Mode(trace="pause"),
     CHANNEL: Mode(trace="model", cot=True),
 }
+
+
+def check_modes(config: EvalConfig) -> None:
+    """Raises UserError for a name in section `eval` that is no mode's."""
+    for key in ("modes", "base_modes", "mode_answer_tokens"):
+        if unknown := [name for name in getattr(config, key) if name not in MODES]:
+            raise UserError(f"eval.{key}: no mode {unknown[0]}; expected one of {', '.join(MODES)}")
+
+
+def answer_tokens(config: EvalConfig, mode: str) -> int:
+    """The most tokens of what is neither a trace nor a thought."""
+    return config.mode_answer_tokens.get(mode, config.max_answer_tokens)
+
+
+def reasoning_tokens(config: EvalConfig, mode: str) -> int:
+    """The most tokens of a thought; 0 in modes without one."""
+    return config.max_reasoning_tokens if MODES[mode].thinking else 0
+
+
+def trace_rules(recipe: Recipe, mode: str) -> TraceConfig:
+    """How the traces of a mode are sampled. Raises UserError where m_min is above m_max."""
+    config, traces = recipe.eval, recipe.traces
+    if MODES[mode].cot:
+        return traces
+    m_min = traces.m_min if config.m_min is None else config.m_min
+    m_max = traces.m_max if config.m_max is None else config.m_max
+    if not 0 <= m_min <= m_max:
+        raise UserError(
+            f"eval.m_min: expected 0 <= m_min <= m_max, found {m_min} and {m_max}; set eval.m_min "
+            "and eval.m_max (null: those of section traces)"
+        )
+    return TraceConfig(
+        m_min=m_min, m_max=m_max, temperature=config.trace_temperature, top_p=config.trace_top_p
+    )
 
 
 @dataclass(frozen=True)
@@ -112,18 +151,22 @@ class Asker:
                 raise UserError(
                     f"eval.modes: {mode} leaves no room for a prompt in the window of "
                     f"{engine.window_tokens} tokens (inference.max_model_len_tokens, or the "
-                    "model's own); lower eval.max_reasoning_tokens or eval.max_answer_tokens"
+                    f"model's own); lower {self._limits(mode)}"
                 )
 
     def room(self, mode: str) -> int:
         """Tokens that X may have; a longer prompt loses its middle."""
-        config, m_max = self.recipe.eval, self.recipe.traces.m_max
-        behind = config.max_answer_tokens
-        if MODES[mode].thinking:
-            behind += config.max_reasoning_tokens
+        config = self.recipe.eval
+        behind = reasoning_tokens(config, mode) + answer_tokens(config, mode)
         if MODES[mode].trace:
-            behind += z_tokens(m_max) + len(self.newline)
+            behind += z_tokens(trace_rules(self.recipe, mode).m_max) + len(self.newline)
         return self.engine.window_tokens - behind
+
+    def _limits(self, mode: str) -> str:
+        """The keys that say how long a text may be."""
+        own = mode in self.recipe.eval.mode_answer_tokens
+        answer = f"eval.mode_answer_tokens.{mode}" if own else "eval.max_answer_tokens"
+        return f"eval.max_reasoning_tokens or {answer}" if MODES[mode].thinking else answer
 
     def prompt(self, question: Question) -> list[int]:
         """X as in training; with thinking on, without the suffix that turns it off."""
@@ -141,8 +184,14 @@ class Asker:
             return self._behind_the_bottleneck(question)
         x, _ = fit_prompt(self.prompt(question), [], self.room(question.mode))
         seed = keyed_seed(self.recipe.seed, "eval", question.problem.id, question.sample)
-        most = config.max_answer_tokens + (config.max_reasoning_tokens if mode.thinking else 0)
-        free = Sampling(most, 0, config.temperature, config.top_p, None, self.stop_ids, seed)
+        free = Sampling(
+            max_tokens=reasoning_tokens(config, question.mode)
+            + answer_tokens(config, question.mode),
+            temperature=config.answer_temperature,
+            top_p=config.answer_top_p,
+            stop_ids=self.stop_ids,
+            seed=seed,
+        )
         if mode.trace is None:
             return Request(x, free)
 
@@ -152,9 +201,7 @@ class Asker:
 
         if mode.trace == "pause":
             return answer_stage()
-        rules = dataclasses.replace(
-            self.recipe.traces, temperature=config.temperature, top_p=config.top_p
-        )
+        rules = trace_rules(self.recipe, question.mode)
         request = trace_request(trace_prompt(self.vocab, x), self.vocab, rules, seed)
         return dataclasses.replace(request, then=answer_stage)
 
@@ -164,7 +211,8 @@ class Asker:
         """
         x, c = fit_prompt(self.prompt(question), self.cot(question), self.room(question.mode))
         seed = keyed_seed(self.recipe.seed, question.mode, question.problem.id, question.sample)
-        free = Sampling(self.recipe.eval.max_answer_tokens, stop_ids=self.stop_ids)
+        most = answer_tokens(self.recipe.eval, question.mode)
+        free = Sampling(most, stop_ids=self.stop_ids)
 
         def answer_stage(*completions: Completion) -> Request:
             trace = self.trace(question, completions)
@@ -173,7 +221,8 @@ class Asker:
             return Request(prompt, free, hidden=hidden)
 
         begun = trace_prompt(self.vocab, x, c)
-        request = trace_request(begun, self.vocab, self.recipe.traces, seed)
+        rules = trace_rules(self.recipe, question.mode)
+        request = trace_request(begun, self.vocab, rules, seed)
         return dataclasses.replace(request, then=answer_stage)
 
     def cot(self, question: Question) -> list[int]:
@@ -187,12 +236,12 @@ class Asker:
 
     def trace(self, question: Question, completions: Sequence[Completion]) -> list[int]:
         """The codebook tokens that the answer sees."""
-        mode, config = MODES[question.mode], self.recipe.traces
+        mode, rules = MODES[question.mode], trace_rules(self.recipe, question.mode)
         if mode.trace is None:
             return []
         if mode.trace == "pause":
-            return pause_trace(self.vocab, config.m_max)
-        sampled = codebook_tokens_of(completions[0], self.vocab, config)
+            return pause_trace(self.vocab, rules.m_max)
+        sampled = codebook_tokens_of(completions[0], self.vocab, rules)
         return mode.edit(
             sampled, rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
         )
@@ -201,7 +250,8 @@ class Asker:
         """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline)
         too.
 
-        reasoning: Z with its delimiters, or everything up to `</think>`; response: the rest.
+        reasoning: Z with its delimiters, or everything up to `</think>`; response: the rest, in
+        mode `verbal` the whole text, its CoT with it.
         """
         mode, response = MODES[question.mode], completions[-1].tokens
         trace, reasoning = self.trace(question, completions), []

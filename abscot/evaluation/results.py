@@ -1,14 +1,23 @@
 """Result files: results/NAME.jsonl, a row per answer, and NAME.meta.json, which vouches for it."""
 
 import json
+import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import Field, model_validator
 
 from abscot.common.errors import UserError
-from abscot.common.files import write_text_atomic
+from abscot.common.files import sha256_file, write_text_atomic
 from abscot.common.record import Record
+from abscot.evaluation import json_text
 from abscot.recipe.run import Run
 
-AGAIN = "delete the file and run launch/evaluate.py again"
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def result_name(mode: str, model: str, benchmark: str) -> str:
@@ -28,41 +37,51 @@ class Answer(Record):
     its delimiters, or everything up to `</think>`. prompt_cut: it lost its middle.
     """
 
-    trace_ids: list[int]
+    trace_ids: list[Count]
     trace_tokens: list[str]
     reasoning: str
     response: str
     finish_reason: str
-    n_abstract_tokens: int
-    n_reasoning_tokens: int
-    n_response_tokens: int
-    n_total_tokens: int
-    n_abstract_in_response: int
+    n_abstract_tokens: Count
+    n_reasoning_tokens: Count
+    n_response_tokens: Count
+    n_total_tokens: Count
+    n_abstract_in_response: Count
     prompt_cut: bool
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if self.n_total_tokens != self.n_reasoning_tokens + self.n_response_tokens:
+            raise ValueError("n_total_tokens is not n_reasoning_tokens + n_response_tokens")
+        if not self.n_abstract_tokens == len(self.trace_ids) == len(self.trace_tokens):
+            raise ValueError("n_abstract_tokens does not count trace_ids and trace_tokens")
+        return self
 
 
 class Asked(Record):
     """Which answer it is: the sample'th to a problem, whose right answer is gold."""
 
     id: str
-    sample: int
+    sample: Count
     problem: str
     gold: str
 
 
 class ResultRow(Answer, Asked):  # in this order the fields of Asked come first
-    """One scored answer. correct: 0..1, None where nobody judged; scorer: how the answer was found
-    and compared.
+    """One scored answer. correct: 0..1, of answers in a closed box where the benchmark's scorer
+    wants one; correct_any: with the fallbacks too. None where nobody judged. prediction, scorer:
+    what was found, and how it was found and compared.
     """
 
     prediction: str | None = None
-    correct: float | None = None
+    correct: Share | None = None
+    correct_any: Share | None = None
     scorer: str = ""
 
 
 class Identity(Record):
     """What a result file must agree on to be taken as it is. round: 0 for the base, None for a
-    baseline. limit: problems asked, None: all. trace_temperature: where training's rules hold.
+    baseline. limit: problems asked, None: all. What a mode does not have is None or 0.
     """
 
     mode: str
@@ -71,20 +90,35 @@ class Identity(Record):
     benchmark: str
     model_fingerprint: str
     seed: int
-    samples: int
-    temperature: float
-    top_p: float
+    samples: Annotated[int, Field(ge=1)]
     limit: int | None
-    max_reasoning_tokens: int
-    max_answer_tokens: int
-    m_min: int
-    m_max: int
-    trace_temperature: float | None = None
+    max_reasoning_tokens: Count
+    max_answer_tokens: Count
+    answer_temperature: Amount
+    answer_top_p: Amount
+    trace_temperature: Amount | None
+    trace_top_p: Amount | None
+    m_min: Count | None
+    m_max: Count | None
 
-    def plain(self) -> dict:
-        """As JSON values; what does not apply is left out."""
-        left_out = {"trace_temperature"} if self.trace_temperature is None else set()
-        return self.model_dump(exclude=left_out)
+    @property
+    def decoding(self) -> str:
+        """For people: `trace of 16 to 128 at 0.7; answer greedy, up to 8,192`."""
+
+        def rule(temperature: float, top_p: float) -> str:
+            top = f" and top_p {top_p:g}" if top_p < 1 else ""
+            return f"at {temperature:g}{top}" if temperature else "greedy"
+
+        parts = []
+        if self.trace_temperature is not None:
+            sampled = rule(self.trace_temperature, self.trace_top_p)
+            parts.append(f"trace of {self.m_min} to {self.m_max} {sampled}")
+        elif self.m_max is not None:
+            parts.append(f"{self.m_max} pause tokens")
+        if self.max_reasoning_tokens:
+            parts.append(f"thought up to {self.max_reasoning_tokens:,}")
+        answer = rule(self.answer_temperature, self.answer_top_p)
+        return "; ".join([*parts, f"answer {answer}, up to {self.max_answer_tokens:,}"])
 
 
 class Environment(Record):
@@ -95,35 +129,65 @@ class Environment(Record):
     device: str
 
 
-class ResultMeta(Identity):
-    """The head of a result file. prompt_tokens_computed: those not found in the prefix cache, a
-    number per stage of a request.
+class Totals(Record):
+    """What a meta file says of its rows and what the rows say themselves."""
+
+    problems: Count
+    accuracy: Share | None
+    accuracy_any: Share | None
+    mean_total_tokens: Amount
+    cut_prompts: Count
+    unfinished_answers: Count
+    abstract_tokens_in_responses: Count
+
+    @classmethod
+    def counted(cls, rows: list[ResultRow]) -> "Totals":
+        """Those of at least one row."""
+
+        def mean(name: str) -> float | None:
+            values = [value for row in rows if (value := getattr(row, name)) is not None]
+            return math.fsum(values) / len(values) if values else None
+
+        return Totals(
+            problems=len({row.id for row in rows}),
+            accuracy=mean("correct"),
+            accuracy_any=mean("correct_any"),
+            mean_total_tokens=mean("n_total_tokens"),
+            cut_prompts=sum(row.prompt_cut for row in rows),
+            unfinished_answers=sum(row.finish_reason == "length" for row in rows),
+            abstract_tokens_in_responses=sum(row.n_abstract_in_response for row in rows),
+        )
+
+
+class ResultMeta(Totals, Identity):  # in this order the fields of Identity come first
+    """The head of a result file. rows_sha256: of the file. prompt_tokens_computed: those not found
+    in the prefix cache, a number per stage of a request.
     """
 
-    problems: int
-    accuracy: float | None
-    mean_total_tokens: float
-    wall_s: float
-    tokens_per_s: float
-    cut_prompts: int
-    unfinished_answers: int
-    abstract_tokens_in_responses: int
+    rows_sha256: str
+    wall_s: Amount
+    tokens_per_s: Amount
     environment: Environment
-    prompt_tokens_computed: list[int]
+    prompt_tokens_computed: list[Count]
 
-    def agrees_with(self, identity: Identity) -> bool:
-        return all(getattr(self, name) == value for name, value in identity)
+    def agrees_with(self, record: Record) -> bool:
+        return all(getattr(self, name) == value for name, value in record)
+
+
+class Result(NamedTuple):
+    meta: ResultMeta
+    rows: list[ResultRow]
 
 
 class KeptAnswer(Record):
     """An answer as it is kept until all are there. number: of the question in its job; elapsed_s:
-    since the job began; computed: prompt tokens, a number per stage.
+    since the job began; computed: prompt tokens, a number per stage; row: not scored yet.
     """
 
-    number: int
-    elapsed_s: float
-    computed: list[int]
-    row: Answer
+    number: Count
+    elapsed_s: Amount
+    computed: list[Count]
+    row: ResultRow
     environment: Environment
 
     def line(self) -> str:
@@ -135,14 +199,65 @@ def write_rows(path: Path, rows: list[ResultRow]) -> None:
     write_text_atomic(path, "".join(lines))
 
 
-def read_rows(path: Path) -> list[ResultRow]:
-    """Raises UserError with the line that is broken."""
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError:
-                raise UserError(f"{path}:{number}: broken line; {AGAIN}") from None
-            rows.append(ResultRow.of(value, f"{path}:{number}", AGAIN))
-    return rows
+def read_meta(run: Run, name: str) -> ResultMeta:
+    """Raises UserError for one that is damaged or stands under another name."""
+    path, again = meta_file(run, name), _again(run, name)
+    meta = ResultMeta.read(path, again)
+    if (inside := result_name(meta.mode, meta.model, meta.benchmark)) != name:
+        raise UserError(f"{path}: it is of {json_text.shown(inside)}; {again}")
+    return meta
+
+
+def read_result(run: Run, name: str) -> Result:
+    """A result that is whole: its rows are those that its meta vouches for.
+
+    Raises UserError with the file, the line where there is one, and what mends it.
+    """
+    meta, path = read_meta(run, name), rows_file(run, name)
+    again = _again(run, name, meta)
+    rows = [ResultRow.of(value, where, again) for where, value in json_lines(path, again)]
+    if wrong := _disagreement(meta, rows, path):
+        raise UserError(f"{path}: {wrong}; {again}")
+    return Result(meta, rows)
+
+
+def _disagreement(meta: ResultMeta, rows: list[ResultRow], path: Path) -> str | None:
+    """How rows and meta differ, counts first: they say what was lost."""
+    expected, asked = meta.problems * meta.samples, Counter((row.id, row.sample) for row in rows)
+    if len(rows) != expected or not rows:
+        return f"{len(rows)} rows, its .meta.json says {expected}"
+    (first, times), samples = asked.most_common(1)[0], {sample for _, sample in asked}
+    if times > 1:
+        return f"{times} rows of {json_text.shown(first[0])}, sample {first[1]}"
+    if samples != set(range(meta.samples)):
+        return f"samples {sorted(samples)[:9]}, its .meta.json says {meta.samples} a problem"
+    for key, value in Totals.counted(rows):
+        if getattr(meta, key) != value:
+            return f"{key} is {value} in its rows, {getattr(meta, key)} in its .meta.json"
+    return None if sha256_file(path) == meta.rows_sha256 else "changed after its .meta.json"
+
+
+def json_lines(path: Path, mend: str) -> Iterator[tuple[str, object]]:
+    """(`FILE:LINE`, value) of each line. Raises UserError for one that is no JSON, or cut."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {mend}") from None
+    for number, line in enumerate(lines, 1):
+        yield f"{path}:{number}", parse_line(line, f"{path}:{number}", mend)
+
+
+def parse_line(line: bytes, where: str, mend: str) -> object:
+    try:
+        return json_text.parse(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not text (byte {error.start}); {mend}") from None
+    except ValueError as error:
+        raise UserError(f"{where}: broken line ({error}); {mend}") from None
+
+
+def _again(run: Run, name: str, meta: ResultMeta | None = None) -> str:
+    """What puts a damaged result right."""
+    asked = f"{meta.model} --mode {meta.mode} --benchmark {meta.benchmark}" if meta else "all"
+    command = f"python launch/evaluate.py --recipe {run.config} --model {asked}"
+    return f"delete {run.results / name}.* and run: {command}"

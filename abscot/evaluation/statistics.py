@@ -84,6 +84,7 @@ class Summary:
     problems: int
     samples: int
     accuracy: Interval | None  # of scores in 0..1; None: to be judged
+    accuracy_any: float | None  # the same with answers that stand in no closed box
     pass_at_k: float | None  # k = samples; None for one sample, or scores between right and wrong
     reasoning_tokens: float
     response_tokens: float
@@ -101,7 +102,7 @@ def summarise(
     problems = defaultdict(list)
     for row in rows:
         problems[row.id].append(row)
-    judged = all(row.correct is not None for row in rows)
+    judged = all(row.correct is not None and row.correct_any is not None for row in rows)
     scores = (
         {i: float(np.mean([r.correct for r in rs])) for i, rs in problems.items()} if judged else {}
     )
@@ -116,6 +117,7 @@ def summarise(
         problems=len(problems),
         samples=samples,
         accuracy=bootstrap_accuracy(list(scores.values())) if judged else None,
+        accuracy_any=_mean_of_problems(problems, "correct_any") if judged else None,
         pass_at_k=_pass_at_k(problems, samples),
         reasoning_tokens=float(np.mean([row.n_reasoning_tokens for row in rows])),
         response_tokens=float(np.mean([row.n_response_tokens for row in rows])),
@@ -127,6 +129,10 @@ def summarise(
         scores=scores,
         scorers=dict(Counter(row.scorer for row in rows)),
     )
+
+
+def _mean_of_problems(problems: dict[str, list[ResultRow]], name: str) -> float:
+    return float(np.mean([np.mean([getattr(r, name) for r in rs]) for rs in problems.values()]))
 
 
 def _pass_at_k(problems: dict[str, list[ResultRow]], k: int) -> float | None:

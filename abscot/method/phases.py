@@ -102,7 +102,7 @@ PHASES = {
             supervised="CY",
             trace_source=None,
             about="baseline: verbal CoT",
-            asked_in="verbal",
+            asked_in="thinking",
             label="SFT (CoT)",
         ),
         Phase(

@@ -11,15 +11,14 @@ from abscot.recipe.schema import Recipe
 
 
 def ladder_recipe(recipe: Recipe) -> Recipe:
-    """The recipe, its base asked verbally and directly, its rounds in mode abstract, whatever else
-    is asked.
+    """The recipe, its base asked for its reasoning in words, its rounds in mode abstract, whatever
+    else is asked.
     """
     config = recipe.eval
-    base_modes = list(dict.fromkeys(["verbal", "no_cot", *config.base_modes]))
+    in_words = [] if {"verbal", "thinking"} & set(config.base_modes) else ["verbal"]
     modes = list(dict.fromkeys(["abstract", *config.modes]))
-    return dataclasses.replace(
-        recipe, eval=dataclasses.replace(config, base_modes=base_modes, modes=modes)
-    )
+    asked = dataclasses.replace(config, base_modes=[*in_words, *config.base_modes], modes=modes)
+    return dataclasses.replace(recipe, eval=asked)
 
 
 def ladder_stages(recipe: Recipe) -> list[Stage]:

@@ -16,10 +16,11 @@ from abscot.method.lineage import answers_per_row, epochs_of, round_model, train
 from abscot.method.phases import baselines
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
-from abscot.reporting.published import PAPER_VERBAL, PAPER_WARM_UP
+from abscot.reporting import published
 from abscot.reporting.run_data import RunData
 
 NONE = "–"
+BASE_LABELS = {"verbal": "verbal CoT", "thinking": "thinking", "no_cot": "no CoT"}
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,21 @@ class Row:
     mode: str
     model: str
     trained: tuple[str, ...] = ()
-    paper: tuple[str, str] = (NONE, NONE)
 
 
 def ladder_rows(recipe: Recipe, run: Run) -> list[Row]:
+    """The base in the modes that the recipe asks it in, the baselines, every round's model."""
     made = [
-        Row("verbal CoT, base", "verbal", "base", paper=PAPER_VERBAL),
-        Row("no CoT, base", "no_cot", "base"),
+        Row(f"{label}, base", mode, "base")
+        for mode, label in BASE_LABELS.items()
+        if mode in recipe.eval.base_modes
     ]
     made += [Row(p.label, p.asked_in, p.name, (p.name,)) for p in baselines()]
     trained: tuple[str, ...] = ()
     for round_ in range(1, recipe.rounds + 1):
         trained += tuple(training.tag for training in trainings_of(recipe, run, round_))
-        paper = PAPER_WARM_UP if round_ == recipe.rounds else (NONE, NONE)
         model = round_model(recipe, run, round_).name
-        made.append(Row(f"Abstract-CoT, round {round_}", "abstract", model, trained, paper))
+        made.append(Row(f"Abstract-CoT, round {round_}", "abstract", model, trained))
     return made
 
 
@@ -71,22 +72,23 @@ def ladder_table(data: RunData) -> Table:
         "n",
         "accuracy %",
         "95% interval",
+        "any %",
         "against SFT (no CoT)",
         "reasoning",
         "total",
         "answers",
         "supervised",
-        "paper %",
-        "paper tokens",
     )
-    cells = []
+    shown = published.any_beside(data.recipe.eval.benchmarks)
+    columns, cells = (*columns, *[published.COLUMN] * shown), []
     for benchmark in data.recipe.eval.benchmarks:
         reference = data.of("no_cot", "sft_no_cot", benchmark)
         for row in ladder_rows(data.recipe, data.run):
             found = data.of(row.mode, row.model, benchmark)
-            spent = _spent(data, row)
+            beside = published.beside(row.mode, row.model, benchmark) or NONE
+            behind = (*_spent(data, row), *[beside] * shown)
             if found is None or found.accuracy is None:
-                cells.append((row.label, benchmark, "missing", *[NONE] * 5, *spent, *row.paper))
+                cells.append((row.label, benchmark, "missing", *[NONE] * 6, *behind))
                 continue
             difference = NONE
             if (
@@ -96,8 +98,9 @@ def ladder_table(data: RunData) -> Table:
             ):
                 difference = _points(paired_difference(found.scores, reference.scores)[0])
             tokens = (f"{found.reasoning_tokens:.1f}", f"{found.total_tokens.value:.1f}")
-            right = (str(found.problems), *_percent(found.accuracy), difference)
-            cells.append((row.label, benchmark, *right, *tokens, *spent, *row.paper))
+            any_ = f"{100 * found.accuracy_any:.1f}"
+            right = (str(found.problems), *_percent(found.accuracy), any_, difference)
+            cells.append((row.label, benchmark, *right, *tokens, *behind))
     return Table(
         columns, tuple(cells), 2, frozenset(i for i, c in enumerate(cells) if c[2] == "missing")
     )

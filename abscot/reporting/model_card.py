@@ -8,6 +8,7 @@ from string import Template
 from abscot.common import files
 from abscot.common.table import Table
 from abscot.evaluation.benchmarks import BENCHMARKS
+from abscot.evaluation.modes import answer_tokens, trace_rules
 from abscot.evaluation.statistics import Summary
 from abscot.method.lineage import round_model
 from abscot.method.phases import baselines
@@ -15,7 +16,7 @@ from abscot.method.vocab import codebook_tokens
 from abscot.model.shape import max_position
 from abscot.recipe.load import ROOT, local_path
 from abscot.recipe.schema import Recipe
-from abscot.reporting.published import PUBLISHED
+from abscot.reporting import published
 from abscot.reporting.run_data import RunData
 
 BODY = Template(r"""
@@ -32,9 +33,10 @@ It was trained from $base with the warm-up of Abstract Chain-of-Thought
 
 $results
 
-Accuracy with its 95% interval (bootstrap over problems); tokens are means over answers, counted from ids.
+Accuracy with its 95% interval (bootstrap over problems), of answers in a closed `\boxed{}` where mathematics
+or a choice is asked; any: with answers that stand in no box. Tokens are means over answers, counted from ids.
 
-Published numbers, MATH-500 with Qwen3-4B, for reference; they compare only with that benchmark and base:
+Published numbers, MATH-500 with Qwen3-4B, for reference; they compare only with that benchmark, base and mode:
 
 $published
 
@@ -67,7 +69,7 @@ def main():
 
     # Stage 1, the trace: abstract tokens only, then the end.
     think = SamplingParams(
-        temperature=0.0,
+        $trace_vllm,
         min_tokens=$m_min,
         max_tokens=$m_max,
         allowed_token_ids=[*codebook, end],
@@ -77,7 +79,7 @@ def main():
     trace = [token for token in output.token_ids if token != end]
 
     # Stage 2, the answer: decoded freely after the trace.
-    answer = SamplingParams(temperature=0.0, max_tokens=$max_answer_tokens)
+    answer = SamplingParams($answer_vllm, max_tokens=$max_answer_tokens)
     output = llm.generate({"prompt_token_ids": [*prefix, *trace, end, *newline]}, answer)[0].outputs[0]
     print("trace:", " ".join(tokenizer.convert_ids_to_tokens(trace)))
     print("answer:", output.text)
@@ -109,13 +111,14 @@ prefix = tokenizer.encode(chat, add_special_tokens=False) + [begin]
 
 def generate(ids, **options):
     inputs = torch.tensor([ids], device=model.device)
-    output = model.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False, **options)
+    output = model.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
     return output[0, len(ids) :].tolist()
 
 
 # Stage 1, the trace: abstract tokens only, then the end.
 trace = generate(
     prefix,
+    $trace_transformers,
     min_new_tokens=$m_min,
     max_new_tokens=$m_max,
     eos_token_id=end,
@@ -124,7 +127,7 @@ trace = generate(
 trace = [token for token in trace if token != end]
 
 # Stage 2, the answer: decoded freely after the trace.
-answer = generate([*prefix, *trace, end, *newline], max_new_tokens=$max_answer_tokens)
+answer = generate([*prefix, *trace, end, *newline], $answer_transformers, max_new_tokens=$max_answer_tokens)
 print("trace:", " ".join(tokenizer.convert_ids_to_tokens(trace)))
 print("answer:", tokenizer.decode(answer, skip_special_tokens=True))
 ```
@@ -169,6 +172,7 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         if recipe.data.system_prompt
         else []
     )
+    config, rules = recipe.eval, trace_rules(recipe, "abstract")
     body = BODY.substitute(
         title=recipe.name,
         base=f"`{recipe.model.base}`"
@@ -182,18 +186,27 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         results=_results(
             [s for s in data.scored if s.model in ("base", final, *(p.name for p in baselines()))]
         ),
-        published=PUBLISHED,
+        published=published.PUBLISHED.markdown(),
         model_id=json.dumps(model_id),
         context_tokens=context_tokens,
         messages=_python_list([*system, question]),
-        m_min=recipe.traces.m_min,
-        m_max=recipe.traces.m_max,
-        max_answer_tokens=recipe.eval.max_answer_tokens,
+        m_min=rules.m_min,
+        m_max=rules.m_max,
+        max_answer_tokens=answer_tokens(config, "abstract"),
+        **_sampling("trace", rules.temperature, rules.top_p),
+        **_sampling("answer", config.answer_temperature, config.answer_top_p),
         data_source=f"`{recipe.data.source}`"
         if recipe.data.source != "world"
         else "problems made from a seed",
     )
     return data.without_secrets(_header(recipe, cells) + body)
+
+
+def _sampling(stage: str, temperature: float, top_p: float) -> dict[str, str]:
+    """How a stage of the snippets is decoded, as arguments of either library."""
+    rule = f"temperature={temperature}, top_p={top_p}" if temperature else "temperature=0.0"
+    sampled = f"do_sample=True, {rule}, top_k=0" if temperature else "do_sample=False"
+    return {f"{stage}_vllm": rule, f"{stage}_transformers": sampled}
 
 
 def _header(recipe: Recipe, cells: list[Summary]) -> str:
@@ -254,6 +267,7 @@ def _license(base: str) -> dict[str, str]:
 def _results(cells: list[Summary]) -> str:
     if not cells:
         return "Not evaluated yet."
+    shown = published.any_beside(s.benchmark for s in cells)
     rows = [
         (
             s.mode,
@@ -262,20 +276,15 @@ def _results(cells: list[Summary]) -> str:
             str(s.problems),
             f"{100 * s.accuracy.value:.1f} [{100 * s.accuracy.low:.1f}, "
             f"{100 * s.accuracy.high:.1f}]",
+            f"{100 * s.accuracy_any:.1f}",
             f"{s.reasoning_tokens:.1f}",
             f"{s.total_tokens.value:.1f}",
+            *[published.beside(s.mode, s.model, s.benchmark)] * shown,
         )
         for s in cells
     ]
-    columns = (
-        "mode",
-        "model",
-        "benchmark",
-        "problems",
-        "accuracy, %",
-        "reasoning tokens",
-        "all tokens",
-    )
+    columns = ("mode", "model", "benchmark", "problems", "accuracy, %", "any, %")
+    columns += ("reasoning tokens", "all tokens", *["published, % @ tokens"] * shown)
     return Table(columns, tuple(rows), 3).markdown()
 
 

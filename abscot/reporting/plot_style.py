@@ -20,6 +20,7 @@ LOSS = {
 PHASE = ("#1f8a84", "#d98e1f", "#8c6bb1", "#7fb069")  # of the loop, in order
 MODE = {
     "verbal": "#5b6675",
+    "thinking": "#c98b2b",
     "no_cot": "#9467a9",
     "pause": "#a07d3b",
     "abstract": "#2166ac",

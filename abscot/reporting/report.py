@@ -19,7 +19,8 @@ from abscot.reporting.blocks import (
     to_markdown,
 )
 from abscot.reporting.ladder import channel_table, equalised, is_run, ladder_table
-from abscot.reporting.published import PAPER
+from abscot.reporting.published import NOTE as PUBLISHED_NOTE
+from abscot.reporting.published import any_beside
 from abscot.reporting.run_data import RunData, read
 from abscot.reporting.tables import (
     data_blocks,
@@ -33,9 +34,11 @@ from abscot.reporting.tables import (
 )
 
 RESULTS_NOTE = (
-    "Accuracy with its 95% interval: bootstrap over problems. Tokens are means, counted from ids: "
-    "reasoning, response, total; per correct: all generated tokens over right answers; cut: "
-    "answers at their limit."
+    "Accuracy with its 95% interval: bootstrap over problems; of mathematics and choices the last "
+    "\\boxed{} alone counts. Any: accuracy with answers that stand in no closed box. Tokens are "
+    "means, counted from ids: reasoning (a trace with its delimiters, or a thought), response (the "
+    "rest; in mode verbal all of it), total; per correct: all generated tokens over right answers; "
+    "cut: answers at their limit."
 )
 
 
@@ -84,7 +87,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         Heading("Results"),
         results_table(data),
         Paragraph(RESULTS_NOTE, note=True),
-        Paragraph(PAPER, note=True),
+        *[Paragraph(PUBLISHED_NOTE, note=True)] * any_beside(recipe.eval.benchmarks),
         *figure("accuracy_tokens.png"),
         *figure("rounds.png"),
         *_ladder(data),
@@ -113,22 +116,19 @@ def _subtitle(recipe: Recipe) -> str:
 
 
 def _headline(data: RunData) -> list[str]:
-    """The last model against the verbal baseline, a sentence per benchmark."""
+    """The last model against the base that reasons in words, a sentence per benchmark."""
     final = round_model(data.recipe, data.run, data.recipe.rounds).name
     lines = []
     for benchmark in data.recipe.eval.benchmarks:
-        abstract, verbal = (
-            data.of("abstract", final, benchmark),
-            data.of("verbal", "base", benchmark),
-        )
-        if not (abstract and verbal and abstract.accuracy and verbal.accuracy):
+        abstract, words = data.of("abstract", final, benchmark), data.baseline(benchmark)
+        if not (abstract and abstract.accuracy and words):
             continue
-        ratio = verbal.total_tokens.value / max(abstract.total_tokens.value, 1)
+        ratio = words.total_tokens.value / max(abstract.total_tokens.value, 1)
         lines.append(
             f"{benchmark}: after round {data.recipe.rounds}, "
             f"{percent_interval(abstract.accuracy)}% right with {abstract.total_tokens.value:.1f} "
-            f"tokens per answer; verbal CoT of the base {percent_interval(verbal.accuracy)}% with "
-            f"{verbal.total_tokens.value:.1f} ({ratio:.1f}x as many)."
+            f"tokens per answer; the base in mode {words.mode} {percent_interval(words.accuracy)}% "
+            f"with {words.total_tokens.value:.1f} ({ratio:.1f}x as many)."
         )
     return lines
 
@@ -153,8 +153,7 @@ def _ladder(data: RunData) -> list[Block]:
     if is_run(data):
         note = (
             f"{equalised(data.recipe)} Answers and supervised tokens: what the train logs count "
-            "behind the base. The difference to SFT (no CoT) is paired, in points; the paper's "
-            "numbers are of MATH-500 with Qwen3-4B."
+            "behind the base. The difference to SFT (no CoT) is paired, in points."
         )
         blocks += [Heading("The ladder", 3), ladder_table(data), Paragraph(note, note=True)]
     channel = channel_table(data)

@@ -10,7 +10,7 @@ from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.common.secrets import redacted, secrets_in
 from abscot.data.manifest import Manifest
-from abscot.evaluation.results import AGAIN, ResultMeta, ResultRow, read_rows, rows_file
+from abscot.evaluation.results import ResultMeta, ResultRow, read_result
 from abscot.evaluation.statistics import Summary, summarise
 from abscot.generation.trace_set import stats_of
 from abscot.method.lineage import Training, baseline_trainings, round_models, trainings
@@ -21,6 +21,7 @@ from abscot.training.record import TrainLog
 # The order of modes in tables.
 MODE_ORDER = (
     "verbal",
+    "thinking",
     "no_cot",
     "pause",
     "abstract",
@@ -28,6 +29,9 @@ MODE_ORDER = (
     "abstract_truncated",
     "channel",
 )
+
+# How the base reasons in words, the published way first.
+BASELINE_MODES = ("verbal", "thinking")
 
 
 @dataclass
@@ -90,6 +94,11 @@ class RunData:
             None,
         )
 
+    def baseline(self, benchmark: str) -> Summary | None:
+        """The base with its reasoning in words: `verbal` where it was asked so, else `thinking`."""
+        found = (self.of(mode, "base", benchmark) for mode in BASELINE_MODES)
+        return next((s for s in found if s and s.accuracy), None)
+
 
 def _config_tree(run: Run) -> dict:
     return yaml.safe_load(run.config.read_text())
@@ -126,19 +135,12 @@ def _json(path: Path):
 
 
 def _read_results(data: RunData, meta_path: Path) -> None:
-    """One cell. The meta file is written last, so a cell that has one is whole."""
-    meta = ResultMeta.read(meta_path, AGAIN)
-    path = rows_file(data.run, meta_path.name.removesuffix(".meta.json"))
-    if not path.is_file():
-        raise UserError(
-            f"{path}: missing beside its .meta.json; delete that and run launch/evaluate.py again"
-        )
-    rows, key = read_rows(path), (meta.mode, meta.model, meta.benchmark)
+    """One cell. The meta file is written last, so a cell that has one is whole, or damaged."""
+    meta, rows = read_result(data.run, meta_path.name.removesuffix(".meta.json"))
+    mode, model, benchmark = key = meta.mode, meta.model, meta.benchmark
     data.metas[key], data.rows[key] = meta, rows
-    if rows:
-        mode, model, benchmark = key
-        of = {"mode": mode, "model": model, "benchmark": benchmark, "round": meta.round or 0}
-        data.summaries.append(summarise(rows, **of))
+    of = {"mode": mode, "model": model, "benchmark": benchmark, "round": meta.round or 0}
+    data.summaries.append(summarise(rows, **of))
 
 
 def _missing_cells(data: RunData) -> list[tuple[str, str, str, int]]:

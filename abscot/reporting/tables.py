@@ -10,6 +10,7 @@ from abscot.common.log import format_s
 from abscot.common.table import Table
 from abscot.evaluation.results import ResultRow
 from abscot.evaluation.statistics import Interval, Summary, paired_difference
+from abscot.reporting import published
 from abscot.reporting.blocks import Block, Code, Heading, Paragraph
 from abscot.reporting.run_data import RunData, order
 from abscot.training.record import TrainLog, TrainLogMeta
@@ -36,15 +37,16 @@ def percent_interval(interval: Interval) -> str:
 
 def results_table(data: RunData) -> Table:
     sampled = any(s.pass_at_k is not None for s in data.summaries)
-    columns = ["mode", "model", "benchmark", "n", "accuracy %", "95% interval"]
+    columns = ["mode", "model", "benchmark", "n", "accuracy %", "95% interval", "any %"]
     columns += ["pass@k %"] * sampled + ["reasoning", "response", "total", "per correct", "cut %"]
-    cells = [
-        (order(data.recipe, s.mode, s.model, s.benchmark, s.round), _cell(s, sampled))
-        for s in data.summaries
-    ]
-    for mode, model, benchmark, round_ in data.missing:
-        blank = (mode, model, benchmark, "missing", *[NONE] * (len(columns) - 4))
-        cells.append((order(data.recipe, mode, model, benchmark, round_), blank))
+    asked = [(s.mode, s.model, s.benchmark, s.round) for s in data.summaries]
+    blank = ("missing", *[NONE] * (len(columns) - 4))
+    cells = [(key, _cell(s, sampled)) for key, s in zip(asked, data.summaries, strict=True)]
+    cells += [(key, (*key[:3], *blank)) for key in data.missing]
+    if published.any_beside(key[2] for key, _ in cells):
+        columns.append(published.COLUMN)
+        cells = [(key, (*cell, published.beside(*key[:3]) or NONE)) for key, cell in cells]
+    cells = [(order(data.recipe, *key), cell) for key, cell in cells]
     rows = tuple(cell for _, cell in sorted(cells))
     return Table(
         tuple(columns), rows, 3, frozenset(i for i, row in enumerate(rows) if row[3] == "missing")
@@ -56,6 +58,7 @@ def _cell(s: Summary, sampled: bool) -> tuple[str, ...]:
         percent_interval(s.accuracy).partition(" ") if s.accuracy else ("to be judged", "", NONE)
     )
     passed = [NONE if s.pass_at_k is None else f"{100 * s.pass_at_k:.1f}"] * sampled
+    any_ = f"{100 * s.accuracy_any:.1f}" if s.accuracy else NONE
     n = f"{s.problems}" if s.samples == 1 else f"{s.problems} x {s.samples}"
     tokens = [s.reasoning_tokens, s.response_tokens, s.total_tokens.value, s.tokens_per_correct]
     tokens = [NONE if t is None else f"{t:.1f}" if t < 1000 else f"{t:.0f}" for t in tokens]
@@ -66,6 +69,7 @@ def _cell(s: Summary, sampled: bool) -> tuple[str, ...]:
         n,
         percent,
         interval,
+        any_,
         *passed,
         *tokens,
         f"{100 * s.truncated:.1f}",
@@ -73,8 +77,8 @@ def _cell(s: Summary, sampled: bool) -> tuple[str, ...]:
 
 
 def difference_blocks(data: RunData) -> list[Block]:
-    """Each abstract model against the one before it and against the verbal baseline, problem by
-    problem.
+    """Each abstract model against the one before it, and the last one against the base that reasons
+    in words, problem by problem.
     """
     rows = []
     for benchmark in dict.fromkeys(s.benchmark for s in data.summaries):
@@ -83,9 +87,9 @@ def difference_blocks(data: RunData) -> list[Block]:
             for s in data.summaries
             if s.benchmark == benchmark and s.mode == "abstract" and s.round
         ]
-        verbal = data.of("verbal", "base", benchmark)
+        words = data.baseline(benchmark)
         pairs = [(b, a) for a, b in zip(chain, chain[1:], strict=False)] + [
-            (s, verbal) for s in chain[-1:] if verbal
+            (s, words) for s in chain[-1:] if words
         ]
         for new, old in pairs:
             if new.scores.keys() & old.scores.keys():
@@ -294,7 +298,7 @@ def _evaluation_table(data: RunData) -> Table:
                 ", ".join(f"{name} {n}" for name, n in sorted(s.scorers.items())),
                 meta.model_fingerprint,
                 _number(meta.seed),
-                _number(meta.temperature),
+                meta.decoding,
                 _number(meta.tokens_per_s),
                 _prefill(meta.prompt_tokens_computed),
                 format_s(meta.wall_s),
@@ -307,7 +311,7 @@ def _evaluation_table(data: RunData) -> Table:
         "answers found by",
         "fingerprint",
         "seed",
-        "temperature",
+        "decoding",
         "tokens/s",
         "prompt tokens computed",
         "time",

@@ -258,7 +258,7 @@ def evaluation_cell_killed(drill: Drill) -> None:
         "--set",
         "eval.base_modes=[no_cot]",
         "--set",
-        "eval.temperature=1.0",
+        "eval.answer_temperature=1.0",
     ]
     job = drill.cluster.sbatch("--array=0-3%2", "slurm/eval.sbatch", *drill.overrides, *sampled)
     until(lambda: any(drill.run.results.glob(".*_base_*.0.partial")), DRILL_S)

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.vllm]
 
 def test_every_stage_is_done_and_the_table_is_printed(small_run):
     assert all(stage.done() for stage in stages_of(small_run.recipe))
-    for words in ("verbal", "abstract", "index.html"):
+    for words in ("thinking", "abstract", "index.html"):
         assert words in small_run.output
     assert (small_run.run.report / "report.md").stat().st_size > 1000
     html = (small_run.run.report / "index.html").read_text()

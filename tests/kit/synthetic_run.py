@@ -12,6 +12,7 @@ from abscot.evaluation.results import (
     Environment,
     ResultMeta,
     ResultRow,
+    Totals,
     meta_file,
     result_name,
     rows_file,
@@ -30,8 +31,8 @@ BENCHMARKS = ("world", "gsm8k")
 
 
 def make_run(root: Path, rounds: int = 3, name: str = "synthetic", **overrides) -> Run:
-    """A finished run's files, made from a seed: verbal CoT 93% right, each round better with fewer
-    tokens.
+    """A finished run's files, made from a seed: the base's reasoning in words 93% right, each round
+    better with fewer tokens.
     """
     settings = {
         "name": name,
@@ -83,10 +84,12 @@ def add_results(
     **change,
 ):
     draw = rng(mode, model, benchmark)
-    chance, reasoning = {"verbal": (0.93, 140), "no_cot": (0.22, 0)}.get(
+    chance, reasoning = {"verbal": (0.93, 140), "thinking": (0.93, 140), "no_cot": (0.22, 0)}.get(
         mode, (0.35 + 0.12 * round_, 18 - 3 * round_)
     )
     rows = []
+    if "correct" in change:
+        change.setdefault("correct_any", change["correct"])
     for index in range(problems):
         for sample in range(samples):
             n_reasoning = int(draw.poisson(reasoning))
@@ -111,6 +114,7 @@ def add_results(
                 n_total_tokens=n_reasoning + n_response,
                 prediction=str(answer),
                 correct=float(correct),
+                correct_any=float(correct),
                 scorer="math-verify",
             )
             rows.append(row.model_copy(update=change))
@@ -125,21 +129,19 @@ def add_results(
         model_fingerprint="0123456789abcdef",
         seed=0,
         samples=samples,
-        temperature=0.0,
-        top_p=1.0,
         limit=None,
-        max_reasoning_tokens=4096,
+        max_reasoning_tokens=0,
         max_answer_tokens=1024,
-        m_min=4,
-        m_max=128,
-        problems=problems,
-        accuracy=0.5,
-        mean_total_tokens=20.0,
+        answer_temperature=0.0,
+        answer_top_p=1.0,
+        trace_temperature=0.0 if mode == "abstract" else None,
+        trace_top_p=1.0 if mode == "abstract" else None,
+        m_min=4 if mode == "abstract" else None,
+        m_max=128 if mode == "abstract" else None,
+        **dict(Totals.counted(rows)),
+        rows_sha256=files.sha256_file(rows_file(run, name)),
         wall_s=12.5,
         tokens_per_s=800.0,
-        cut_prompts=0,
-        unfinished_answers=0,
-        abstract_tokens_in_responses=0,
         environment=Environment(engine="VllmEngine", dtype="bfloat16", device="a CPU"),
         prompt_tokens_computed=[1000],
     )

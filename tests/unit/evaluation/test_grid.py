@@ -21,7 +21,8 @@ def grid_of(tmp_path):
 
 def test_cells_are_the_product_and_have_numbers(grid_of):
     grid = grid_of(
-        "{models: [base, final], benchmarks: [world, gsm8k], seeds: 3}", "eval.temperature=1.0"
+        "{models: [base, final], benchmarks: [world, gsm8k], seeds: 3}",
+        "eval.answer_temperature=1.0",
     )
     cells = grid.cells()
     assert len(cells) == len(set(cells)) == 12
@@ -31,9 +32,7 @@ def test_cells_are_the_product_and_have_numbers(grid_of):
 
 
 def test_what_is_left_out_is_the_recipes(grid_of):
-    recipe = load_recipe(
-        None, ["rounds=2", "eval.samples=2", "eval.temperature=1.0", "eval.answer_temperature=1.0"]
-    )
+    recipe = load_recipe(None, ["rounds=2", "eval.samples=2", "eval.answer_temperature=1.0"])
     assert [str(cell) for cell in Grid.of(recipe, None).cells()] == [
         f"{model} world seed {seed}" for model in ("base", "round1", "final") for seed in (0, 1)
     ]

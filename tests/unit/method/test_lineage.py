@@ -73,13 +73,13 @@ def test_models_by_their_names(tmp_path):
     }
     abstract = ("abstract", "abstract_permuted")
     assert found == {
-        "base": (0, ("verbal", "no_cot")),
+        "base": (0, ("thinking", "no_cot")),
         "round1": (1, abstract),
         "final": (2, abstract),
         "pi1_phaseA": (1, ("channel",)),
         "pi2_phaseA": (2, ("channel",)),
         "sft_no_cot": (None, ("no_cot",)),
-        "sft_cot": (None, ("verbal",)),
+        "sft_cot": (None, ("thinking",)),
         "pause": (None, ("pause",)),
     }
     with pytest.raises(UserError, match="--model round2: expected all, one of base, round1, final"):
