@@ -227,8 +227,6 @@ class EvalConfig:
     base_modes: Each[ModeName] = field(default_factory=lambda: ["verbal"])  # of the base model
     limit: Count | None = None  # problems per benchmark; null: all
     samples: Few = 1  # answers per problem
-    temperature: Temperature = 0.0  # 0: greedy
-    top_p: Rate = 1.0  # of sampled answers
     trace_temperature: Temperature = 0.0  # of a trace that an answer is asked behind; 0: greedy
     trace_top_p: Rate = 1.0  # of such a trace
     m_min: Amount | None = None  # codebook tokens of such a trace, at least; null: traces.m_min

@@ -22,6 +22,7 @@ FILES = {
     "unknown key below": ("train:\n  lr: 1e-4\n  learning_rate: 1\n", ":3:", "train.learning_rate"),
     "key of another section": ("traces:\n  lr: 1\n", ":2:", "traces.lr"),
     "key that has moved": ("train:\n  beta1: 0.9\n", ":2:", "optimizer.beta1"),
+    "eval key that has moved": ("eval:\n  temperature: 1\n", ":2:", "eval.answer_temperature"),
     "section twice": (
         "train:\n  lr: 1e-4\nname: x\ntrain:\n  epochs: 2\n",
         ":4:",

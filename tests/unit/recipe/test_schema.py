@@ -9,6 +9,7 @@ import pytest
 
 from abscot.data.formats import ADAPTERS
 from abscot.evaluation.benchmarks import BENCHMARKS
+from abscot.evaluation.modes import MODES
 from abscot.method.phases import PHASES
 from abscot.model.attention import BACKENDS
 from abscot.recipe import schema
@@ -30,12 +31,13 @@ def test_every_key_has_a_word_of_explanation():
     "names, table",
     [
         (schema.PhaseName, PHASES),
+        (schema.ModeName, MODES),
         (schema.BenchmarkName, BENCHMARKS),
         (typing.get_type_hints(schema.DataConfig)["format"], ADAPTERS),
         (typing.get_type_hints(schema.ModelConfig)["attention"], {"auto": None, **BACKENDS}),
         (typing.get_type_hints(schema.OptimizerConfig)["name"], OPTIMIZERS),
     ],
-    ids="phases benchmarks formats attention optimizers".split(),
+    ids="phases modes benchmarks formats attention optimizers".split(),
 )
 def test_a_recipe_chooses_from_the_tables(names, table):
     assert set(typing.get_args(names)) == set(table)
