@@ -12,7 +12,6 @@ from abscot.evaluation.modes import (
     MODES,
     Question,
     answer_tokens,
-    check_modes,
     reasoning_tokens,
     trace_rules,
 )
@@ -119,7 +118,6 @@ def jobs_of(
     Raises UserError for an unknown mode or benchmark, for a model that is not there yet or does not
     load, and for a mode that a model without abstract tokens cannot be asked in.
     """
-    check_modes(recipe.eval)
     names = names or recipe.eval.benchmarks
     asked = model_named(recipe, run, model) or _from_elsewhere(recipe, run, model)
     modes = list(asked.modes) if modes is None else modes

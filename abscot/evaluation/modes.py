@@ -86,13 +86,6 @@ MODES = {
 }
 
 
-def check_modes(config: EvalConfig) -> None:
-    """Raises UserError for a name in section `eval` that is no mode's."""
-    for key in ("modes", "base_modes", "mode_answer_tokens"):
-        if unknown := [name for name in getattr(config, key) if name not in MODES]:
-            raise UserError(f"eval.{key}: no mode {unknown[0]}; expected one of {', '.join(MODES)}")
-
-
 def answer_tokens(config: EvalConfig, mode: str) -> int:
     """The most tokens of what is neither a trace nor a thought."""
     return config.mode_answer_tokens.get(mode, config.max_answer_tokens)
@@ -104,17 +97,12 @@ def reasoning_tokens(config: EvalConfig, mode: str) -> int:
 
 
 def trace_rules(recipe: Recipe, mode: str) -> TraceConfig:
-    """How the traces of a mode are sampled. Raises UserError where m_min is above m_max."""
+    """How the traces of a mode are sampled."""
     config, traces = recipe.eval, recipe.traces
     if MODES[mode].cot:
         return traces
     m_min = traces.m_min if config.m_min is None else config.m_min
     m_max = traces.m_max if config.m_max is None else config.m_max
-    if not 0 <= m_min <= m_max:
-        raise UserError(
-            f"eval.m_min: expected 0 <= m_min <= m_max, found {m_min} and {m_max}; set eval.m_min "
-            "and eval.m_max (null: those of section traces)"
-        )
     return TraceConfig(
         m_min=m_min, m_max=m_max, temperature=config.trace_temperature, top_p=config.trace_top_p
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.common.record import shown
-from abscot.evaluation.results import AGAIN, ResultMeta, rows_file
+from abscot.evaluation.results import read_result, rows_file
 from abscot.method.lineage import baseline_trainings, round_model, trainings
 from abscot.model.shape import max_position
 from abscot.recipe.run import Run
@@ -126,8 +126,9 @@ def _sealed(run: Run, *directories: Path) -> dict[Path, str | None]:
 def _results(run: Run) -> Iterator[Path]:
     """Each cell's meta file, its rows, and its answers as AlpacaEval reads them."""
     for meta in sorted(run.results.glob("*.meta.json")):
-        ResultMeta.read(meta, AGAIN)
-        rows = rows_file(run, meta.name.removesuffix(".meta.json"))
+        name = meta.name.removesuffix(".meta.json")
+        read_result(run, name)  # whole, or refused
+        rows = rows_file(run, name)
         yield from (meta, rows)
         if (answers := rows.with_suffix(".answers.json")).is_file():
             yield answers

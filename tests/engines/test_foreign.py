@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from abscot.common import files
 from abscot.data.chat import ChatTokenizer
-from abscot.evaluation.results import ResultMeta, read_rows
+from abscot.evaluation.results import read_result
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.extend import check_base, extend_base
@@ -96,8 +96,9 @@ def test_it_is_asked_by_vllm_where_no_base_was_made(published, tmp_path):
     assert done.returncode == 0, done.stdout
     (meta,) = run.results.glob("*.meta.json")
     assert meta.name == f"abstract_{name_of(str(published))}_world.meta.json"
-    assert ResultMeta.read(meta).problems == 5 and not run.base.exists()
-    rows = read_rows(meta.with_name(meta.name.replace(".meta.json", ".jsonl")))
+    result = read_result(run, meta.name.removesuffix(".meta.json"))
+    assert result.meta.problems == 5 and not run.base.exists()
+    rows = result.rows
     assert {len(row.trace_ids) for row in rows} <= set(range(2, 13))
     again = launch("evaluate.py", *arguments)
     assert again.returncode == 0 and "already done" in again.stdout, again.stdout

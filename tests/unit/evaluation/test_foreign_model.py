@@ -6,7 +6,7 @@ import pytest
 
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import jobs_of
-from abscot.evaluation.results import ResultMeta, read_rows
+from abscot.evaluation.results import read_result
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.model.foreign import make
 from abscot.recipe.run import Run
@@ -33,10 +33,9 @@ def test_a_published_checkpoint_is_asked_where_the_run_has_made_nothing(publishe
         make(model, recipe)
         evaluate(jobs, engine=TransformersEngine(model.directory, recipe.inference))
         assert all(job.done() for job in jobs)
-        meta = ResultMeta.read(jobs[0].meta)
+        meta, rows = read_result(run, jobs[0].name)
         assert (meta.model, meta.round) == (model.name, None)
         assert meta.model_fingerprint == model.fingerprint
-        rows = read_rows(jobs[0].result)
         assert len(rows) == 5 and all(row.trace_tokens[0].startswith("<TOKEN_") for row in rows)
         answers[name] = [(row.trace_ids, row.response) for row in rows]
     assert answers["final"] == answers["adapters/pi1_phaseA"]  # the one is the other, merged
