@@ -102,6 +102,7 @@ def test_a_result_agrees_on_all_that_shapes_it_and_on_nothing_else(tiny_run):
     recipe, run, _ = tiny_run
 
     def identity(mode, **keys):
+        keys = {"answer_temperature": 0.3, **keys}  # greedy samples would all be the same
         config = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, **keys))
         (job,) = jobs_of(config, run, "base", [mode], ["world"])
         return job.identity()
@@ -128,23 +129,6 @@ def test_a_result_agrees_on_all_that_shapes_it_and_on_nothing_else(tiny_run):
     assert matters("verbal") == [False] * 4 + [True] * 6 + [False]
     assert matters("thinking") == [False] * 4 + [True] * 3 + [False] + [True] * 3
     assert matters("pause") == [False] * 3 + [True] * 4 + [False] + [True] * 2 + [False]
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"modes": ["nonsense"]}, "eval.modes: no mode nonsense; expected one of verbal, thinking"),
-        ({"base_modes": ["Verbal"]}, "eval.base_modes: no mode Verbal"),
-        ({"mode_answer_tokens": {"chain": 5}}, "eval.mode_answer_tokens: no mode chain"),
-        ({"m_min": 13}, "eval.m_min: expected 0 <= m_min <= m_max, found 13 and 12"),
-        ({"m_max": 1}, "eval.m_min: expected 0 <= m_min <= m_max, found 2 and 1"),
-    ],
-)
-def test_names_and_bounds_that_cannot_be_are_refused(tiny_run, keys, message):
-    recipe, run, _ = tiny_run
-    recipe = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, **keys))
-    with pytest.raises(UserError, match=message):
-        jobs_of(recipe, run, "base", ["abstract"], None)[0].identity()
 
 
 def test_the_protocol_of_evaluation_shapes_no_run(tmp_path):

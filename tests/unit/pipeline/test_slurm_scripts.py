@@ -56,7 +56,7 @@ def test_the_submission_of_eight_nodes_is_printed_whole():
     tasks = [words[1] for words in runs if words[0] == "srun"]
     assert tasks == ["--ntasks=64"] * 12  # two trace sets and two trainings a round
     assert (
-        "--array=0-7 --gpus-per-node=1 slurm/eval.sbatch" in jobs[4]
+        "--array=0-3 --gpus-per-node=1 slurm/eval.sbatch" in jobs[4]
         and done.stdout.count("    cell ") == 8
     )
     assert "    cell 7  final gsm8k seed 0\n" in done.stdout

@@ -6,7 +6,7 @@ import torch
 import torch.multiprocessing
 
 from abscot.common.errors import DamagedInput, UserError
-from abscot.common.process import free_port
+from abscot.common.process import free_port, leave
 from abscot.training.together import on_all_ranks, on_first_rank
 
 
@@ -26,6 +26,7 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
     except UserError as error:
         assert str(error) == f"a file: damaged; delete {folder}"
         open(f"{folder}/{rank}", "w").close()
+    leave(0)
 
 
 def test_an_error_of_one_rank_is_raised_on_all(tmp_path):
