@@ -21,9 +21,9 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--model",
         metavar="NAME|PATH|HUB_ID",
-        help="base, round1, .., final, a baseline (sft_cot), a phase of a round (pi1_phaseA), or "
-        "all (default: final, or the grid's); or any other model or adapter, by its directory or "
-        "hub id",
+        help="base, round1, .., final, a baseline (sft_cot), a phase of a round (pi1_phaseA), a "
+        "phase on its way (pi1_phaseA_step100), or all (default: final, or the grid's); or any "
+        "other model or adapter, by its directory or hub id",
     )
     add("--mode", action="append", help="instead of the recipe's modes (repeatable)")
     add("--benchmark", action="append", help="instead of the recipe's benchmarks (repeatable)")

@@ -4,8 +4,8 @@ differs.
   python tests/chaos.py --kills 20 --seed 0 [--dir DIR]      about ten minutes on two cores
 
 Two ZeRO-3 ranks train a tiny phase A, once undisturbed and once killed with SIGKILL at random
-moments: in the start, between steps, in a save, in the export. Ends with one line of JSON; exit
-code 1 where anything differs.
+moments: in the start, between steps, in a save, in an export on its way (every third step) and in
+the last. Ends with one line of JSON; exit code 1 where anything differs.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from abscot.training.audit import audit
+from kit.tiny_run import training_of
 from kit.training_run import (
     TAG,
     ask_to_stop,
@@ -64,6 +65,8 @@ def disturb(recipe, run, moment: str, draw: random.Random) -> bool:
             return saved_step(run) > before and any(folder.glob(".step_*.partial"))
         if moment == "export":
             return any(folder.glob(".export.partial")) or (folder / "export").exists()
+        if moment == "on the way":
+            return any((run.root / "intermediate").glob(".*.partial"))
         return saved_step(run) >= goal
 
     if moment == "start":
@@ -94,7 +97,9 @@ def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
     run of as many epochs.
     """
     draw, shared = random.Random(seed), shared_memory()
-    recipe, run = make(root, epochs=reference[0].train.epochs, checkpoint_every_steps=1)
+    recipe, run = make(
+        root, epochs=reference[0].train.epochs, checkpoint_every_steps=1, export_every_steps=3
+    )
     hits = sum(disturb(recipe, run, moment, draw) for moment in moments)
     code, output = finish(start(recipe, run))
     if code:
@@ -122,9 +127,12 @@ def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
         ),
         "bit_identical": same_steps and same_weights,
         "audit": list(finding.faults) or "every row exactly once per epoch",
+        "exported": training_of(recipe, run, 1, "A").exported_steps(),
         "curve": curve_steps(run) == [step["step"] for step in theirs],
         "left_over": sorted(
-            {p.name for p in run.checkpoints(TAG).glob("*step_*")} | (shared_memory() - shared)
+            {p.name for p in run.checkpoints(TAG).glob("*step_*")}
+            | {p.name for p in (run.root / "intermediate").glob(".*")}
+            | (shared_memory() - shared)
         ),
     }
 
@@ -143,9 +151,9 @@ def moments_of(kills: int, seed: int) -> list[str]:
     """An export is the end of the phase: the kills in it come last."""
     draw = random.Random(seed)
     exports = max(1, kills // 7)
-    return [draw.choice(("start", "step", "step", "save")) for _ in range(kills - exports)] + [
-        "export"
-    ] * exports
+    return [
+        draw.choice(("start", "step", "step", "save", "on the way")) for _ in range(kills - exports)
+    ] + ["export"] * exports
 
 
 def main() -> int:

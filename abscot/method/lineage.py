@@ -9,6 +9,7 @@ write any, so the first training of a run gets random ones. The last phase of a 
 round's model. A baseline starts from the base.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
+from abscot.common.files import is_done
 from abscot.method.phases import Phase, baselines, loop
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -76,6 +78,16 @@ class Training:
         if self.ends_round:
             return round_model(self.recipe, self.run, self.round)
         return self.checkpoints / "export"
+
+    def intermediate(self, step: int) -> Path:
+        """Where its model after `step` steps goes, if it is exported on its way."""
+        return self.run.root / "intermediate" / f"{self.tag}_step{step}"
+
+    def exported_steps(self) -> list[int]:
+        """The steps whose models are there, ascending."""
+        folder = self.intermediate(0).parent
+        steps = (step_of(path.name) for path in folder.glob(f"{self.tag}_step*"))
+        return sorted(s for s in steps if s is not None and is_done(self.intermediate(s)))
 
     @property
     def adapter(self) -> Path | None:
@@ -210,6 +222,25 @@ def phase_models(recipe: Recipe, run: Run) -> list[Model]:
     ]
 
 
+def intermediate_models(recipe: Recipe, run: Run) -> list[Model]:
+    """The models that trainings have exported on their way, as far as they are there."""
+    inside = [(t, t.round) for t in trainings(recipe, run)]
+    once = [(t, None) for t in baseline_trainings(recipe, run)]
+    return [
+        Model(path.name, path, round_, _modes(recipe, t.phase))
+        for t, round_ in (*inside, *once)
+        for path in map(t.intermediate, t.exported_steps())
+    ]
+
+
+def step_of(name: str) -> int | None:
+    """The step of a model that was exported on the way of a training; None for another model's
+    name.
+    """
+    found = re.fullmatch(r".+_step([1-9]\d{0,11})", name)
+    return int(found[1]) if found else None
+
+
 def _modes(recipe: Recipe, phase: Phase) -> tuple[str, ...]:
     return (phase.asked_in,) if phase.asked_in else tuple(recipe.eval.modes)
 
@@ -219,6 +250,7 @@ def model_named(recipe: Recipe, run: Run, name: str) -> Model | None:
     elsewhere. Raises UserError for a name that can be neither.
     """
     models = {m.name: m for m in (*round_models(recipe, run), *phase_models(recipe, run))}
+    models |= {m.name: m for m in intermediate_models(recipe, run)}
     if name not in models and "/" not in name and not Path(name).is_dir():
         raise UserError(
             f"--model {name}: expected all, one of {', '.join(models)}, or a directory or hub id "

@@ -60,6 +60,7 @@ def surprisals(module, batch, positions: int) -> list[float]:
     Whoever loads the exported model next compares (`check_handover`). All ranks must call it.
     """
     decoder, head = module.parts
+    in_training = module.training
     module.eval()
     with torch.no_grad():
         layout = attention.layout_of(batch, module.backend, NOTHING_HIDDEN)
@@ -67,12 +68,14 @@ def surprisals(module, batch, positions: int) -> list[float]:
             decoder, layout, input_ids=batch.input_ids, position_ids=batch.position_ids
         )
         length = hidden.shape[1]
-        return [
+        found = [
             float(
                 head(*(x[:, t - 1 : t + 1] for x in (hidden, batch.input_ids, batch.segment_id)))[0]
             )
             for t in range(length - positions, length)
         ]
+    module.train(in_training)
+    return found
 
 
 def check_files(model: Path) -> None:

@@ -58,11 +58,13 @@ def preflight(
 def _disk(sizing: Sizing, lengths: Lengths, phases: list[dict]) -> dict[str, float]:
     recipe = sizing.recipe
     traces = sum(phase["rows"] for phase in phases) * recipe.rounds * recipe.traces.m_max
+    every = recipe.train.export_every_steps
+    on_the_way = sum((phase["steps"] - 1) // every for phase in phases) if every else 0
     parts = estimate.disk_bytes(
         sizing.shape,
         row_tokens=sum(int(part.sum()) for part in (lengths.prompt, lengths.cot, lengths.answer)),
         trace_tokens=traces,
-        models=1 + recipe.rounds * len(phases),
+        models=1 + recipe.rounds * (len(phases) + on_the_way),
         checkpoints=recipe.train.keep_checkpoints,
         saved_bytes=sizing.trainable * OPTIMIZERS[recipe.optimizer.name].bytes_per_parameter,
     )

@@ -13,7 +13,7 @@ from abscot.data.manifest import Manifest
 from abscot.evaluation.results import ResultMeta, ResultRow, read_result
 from abscot.evaluation.statistics import Summary, summarise
 from abscot.generation.trace_set import stats_of
-from abscot.method.lineage import Training, baseline_trainings, round_models, trainings
+from abscot.method.lineage import Training, baseline_trainings, round_models, step_of, trainings
 from abscot.recipe.run import Run, open_run
 from abscot.recipe.schema import Recipe
 from abscot.training.record import TrainLog
@@ -68,7 +68,8 @@ class RunData:
 
     @property
     def scored(self) -> list[Summary]:
-        return [s for s in self.summaries if s.accuracy]
+        """Of models that a training ended with: those on its way stand in the table alone."""
+        return [s for s in self.summaries if s.accuracy and step_of(s.model) is None]
 
     @property
     def trainings(self) -> list[Training]:
@@ -161,4 +162,4 @@ def order(recipe: Recipe, mode: str, model: str, benchmark: str, round_: int) ->
         (i for i in reversed(range(len(MODE_ORDER))) if mode.startswith(MODE_ORDER[i])),
         len(MODE_ORDER),
     )
-    return place, benchmark, round_, model, family, mode
+    return place, benchmark, round_, model.partition("_step")[0], step_of(model) or 0, family, mode

@@ -10,6 +10,7 @@ from abscot.common.log import format_s
 from abscot.common.table import Table
 from abscot.evaluation.results import ResultRow
 from abscot.evaluation.statistics import Interval, Summary, paired_difference
+from abscot.method.lineage import step_of
 from abscot.reporting import published
 from abscot.reporting.blocks import Block, Code, Heading, Paragraph
 from abscot.reporting.run_data import RunData, order
@@ -86,6 +87,7 @@ def difference_blocks(data: RunData) -> list[Block]:
             s
             for s in data.summaries
             if s.benchmark == benchmark and s.mode == "abstract" and s.round
+            if step_of(s.model) is None
         ]
         words = data.baseline(benchmark)
         pairs = [(b, a) for a, b in zip(chain, chain[1:], strict=False)] + [
@@ -186,7 +188,7 @@ def example_blocks(data: RunData) -> list[Block]:
     """Right and wrong answers of the last abstract model evaluated, the first of each kind by
     problem id.
     """
-    scored = [s for s in data.summaries if s.accuracy]
+    scored = data.scored
     asked = [s for s in scored if s.mode == "abstract"] or scored
     if not asked:
         return [Paragraph("No answer yet.")]

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from pathlib import Path
 
 import torch
 
@@ -54,12 +55,14 @@ def _train(training: Training, device: torch.device) -> None:
     data = load_data(training)
     trainer = Trainer(work_of(training, data), device, data.most_expensive_batch())
     num_steps = data.plan.num_steps
+    export_on_the_way(training, data, trainer)  # a training that goes on may lack the last one
     with Progress(num_steps, "steps", f"train {tag}", done=trainer.state.step) as progress:
         for step, micro_batches in data.batches(trainer.state.step):
             lr = lr_at(step.index, num_steps, training.peak_lr, recipe.train)
             entry = trainer.step(step, micro_batches, lr, data.seconds_at_peak(step))
             progress.update(1, entry.summary())
             trainer.keep(is_last=trainer.state.step == num_steps)
+            export_on_the_way(training, data, trainer)
     meta = export_meta(training, data, trainer)
     lm = trainer.model_engine.module.lm
     export(lm, training.start, training.export, training.adapter, meta)
@@ -77,6 +80,33 @@ def verify_inputs(training: Training) -> None:
     sizes = on_all_ranks(lambda: files.verify(*training.inputs, part=part, parts=parts))
     took_s = time.monotonic() - began_s
     log(f"{training.tag}: {sum(sizes) / 1e9:.2f} GB of inputs verified in {took_s:.1f} s")
+
+
+def export_on_the_way(training: Training, data: PhaseData, trainer: Trainer) -> None:
+    """Publishes the whole model where train.export_every_steps says so and it is not there yet.
+    All ranks must call it: behind the checkpoint of the step, so that a request to stop need not
+    wait for it; what then is missing is made when the training goes on.
+    """
+    every, step = training.recipe.train.export_every_steps, trainer.state.step
+    if not every or step % every or not 0 < step < data.plan.num_steps:
+        return
+    target = training.intermediate(step)
+    if on_first_rank(lambda: _is_of(training, target, trainer.state.plan_hash)):
+        return
+    began_s = time.monotonic()
+    meta = export_meta(training, data, trainer)
+    export(trainer.model_engine.module.lm, training.start, target, None, meta)
+    torch.distributed.barrier()
+    log(f"{training.tag}: {target} in {time.monotonic() - began_s:.1f} s")
+
+
+def _is_of(training: Training, target: Path, plan_hash: str) -> bool:
+    """Was it made by this training, and not by one from other data or another start?"""
+    if not files.is_done(target):
+        return False
+    meta = files.read_done(target)
+    made_from = (files.fingerprint(training.start), plan_hash)
+    return (meta.get("start"), meta.get("plan_hash")) == made_from
 
 
 def work_of(training: Training, data: PhaseData) -> Work:

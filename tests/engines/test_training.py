@@ -18,6 +18,7 @@ from abscot.recipe.load import ROOT
 from abscot.recipe.schema import LoraConfig
 from abscot.training.optimizer import lr_at
 from chaos import chaos
+from kit.tiny_run import training_of
 from kit.training_run import (
     TAG,
     ask_to_stop,
@@ -49,8 +50,13 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
         ask_to_stop(run)
         code, output = finish(process)
         assert "asked to stop, saved at step" in output, output
-    code, output = finish(start(on_ranks(recipe, 1, deepspeed="ds_configs/zero2.json"), run))
+    went_on, at = training_of(recipe, run, 1, "A"), saved_step(run)
+    last = on_ranks(recipe, 1, deepspeed="ds_configs/zero2.json", export_every_steps=1)
+    code, output = finish(start(last, run))
     assert code == 0 and "made on 4 ranks" in output, output
+    # The step that it goes on from had no export yet.
+    assert went_on.exported_steps() == list(range(at, 10))
+    assert reload_gap(run, went_on.intermediate(at)) < 1e-4
     assert reload_gap(whole) < 1e-4 and reload_gap(run) < 1e-4
     first = Plan.load(run.plan_of(TAG))[0].step(0)
     assert [len(first.micro_steps(world)) for world in (1, 2, 4)] == [4, 2, 1]
@@ -68,20 +74,23 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
 
 
 def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):
-    """SIGTERM saves and asks to be requeued; SIGKILL in a save, between steps and in the export
-    costs nothing but time.
+    """SIGTERM saves and asks to be requeued; SIGKILL in a save, between steps and in an
+    export costs nothing but time. Exports on its way disturb nothing.
     """
     reference = trained(tmp_path / "whole", epochs=4)
-    result = chaos(tmp_path / "killed", ["asked", "save", "step", "export"], 0, reference)
+    result = chaos(
+        tmp_path / "killed", ["asked", "on the way", "save", "step", "export"], 0, reference
+    )
     assert result == {
-        "kills": 4,
-        "asked_for": 4,
+        "kills": 5,
+        "asked_for": 5,
         "steps": 20,
         "trained": 160,
         "lost": 0,
         "duplicated": 0,
         "bit_identical": True,
         "audit": "every row exactly once per epoch",
+        "exported": [3, 6, 9, 12, 15, 18],
         "curve": True,
         "left_over": [],
     }
@@ -92,7 +101,10 @@ def test_lora_exports_a_merged_tied_model_and_an_adapter(tmp_path, embeddings):
     import peft
 
     recipe, run = make(
-        tmp_path / "run", dtype="fp32", lora=LoraConfig(r=4, alpha=8, embeddings=embeddings)
+        tmp_path / "run",
+        dtype="fp32",
+        lora=LoraConfig(r=4, alpha=8, embeddings=embeddings),
+        export_every_steps=2,
     )
     code, output = finish(start(recipe, run))
     assert code == 0, output
@@ -124,6 +136,9 @@ def test_lora_exports_a_merged_tied_model_and_an_adapter(tmp_path, embeddings):
         plain = transformers.AutoModelForCausalLM.from_pretrained(run.base)(ids).logits.float()
     assert (ours - theirs).abs().max() < 1e-4 < 0.1 < (ours - plain).abs().max()
     assert reload_gap(run) < 1e-4
+    training = training_of(recipe, run, 1, "A")
+    assert training.exported_steps() == [2, 4]
+    assert reload_gap(run, training.intermediate(2)) < 1e-4
 
 
 def test_a_nan_in_one_ranks_batch_ends_all_ranks_and_costs_no_checkpoint(tmp_path):

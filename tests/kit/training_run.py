@@ -138,14 +138,14 @@ def ask_to_stop(run: Run) -> None:
         os.kill(pid, signal.SIGTERM)
 
 
-def reload_gap(run: Run) -> float:
+def reload_gap(run: Run, export: Path | None = None) -> float:
     """Largest difference between the live engine's recorded surprisals and those of the exported
-    model, reloaded.
+    model (default: the last), reloaded.
     """
     import torch
     import transformers
 
-    export = run.checkpoints(TAG) / "export"
+    export = export or run.checkpoints(TAG) / "export"
     probe = files.read_done(export)["probe"]
     lm = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     tokens = torch.tensor(probe["tokens"])

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.method.lineage import (
     Training,
@@ -21,6 +22,7 @@ from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
 from abscot.reporting import plots, report, run_data
 from abscot.reporting.ladder import equalised
+from kit.corpus import refused
 from kit.synthetic_run import make_run
 
 
@@ -84,6 +86,28 @@ def test_models_by_their_names(tmp_path):
     }
     with pytest.raises(UserError, match="--model round2: expected all, one of base, round1, final"):
         model_named(recipe, run, "round2")
+
+
+def test_models_on_their_way_are_named_as_far_as_they_are_there(tmp_path):
+    recipe = recipe_of(tmp_path)
+    run = Run.of(recipe)
+    training = Training(recipe, run, PHASES["B"], 1)
+    for step in (20, 100):
+        with files.publish(training.intermediate(step)):
+            pass
+    with files.publish(Training(recipe, run, PHASES["sft_cot"], 1).intermediate(5)):
+        pass
+    training.intermediate(40).mkdir()  # without DONE
+    (run.root / "intermediate" / "pi1_phaseB_stepx").mkdir()
+    assert training.exported_steps() == [20, 100]
+    found = model_named(recipe, run, "pi1_phaseB_step100")
+    assert found.directory == run.root / "intermediate" / "pi1_phaseB_step100"
+    assert (found.round, found.modes) == (1, ("abstract",))
+    baseline = model_named(recipe, run, "sft_cot_step5")
+    assert (baseline.round, baseline.modes) == (None, ("verbal",))
+    for name in ("pi1_phaseB_step40", "pi1_phaseB_step0100", "pi1_phaseB_stepx", "pi1_phaseB"):
+        there = "pause, pi1_phaseB_step20, pi1_phaseB_step100, sft_cot_step5"
+        refused(lambda: model_named(recipe, run, name), f"--model {name}: ", there)  # noqa: B023
 
 
 def test_a_third_phase_is_trained_from_the_second_and_followed_by_the_next_round(

@@ -81,3 +81,20 @@ def test_an_unknown_base_is_the_users_mistake(tmp_path):
     recipe = load_recipe(FULL, [f"run_root={tmp_path}", "model.base=someone/model"])
     with pytest.raises(UserError, match="model.base: someone/model"):
         preflight(recipe, 8, 0.4)
+
+
+def test_models_on_their_way_are_counted_on_the_disk(tmp_path):
+    file = tmp_path / "lengths.csv"
+    file.write_text("10,100,20\n" * 80)
+    keys = ["staging=reuse", "train.global_batch_examples=8", "rounds=2", "train.epochs=1"]
+    keys.append(f"run_root={tmp_path}")
+
+    def models_bytes(*more: str) -> float:
+        report = preflight(load_recipe(FULL, [*keys, *more]), 1, 0.4, file)
+        assert [phase["steps"] for phase in report["phases"]] == [10, 10]
+        return report["disk"]["models"]
+
+    each = models_bytes() / 5  # the base, and one for each of four trainings
+    # After steps 3, 6 and 9; after step 5, as step 10 is the last.
+    assert models_bytes("train.export_every_steps=3") == pytest.approx((5 + 4 * 3) * each)
+    assert models_bytes("train.export_every_steps=5") == pytest.approx((5 + 4) * each)

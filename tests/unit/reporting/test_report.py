@@ -53,6 +53,24 @@ def whole(tmp_path_factory) -> Run:
     return run
 
 
+def test_models_on_their_way_stand_in_the_table_alone(tmp_path):
+    """In the order of their steps; curves and differences are of the rounds."""
+    run = make_run(tmp_path, rounds=2, **{"eval.benchmarks": "[world]"})
+    add_results(run, "channel", "pi1_phaseA", "world", 1)
+    before = text_of(run)
+    for step in (100, 20):
+        add_results(run, "abstract", f"pi1_phaseB_step{step}", "world", 1)
+        add_results(run, "channel", f"pi1_phaseA_step{step}", "world", 1)
+    page = report.write(run).read_text()
+    after = text_of(run)
+    assert [word for word in re.findall(r"pi1_phaseB_step\d+", page)][:2] == [
+        "pi1_phaseB_step20",
+        "pi1_phaseB_step100",
+    ]
+    new = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert new and all("_step" in line for line in new)
+
+
 def test_the_table_says_what_the_rows_say(tmp_path):
     run = make_run(tmp_path, rounds=1, **{"eval.benchmarks": "[world]"})
     add_results(
