@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import glob
+import gzip
 import json
 import os
 import shutil
@@ -191,7 +192,8 @@ class Found:
         if without:
             mend = f"expected one for each row{self.text()}"
             if any("traces.m_" in reason for reason in self.faults):
-                least, most = min(self.lengths), max(self.lengths)
+                rules = self.job.recipe.traces
+                least, most = min(rules.m_min, *self.lengths), max(rules.m_max, *self.lengths)
                 mend += f"; a run with traces.m_min={least} and traces.m_max={most} takes them"
             raise UserError(
                 f"--import {pattern!a}: {len(without):,} of the {len(rows):,} rows of "
@@ -222,14 +224,20 @@ def export_traces(job: TraceJob, target: Path) -> None:
             file.write(json.dumps(line).encode() + b"\n")
 
 
+def _compressed(path: Path):
+    if path.suffix == ".gz":  # pyarrow takes 18 times as long
+        return gzip.open(path, "wb", compresslevel=4)
+    return pa.output_stream(str(path), compression="detect")
+
+
 @contextlib.contextmanager
-def _appears(target: Path) -> Iterator[pa.NativeFile]:
+def _appears(target: Path) -> Iterator[pa.NativeFile | gzip.GzipFile]:
     """A file to write to, compressed as its name says, that has its name when it is whole."""
     temp = target.parent / f".{os.getpid()}.partial.{target.name}"
     try:
         if target.exists():
             raise UserError(f"--export {named(target)}: there already; give another name")
-        with pa.output_stream(str(temp), compression="detect") as file:
+        with _compressed(temp) as file:
             yield file
         with open(temp, "rb") as file:
             os.fsync(file.fileno())

@@ -28,6 +28,7 @@ FORMS = {
     "trace_ids": (int,),
     "token_ids": (int,),
 }
+PROMPTS = ("prompt", "problem", "question")  # as data files name it
 MOST_BYTES = 4 * 2**20  # of a line
 TOKEN = re.compile(r"\s*(<[^<>\s]*>)")
 
@@ -72,11 +73,12 @@ class Line:
 
     @property
     def prompt(self) -> str | None:
-        value = self.value("prompt", "a text", str)
+        key = next((key for key in PROMPTS if key in self.record), "prompt")
+        value = self.value(key, "a text", str)
         try:
             (value or "").encode()
         except UnicodeEncodeError:
-            raise self.refuse("prompt", "text without lone surrogates", value) from None
+            raise self.refuse(key, "text without lone surrogates", value) from None
         return value
 
     def trace(self) -> list[str] | list[int]:
@@ -174,6 +176,7 @@ class Codes:
         self.tokens = codebook_tokens(len(vocab.codebook_ids))
         self.by_token = dict(zip(self.tokens, vocab.codebook_ids, strict=True))
         self.by_token |= {BEGIN: vocab.begin_id, END: vocab.end_id}
+        self.token_of = dict(zip(vocab.codebook_ids, self.tokens, strict=True))
         self.vocab = vocab
         first = vocab.begin_id
         ours = [first, first + 1, *range(first + 2, first + 2 + len(vocab.codebook_ids))]
@@ -205,5 +208,4 @@ class Codes:
 
     def spelt(self, ids) -> list[str]:
         """The tokens of a trace of this run."""
-        names = dict(zip(self.vocab.codebook_ids, self.tokens, strict=True))
-        return [names[int(i)] for i in ids]
+        return [self.token_of[i] for i in ids]

@@ -424,6 +424,7 @@ COUNTED = {
     ),
     "too short": ({**good(2), "trace": ["<TOKEN_A>"]}, "shorter than traces.m_min=2"),
     "too long": ({**good(2), "trace": ["<TOKEN_A>"] * 13}, "longer than traces.m_max=12"),
+    "question of a row": ({"question": "who?", "trace": ["<TOKEN_A>"] * 3}, "of other rows"),
     "row twice": (good(1), "of a row that another line has"),
     "unknown row": ({**good(2), "id": "row/999"}, "of other rows"),
     "surrogate id": (b'{"id": "\\ud800", "trace": []}', "of other rows"),
@@ -530,7 +531,7 @@ def test_an_index_of_no_row(made, tmp_path, index, words):
 
 def test_a_data_file_that_names_no_row(made, tmp_path):
     path, data = brought(made, tmp_path, lines_with(good(2))), tmp_path / "data.jsonl"
-    data.write_text('{"question": "1+1?"}\n' * ROWS)
+    data.write_text('{"text": "1+1?"}\n' * ROWS)
     refused(lambda: import_traces(made, str(path), str(data)), f"{data}:1: id: expected the id")
 
 

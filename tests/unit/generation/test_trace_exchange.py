@@ -109,7 +109,7 @@ def test_every_form_of_a_trace_is_the_same_trace(tiny, tmp_path):
     assert [file.traces for file in meta_of(job.final).imported] == [100, 60]
 
 
-@pytest.mark.parametrize("by", ["id", "prompt", "index"])
+@pytest.mark.parametrize("by", ["id", "prompt", "question", "index"])
 def test_lines_of_bare_ids_follow_the_rows_of_their_data_file(tiny, tmp_path, by):
     """As the public reproduction writes them; its data file has rows that the run has not."""
     recipe, run, _ = tiny
@@ -119,6 +119,8 @@ def test_lines_of_bare_ids_follow_the_rows_of_their_data_file(tiny, tmp_path, by
     lines = [{"trace": forms(row)[5]["trace"]} for row in order]
     if by == "prompt":
         data = [{**record, "id": None} for record in data]
+    if by == "question":
+        data = [{"question": record["prompt"]} for record in data]
     if by == "index":
         lines = [{"index": k, **line} for k, line in enumerate(lines)][::-1]
     write(tmp_path / "traces.jsonl", lines)
@@ -127,7 +129,7 @@ def test_lines_of_bare_ids_follow_the_rows_of_their_data_file(tiny, tmp_path, by
     refused(lambda: import_traces(job, str(tmp_path / "traces.jsonl")), "--rows")
     import_traces(job, str(tmp_path / "traces.jsonl"), str(tmp_path / "data.jsonl"))
     found = TraceSet.load(job.final, job.store)
-    tokens = [Codes(job.vocab).spelt(found.trace(row)) for row in range(ROWS)]
+    tokens = [Codes(job.vocab).spelt(found.trace(row).tolist()) for row in range(ROWS)]
     assert tokens == [spelt(row) for row in range(ROWS)]
 
 
