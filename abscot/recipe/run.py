@@ -7,6 +7,7 @@ from pathlib import Path
 from abscot.common.errors import UserError
 from abscot.common.files import write_text_atomic
 from abscot.common.ranks import rank
+from abscot.common.record import shown
 from abscot.recipe.load import ROOT, check_files, dump, load_recipe
 from abscot.recipe.schema import Recipe
 
@@ -52,10 +53,10 @@ def open_run(root: str | os.PathLike) -> tuple[Run, Recipe]:
 
     Raises UserError for a directory that is no run.
     """
-    run = Run(Path(root).resolve())
-    if not run.config.is_file():
+    run = Run(os.path.realpath(root))
+    if not os.path.isfile(run.config):  # pathlib would raise for a loop of links, or a long name
         raise UserError(
-            f"{root}: no config.yaml, so not a run; expected the directory of a run, e.g. "
+            f"{shown(str(root), 300)}: no config.yaml, so not a run; expected the directory of a run, e.g. "
             "runs/tiny-cpu"
         )
     recipe = load_recipe(run.config)

@@ -20,6 +20,7 @@ from abscot.packing.phase_plan import kept_plan
 from abscot.packing.plan import Plan
 from abscot.pipeline.stage_state import StageState
 from abscot.pipeline.status import screen
+from abscot.recipe.run import open_run
 from abscot.reporting import run_data
 from abscot.training.audit import audit
 from abscot.training.checkpoint import TrainState, _Slices
@@ -443,6 +444,8 @@ NO_RUNS = {
     "missing": lambda root: root,
     "empty": lambda root: root.mkdir(),
     "a-file": lambda root: root.write_text("x"),
+    "a-loop-of-links": lambda root: root.symlink_to(root),
+    "a-link-to-nothing": lambda root: root.symlink_to(root.with_name("gone")),
     "config-a-directory": lambda root: (root / "config.yaml").mkdir(parents=True),
     "config-empty": lambda root: config(root, ""),
     "config-a-list": lambda root: config(root, "[1]"),
@@ -467,6 +470,11 @@ def test_a_command_on_what_is_no_run(capfd, monkeypatch, tmp_path, script, case)
     assert code == 2
     one_line(line, "error: ", "no-run")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "no-run/" * 700, "~/no-run", "no\trun"])
+def test_a_run_whose_name_is_none(name, tmp_path):
+    refused(lambda: open_run(tmp_path / name), "no config.yaml, so not a run")
 
 
 @pytest.mark.parametrize(
