@@ -6,6 +6,7 @@ pytest_plugins = [
     "kit.cards",
     "kit.corpus",
     "kit.hub_server",
+    "kit.published_run",
     "kit.raw_data",
     "kit.rules",
     "kit.small_run",

@@ -18,7 +18,8 @@ def secrets_in(tree: Any) -> dict[str, str]:
         found |= {match[0]: f"://{HIDDEN}@" for match in _USER_OF_URL.finditer(text)}
         found |= {match[1]: f"{match[1][0]}{HIDDEN}" for match in _QUERY_OF_URL.finditer(text)}
         found |= {match[0]: HIDDEN for match in _TOKEN.finditer(text)}
-    return dict(sorted(found.items(), key=lambda pair: -len(pair[0])))
+    # A query may be part of what was taken for a password, and one query the beginning of another.
+    return dict(sorted(found.items(), key=lambda pair: (pair[0][:3] != "://", -len(pair[0]))))
 
 
 def redacted(value: Any, secrets: dict[str, str] | None = None) -> Any:

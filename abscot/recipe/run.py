@@ -56,8 +56,8 @@ def open_run(root: str | os.PathLike) -> tuple[Run, Recipe]:
     run = Run(os.path.realpath(root))
     if not os.path.isfile(run.config):  # pathlib would raise for a loop of links, or a long name
         raise UserError(
-            f"{shown(str(root), 300)}: no config.yaml, so not a run; expected the directory of a run, e.g. "
-            "runs/tiny-cpu"
+            f"{shown(str(root), 300)}: no config.yaml, so not a run; expected the directory of a "
+            "run, e.g. runs/tiny-cpu"
         )
     recipe = load_recipe(run.config)
     return run, replace(recipe, run_root=str(run.root.parent), name=run.root.name)

@@ -4,43 +4,18 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from abscot.common import files
 from abscot.common.errors import UserError
-from abscot.pipeline.stages import require_finished, stages_of
+from abscot.pipeline.stages import stages_of
 from abscot.recipe.load import ROOT, load_recipe
-from abscot.recipe.run import Run, open_run
+from abscot.recipe.run import open_run
 from abscot.reporting import report
-from abscot.reporting.hub import Upload, collect, send
+from abscot.reporting.hub import send
 from kit.hub_server import TOKEN
-from kit.synthetic_run import make_run
-from kit.tiny_run import make_model, tiny_tokenizer
-
-
-def prepare(root, repo) -> Upload:
-    """As launch/publish.py does it."""
-    run, recipe = open_run(root)
-    require_finished(run, recipe)
-    return collect(run, recipe, repo)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Run:
-    """A finished run of one round: random weights, synthetic logs and results."""
-    run = make_run(tmp_path_factory.mktemp("publish"), rounds=1, **{"eval.benchmarks": "[world]"})
-    make_model(run.base, tiny_tokenizer(), seed=0)
-    for path in (run.root / "final", run.checkpoints("pi1_phaseA") / "export"):
-        shutil.copytree(run.base, path)
-    with files.publish(run.world):
-        pass
-    report.write(run)
-    (run.results / ".half.partial").write_text("{}")
-    run.logs.mkdir()
-    (run.logs / "train_pi1_phaseA.log").write_text("a path of this machine")
-    return run
+from kit.published_run import api_of, prepare
 
 
 def test_the_published_layout_and_nothing_else(finished):
@@ -91,19 +66,6 @@ def test_an_unfinished_run_is_refused_by_its_missing_stage(finished, tmp_path):
         UserError, match=r"not finished \(traces_pi1_phaseB\); finish it with: .*--round all"
     ):
         prepare(copy, None)
-
-
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    """A copy of the finished run that a test may spoil."""
-    shutil.copytree(finished.root, tmp_path / finished.root.name)
-    return tmp_path / finished.root.name
-
-
-def api_of(server, token: str = TOKEN):
-    import huggingface_hub
-
-    return huggingface_hub.HfApi(server.endpoint, token)
 
 
 def test_the_hub_gets_exactly_the_listed_files(finished, hub_server):
