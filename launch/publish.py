@@ -1,5 +1,6 @@
 """Uploads a finished run to a hub repository: models, adapters, traces, logs, results, report,
-model card.
+model card. Only what the run sealed or wrote goes up, compared with its checksums; what else lies
+there is left out and named. Credentials in config.yaml are left out as well.
 
   python launch/publish.py runs/tiny-cpu --dry-run           what would be uploaded, how large it is
   python launch/publish.py runs/tiny-cpu --repo OWNER/NAME   uploads it; log in first: hf auth login

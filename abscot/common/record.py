@@ -9,6 +9,7 @@ import pydantic
 
 from abscot.common.errors import UserError
 
+MOST_BYTES = 1 << 28  # of a file: a train log has 400 a step
 KEY_CHARS = 80  # of a key in a message: it may be anything
 
 
@@ -44,8 +45,11 @@ class Record(pydantic.BaseModel):
 def read_json(path: Path, mend: str = "") -> Any:
     """What the JSON file at `path` holds. Raises UserError with the file, the line and `mend`."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would be to wait
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to read a pipe would be to wait
             raise _refused(path, "not a file", mend)
+        if status.st_size > MOST_BYTES:
+            raise _refused(path, f"{status.st_size:,} bytes, which is no file of ours", mend)
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_a_number)
     except OSError as error:
         raise _refused(path, error.strerror or str(error), mend) from None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from abscot.common.hardware import inference_dtype
 from abscot.generation.requests import Completion, Request, Running, Sampling
+from abscot.model.handover import check_files
 from abscot.model.shape import max_position
 from abscot.recipe.schema import InferenceConfig
 
@@ -22,6 +23,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM
 
+        check_files(Path(model))
         self.window_tokens = min(config.max_model_len_tokens, max_position(model))
         self.batch_size = config.max_num_seqs
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

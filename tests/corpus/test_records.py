@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from abscot.common import files
 from abscot.data.shards import ShardStore
+from abscot.generation.transformers_engine import TransformersEngine
+from abscot.generation.vllm_engine import VllmEngine
 from abscot.model.handover import Probe, check_files
 from abscot.packing.make_plan import make_plan
 from abscot.packing.phase_plan import kept_plan
@@ -21,6 +23,7 @@ from abscot.packing.plan import Plan
 from abscot.pipeline.stage_state import StageState
 from abscot.pipeline.status import screen
 from abscot.recipe.run import open_run
+from abscot.recipe.schema import InferenceConfig
 from abscot.reporting import run_data
 from abscot.training.audit import audit
 from abscot.training.checkpoint import TrainState, _Slices
@@ -133,6 +136,12 @@ def test_a_pipe_in_its_place_is_not_waited_for(run, name):
     (run.root / name).unlink()
     os.mkfifo(run.root / name)
     refused(lambda: READERS[name](run), name, "delete")
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name[-4:] != ".npz"])
+def test_a_terabyte_of_nothing_is_not_read(run, name):
+    os.truncate(run.root / name, 10**12)
+    refused(lambda: READERS[name](run), name, "1,000,000,000,000 bytes", "delete")
 
 
 def test_whole_files_are_read(run):
@@ -423,10 +432,19 @@ def test_a_shard_that_was_not_written(run, shard, case):
     refused(lambda: files.verify(run.shards), "shard_00000.arrow", "delete")
 
 
+def start_vllm(model):
+    VllmEngine(model, InferenceConfig())
+
+
+def start_transformers(model):
+    TransformersEngine(model, InferenceConfig())
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_flipped_bytes_of_a_model(run, name):
     flip(run.base / name)
-    refused(lambda: check_files(run.base), f"base/{name}", "checksum differs", "delete")
+    for start in (check_files, start_vllm, start_transformers):
+        refused(lambda s=start: s(run.base), f"base/{name}", "checksum differs", "delete")
 
 
 @pytest.mark.parametrize(
