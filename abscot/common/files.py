@@ -47,8 +47,10 @@ def publish(final: Path, meta: dict | None = None):
     all.
 
     The caller may fill `meta` while it works; it is stored in DONE. An old unfinished `final` is
-    replaced.
+    replaced. Raises UserError, before any work, where something else has its place.
     """
+    if final.is_symlink() or (final.exists() and not final.is_dir()):
+        raise UserError(f"{final}: a link or a file where a directory is made; remove it")
     final.parent.mkdir(parents=True, exist_ok=True)
     temp = final.with_name(f".{final.name}.partial")
     if temp.exists():

@@ -18,6 +18,34 @@ def test_publish_is_all_or_nothing(tmp_path):
     assert files.read_done(final) == {"round": 1} and (final / "whole").read_text() == "x"
 
 
+def test_what_is_no_directory_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("file", "link"):
+        refusal = pytest.raises(UserError, match=f"{name}: a link or a file where a directory")
+        with refusal, files.publish(tmp_path / name):
+            raise AssertionError("work was begun")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_the_parts_of_a_verification_cover_every_file_once(tmp_path):
+    for name in ("one", "two"):
+        with files.publish(tmp_path / name) as temp:
+            for size in range(5):
+                (temp / str(size)).write_bytes(bytes(size))
+    both = (tmp_path / "one", tmp_path / "two")
+    sizes = [files.verify(*both, part=part, parts=3) for part in range(3)]
+    assert sum(sizes) == files.verify(*both) == 20 and max(sizes) - min(sizes) <= 4
+    (tmp_path / "two" / "3").write_bytes(b"123")
+    caught = []
+    for part in range(3):
+        try:
+            files.verify(*both, part=part, parts=3)
+        except UserError as error:
+            caught.append(str(error))
+    assert len(caught) == 1 and "two/3: checksum differs" in caught[0]
+
+
 def test_verify_names_the_damaged_file(tmp_path):
     with files.publish(tmp_path / "m") as temp:
         (temp / "a").write_text("1")
