@@ -3,11 +3,14 @@ user's mistake.
 """
 
 import argparse
+import locale
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from abscot.common.disk import error_line, exit_code, one_line
 from abscot.common.errors import NEEDS_A_PERSON, MissingInput, StageCrashed, UserError
 from abscot.common.process import die_with_parent, leave
 from abscot.pipeline.stages import maker_of
@@ -43,11 +46,14 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs a launch script's main: one line and exit 2 where the same command would fail again (a
-    user's mistake, a loss that is not finite), exit 1 where it need not, exit 130 after Ctrl-C.
+    user's mistake, a full disk, a loss that is not finite), exit 1 where it need not, exit 130
+    after Ctrl-C.
     """
+    _speak_utf8()
     die_with_parent()
     try:
         code = main() or 0
+        sys.stdout.flush()
     except SystemExit as end:  # asked to stop, or argparse
         code = end.code or 0
     except MissingInput as error:
@@ -59,9 +65,24 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on from the last finished piece of work", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    leave(code)
+    except OSError as error:
+        _end(f"error: {error_line(error)}", exit_code(error), of_this_rank=True)
+    except MemoryError as error:
+        _end(f"error: out of memory ({one_line(error) or 'MemoryError'})", 1, of_this_rank=True)
+    except RecursionError as error:
+        _end(f"error: an input is nested too deep ({one_line(error)})", NEEDS_A_PERSON)
+    _leave(code)
+
+
+def _speak_utf8() -> None:
+    """Files are UTF-8 whatever the terminal can show; what it cannot, it shows as `?`."""
+    is_utf8 = locale.getpreferredencoding(False).lower() == "utf-8"
+    if not is_utf8 and os.environ.get("PYTHONUTF8") != "1" and sys.argv[0] != "-":  # a script, once
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    sys.stdout.reconfigure(errors="replace")
+    sys.stderr.reconfigure(errors="replace")
 
 
 def _maker_of(path: Path) -> str:
@@ -72,11 +93,20 @@ def _maker_of(path: Path) -> str:
             if Run(directory).config.is_file():
                 return maker_of(open_run(directory)[1], path)
         return maker_of(recipe_of(args), path)
-    except UserError:
+    except (UserError, OSError):
         return "python launch/round.py --round all"
 
 
-def _end(line: str, code: int) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+def _end(line: str, code: int, of_this_rank: bool = False) -> NoReturn:
+    """of_this_rank: the other ranks do not know of it."""
+    if of_this_rank or int(os.environ.get("RANK", "0")) == 0:
         print(line, file=sys.stderr, flush=True)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:  # a reader that has gone, a disk that is full: not again at the very end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     leave(code)

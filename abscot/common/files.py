@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import pydantic
 
 from abscot.common import ranks
+from abscot.common.disk import naming
 from abscot.common.errors import DamagedInput, MissingInput, UserError
 from abscot.common.record import Record
 
@@ -25,11 +26,23 @@ def write_text_atomic(path: Path, text: str) -> None:
     """`path` holds either its old content or all of `text`, whatever is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temp, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temp, path)
+    with naming(path), removed_on_error(temp):
+        with open(temp, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+
+
+@contextlib.contextmanager
+def removed_on_error(temp: Path):
+    """What is half-written takes no room on a disk that is full."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temp) if temp.is_dir() else temp.unlink(missing_ok=True)
+        raise
 
 
 def write_json_atomic(path: Path, value) -> None:
@@ -44,7 +57,7 @@ def sha256_file(path: Path) -> str:
 @contextlib.contextmanager
 def publish(final: Path, meta: dict | None = None):
     """Yields a temporary directory that becomes `final` at the end, DONE file and all, or not at
-    all.
+    all. An error in between removes the temporary one.
 
     The caller may fill `meta` while it works; it is stored in DONE. An old unfinished `final` is
     replaced. Raises UserError, before any work, where something else has its place.
@@ -55,13 +68,14 @@ def publish(final: Path, meta: dict | None = None):
     temp = final.with_name(f".{final.name}.partial")
     if temp.exists():
         shutil.rmtree(temp)
-    temp.mkdir()
-    yield temp
-    seal(temp, meta)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temp, final)
-    _fsync(final.parent)
+    with naming(final), removed_on_error(temp):
+        temp.mkdir()
+        yield temp
+        seal(temp, meta)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temp, final)
+        _fsync(final.parent)
 
 
 def seal(directory: Path, meta: dict | None = None, known: dict[str, str] | None = None) -> None:

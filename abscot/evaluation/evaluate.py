@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 
+from abscot.common.disk import naming
 from abscot.common.errors import UserError
 from abscot.common.files import sha256_file
 from abscot.common.hardware import device_name, inference_dtype
@@ -119,7 +120,7 @@ def _generate(
         device=device_name(),
     )
     samples, total = sorted({questions[i].sample for i in left}), len(left) + len(answers)
-    with contextlib.ExitStack() as stack:
+    with naming(job.run.results), contextlib.ExitStack() as stack:
         files = {
             s: stack.enter_context(open(job.partial(s), "a", encoding="utf-8")) for s in samples
         }

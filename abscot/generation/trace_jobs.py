@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from abscot.common.disk import naming
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
-from abscot.common.files import fingerprint, is_done, require
+from abscot.common.files import fingerprint, is_done, removed_on_error, require
 from abscot.common.log import Progress, log
 from abscot.data.shards import ShardStore
 from abscot.generation import collapse
@@ -207,12 +208,13 @@ def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -
     table = pa.table(columns, schema=SCHEMA.with_metadata({"meta": meta.model_dump_json()}))
     path = job.chunk_path(chunk)
     temp = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temp, "wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temp, path)
+    with naming(path), removed_on_error(temp):
+        with open(temp, "wb") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
 
 
 def _is_whole(job: TraceJob, chunk: int, items: list[Item]) -> bool:

@@ -29,7 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
+from abscot.common.disk import naming
 from abscot.common.errors import UserError
+from abscot.common.files import removed_on_error
 from abscot.common.record import shown
 from abscot.packing.bins import level_fit
 
@@ -138,9 +140,10 @@ class Plan:
         temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays = {**vars(self), **vars(self.sizes), "key": key}
         del arrays["sizes"]
-        with open(temp, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temp, path)
+        with naming(path), removed_on_error(temp):
+            with open(temp, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(temp, path)
 
     @classmethod
     def load(cls, path: Path) -> tuple["Plan", str]:

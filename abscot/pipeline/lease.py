@@ -33,7 +33,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from abscot.common.disk import naming
 from abscot.common.errors import UserError
+from abscot.common.files import removed_on_error
 from abscot.common.log import log
 from abscot.common.record import Record
 from abscot.pipeline.launchers import job_id, job_restarts
@@ -183,15 +185,12 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
 def _write(path: Path, me: Lease) -> IO:
     """The lease appears locked."""
     temp = path.with_suffix(".tmp")
-    file = open(temp, "w")  # noqa: SIM115 (closed by the caller)
-    try:
+    with naming(path), removed_on_error(temp):
+        file = open(temp, "w")  # noqa: SIM115 (closed by the caller)
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(me.model_dump_json())
         file.flush()
         os.rename(temp, path)
-    except OSError:
-        temp.unlink()
-        raise
     _locked.add(file)
     return file
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+from abscot.common.disk import naming
 from abscot.common.errors import NEEDS_A_PERSON, REQUEUE, StageCrashed, UserError
 from abscot.common.log import SHOWN, format_s
 from abscot.common.process import StopRequest, free_port
@@ -119,7 +120,7 @@ def _start(stage: Stage, run: Run) -> subprocess.Popen:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         start_new_session=True,
     )
@@ -182,7 +183,7 @@ def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
     lines.
     """
     tail = collections.deque(maxlen=200)
-    with open(log_file, "a", encoding="utf-8") as log:
+    with naming(log_file), open(log_file, "a", encoding="utf-8") as log:
         log.write(f"--- {now()} {' '.join(process.args)}\n")
         for line in process.stdout:
             watchdog.seen()

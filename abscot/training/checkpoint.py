@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from abscot.common import files, ranks
+from abscot.common.disk import naming
 from abscot.common.errors import DamagedInput, UserError
 from abscot.common.log import log
 from abscot.common.record import Record, shown
@@ -64,7 +65,11 @@ def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer:
         temp.mkdir(parents=True)
     torch.distributed.barrier()
     sums = [None] * ranks.world_size()
-    torch.distributed.all_gather_object(sums, _write_slices(model_engine, temp, optimizer))
+    torch.distributed.all_gather_object(sums, _slices_or_error(model_engine, temp, optimizer))
+    if full := next((error for error in sums if isinstance(error, OSError)), None):
+        if ranks.rank() == 0:
+            shutil.rmtree(temp, ignore_errors=True)
+        raise full
     if ranks.rank() == 0:
         sums = {name: digest for of_rank in sums for name, digest in of_rank.items()}
         files.seal(temp, state.model_dump(), sums)
@@ -206,6 +211,14 @@ def _shards(model_engine) -> Iterator[_Shard]:
             yield _Shard(name, address.start, address.numel, parameter)
 
 
+def _slices_or_error(model_engine, directory: Path, optimizer: str) -> dict[str, str] | OSError:
+    """A disk that is full ends all ranks, and what they wrote is removed."""
+    try:
+        return _write_slices(model_engine, directory, optimizer)
+    except OSError as error:
+        return error
+
+
 def _write_slices(model_engine, directory: Path, optimizer: str) -> dict[str, str]:
     """Writes this rank's files, of at most FILE_BYTES and one tensor; returns their checksums."""
     tensors, first, size, sums = {}, {}, 0, {}
@@ -213,11 +226,9 @@ def _write_slices(model_engine, directory: Path, optimizer: str) -> dict[str, st
     def flush() -> None:
         nonlocal tensors, first, size
         path = directory / f"rank_{ranks.rank():05}_{len(sums):03}.safetensors"
-        try:
+        with naming(path):
             save_file(tensors, path, metadata={"first": json.dumps(first)})
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from None
-        sums[path.name] = files.sha256_on_disk(path)
+            sums[path.name] = files.sha256_on_disk(path)
         tensors, first, size = {}, {}, 0
 
     for shard in _shards(model_engine):
