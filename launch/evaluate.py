@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
+from abscot.common.arguments import whole_number
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,7 +33,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="models, benchmarks and seeds instead of the above: slurm/grid.yaml",
     )
-    add("--cell", type=int, metavar="N", help="make the answers of the grid's cell N alone; from 0")
+    add(
+        "--cell",
+        type=whole_number(0),
+        metavar="N",
+        help="make the answers of the grid's cell N alone; from 0",
+    )
     add("--cells", action="store_true", help="print the grid's cells, and do nothing")
     add(
         "--then-traces",
@@ -43,7 +49,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    for option, given in (("--mode", args.mode or []), ("--benchmark", args.benchmark or [])):
+        if twice := [name for name in given if given.count(name) > 1]:
+            parser.error(f"argument {option}: {twice[0]} is given twice")
+    if args.cell is not None and (args.model or args.benchmark or args.then_traces):
+        parser.error("argument --cell: the cell says which model and benchmark; leave out the rest")
     recipe = cli.recipe_of(args)
 
     from abscot.evaluation.evaluate import evaluate

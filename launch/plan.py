@@ -16,6 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
 from abscot.common import hardware
+from abscot.common.arguments import whole_number
 from abscot.common.errors import UserError
 from abscot.pipeline.preflight import preflight
 from abscot.pipeline.preflight_text import render
@@ -25,7 +26,7 @@ def main() -> None:
     parser = cli.recipe_parser(__doc__)
     parser.add_argument(
         "--world",
-        type=int,
+        type=whole_number(1),
         metavar="N",
         help="GPUs that train (default: train.num_gpus, or this machine's)",
     )
@@ -45,8 +46,6 @@ def main() -> None:
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
     world = recipe.train.num_gpus or hardware.local_gpus() if args.world is None else args.world
-    if world < 1:
-        raise UserError(f"--world {world}: expected 1 or more GPUs")
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu {args.mfu}: expected a share above 0, at most 1")
     report = preflight(recipe, world, args.mfu, args.lengths)

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
+from abscot.common.arguments import whole_number
 from abscot.common.errors import UserError
 from abscot.method.phases import PHASES, loop
 from abscot.recipe.schema import Recipe
@@ -23,11 +24,11 @@ def make_parser() -> argparse.ArgumentParser:
         "\n(ids in the published order, or tokens) and the `id` or `prompt` of its row."
     )
     add = parser.add_argument
-    add("--round", type=int, required=True, metavar="R")
+    add("--round", type=whole_number(1), required=True, metavar="R")
     names = [phase.name for phase in loop() if phase.trace_source == "model"]
     add("--phase", choices=names, required=True)
-    add("--shard", type=int, metavar="I", help="only shard I (from 0) of --of N")
-    add("--of", type=int, metavar="N", help="number of shards (default: traces.shards)")
+    add("--shard", type=whole_number(0), metavar="I", help="only shard I (from 0) of --of N")
+    add("--of", type=whole_number(1), metavar="N", help="number of shards (default: traces.shards)")
     add(
         "--import",
         dest="pattern",
@@ -47,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     args = make_parser().parse_args()
     recipe = cli.recipe_of(args)
-    of = args.of or recipe.traces.shards
+    of = recipe.traces.shards if args.of is None else args.of
     if not 1 <= args.round <= recipe.rounds:
         raise UserError(f"--round {args.round}: expected 1 to {recipe.rounds}")
     if args.shard is not None and not 0 <= args.shard < of:
@@ -70,7 +71,9 @@ def main() -> int:
     claim(recipe)
     if args.shard is None and of > 1 and job.model is not None:
         return generate_on_this_machine(
-            [sys.executable, *sys.argv], of, recipe.inference.tensor_parallel
+            [sys.executable, *sys.argv],
+            min(of, len(job.chunks())),
+            recipe.inference.tensor_parallel,
         )
     shard, of = (0, 1) if args.shard is None else (args.shard, of)
     with exclusive(training.run.root, *chunks_of(job, shard, of)):

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
+from abscot.common.arguments import whole_number
 from abscot.common.errors import UserError
 from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
@@ -28,9 +29,11 @@ from abscot.recipe.run import Run
 def main() -> None:
     parser = cli.recipe_parser(__doc__)
     parser.add_argument("--phase", required=True, help=" | ".join(PHASES))
-    parser.add_argument("--round", type=int, default=1, help="1 to the recipe's rounds (default 1)")
+    parser.add_argument(
+        "--round", type=whole_number(1), default=1, help="1 to the recipe's rounds (default 1)"
+    )
     # given by the deepspeed launcher; unused
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", type=whole_number(0), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.phase not in PHASES:
         raise UserError(f"--phase {args.phase}: expected one of {', '.join(PHASES)}")

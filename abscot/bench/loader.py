@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from abscot.common.arguments import whole_number
 from abscot.common.draws import rng
 from abscot.common.files import is_done, publish, write_json_atomic
 from abscot.common.log import Progress, log
@@ -59,7 +60,7 @@ def run(argv: list[str] = ()) -> dict:
     batch), over_mosaicml, over_datasets (ours / theirs, null where the peer is not installed).
     """
     parser = argparse.ArgumentParser(prog="bench.py loader", description=__doc__)
-    parser.add_argument("--rows", type=int, default=600_000)
+    parser.add_argument("--rows", type=whole_number(1), default=600_000)
     parser.add_argument(
         "--dir",
         type=Path,

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from abscot.bench import tools
+from abscot.common.arguments import whole_number
 from abscot.common.draws import rng
 from abscot.common.log import log
 from abscot.model.shape import QWEN3
@@ -26,8 +27,8 @@ def run(argv: list[str] = ()) -> dict:
     (null without TRL).
     """
     parser = argparse.ArgumentParser(prog="bench.py plan", description=__doc__)
-    parser.add_argument("--rows", type=int, default=600_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=whole_number(1), default=600_000)
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     args = parser.parse_args(argv)
     lengths = dolci_like_lengths(args.rows, rng("bench", args.seed))
     results = {"rows": args.rows}

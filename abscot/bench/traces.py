@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from abscot.common.arguments import whole_number
 from abscot.common.draws import keyed_seed, rng
 from abscot.generation.requests import trace_request
 from abscot.generation.trace_sources import Item, ModelTraces
@@ -55,10 +56,10 @@ def run(argv: Sequence[str] = ()) -> dict:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--traces", type=int, default=1024)
-    parser.add_argument("--transformers-traces", type=int, default=128)
-    parser.add_argument("--m-max", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--traces", type=whole_number(1), default=1024)
+    parser.add_argument("--transformers-traces", type=whole_number(1), default=128)
+    parser.add_argument("--m-max", type=whole_number(8), default=32)
+    parser.add_argument("--repeats", type=whole_number(1), default=3)
     args = parser.parse_args(list(argv))
     rules = TraceConfig(m_min=8, m_max=args.m_max)
     items = [Item(i, str(i), 0) for i in range(args.traces)]

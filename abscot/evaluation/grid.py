@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from abscot.common.errors import UserError
 from abscot.evaluation.benchmarks import BENCHMARKS
 from abscot.method.lineage import model_named, round_models
+from abscot.recipe import yaml_text
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 KEYS = ("models", "benchmarks", "seeds")
+MOST_SEEDS = 10_000  # each is a task of a cluster
 
 
 class Cell(NamedTuple):
@@ -49,21 +49,19 @@ class Grid:
         given, run = _read(Path(file)) if file else {}, Run.of(recipe)
         for key in given:
             if key not in KEYS:
-                raise UserError(f"{file}: unknown key {key}; expected {', '.join(KEYS)}")
+                raise UserError(f"{file}: unknown key {key[:80]}; expected {', '.join(KEYS)}")
         grid = cls(
             given.get("models", [model.name for model in round_models(recipe, run)]),
             given.get("benchmarks", recipe.eval.benchmarks),
             given.get("seeds", recipe.eval.samples),
         )
         for key, names in (("models", grid.models), ("benchmarks", grid.benchmarks)):
-            if (
-                not isinstance(names, list)
-                or not names
-                or not all(isinstance(name, str) for name in names)
-            ):
-                raise UserError(f"{file}: {key}: expected a list of names, found {names!r}")
-        if not isinstance(grid.seeds, int) or grid.seeds < 1:
-            raise UserError(f"{file}: seeds: expected how many there are, found {grid.seeds!r}")
+            _check_names(f"{file or 'the recipe'}: {key}", names)
+        if type(grid.seeds) is not int or not 1 <= grid.seeds <= MOST_SEEDS:
+            raise UserError(
+                f"{file}: seeds: expected how many there are, found {_shown(grid.seeds)}; 1 to "
+                f"{MOST_SEEDS:,}"
+            )
         config = recipe.eval
         if grid.seeds > 1 and not (config.answer_temperature or config.trace_temperature):
             raise UserError(
@@ -74,7 +72,7 @@ class Grid:
             model_named(recipe, run, name)
         if unknown := [name for name in grid.benchmarks if name not in BENCHMARKS]:
             raise UserError(
-                f"{file}: benchmarks: {unknown[0]}: expected one of {', '.join(BENCHMARKS)}"
+                f"{file}: benchmarks: {unknown[0][:200]}: expected one of {', '.join(BENCHMARKS)}"
             )
         return grid
 
@@ -86,7 +84,7 @@ class Grid:
 
     def cell(self, number: int) -> Cell:
         cells = self.cells()
-        if number >= len(cells):
+        if not 0 <= number < len(cells):
             raise UserError(
                 f"cell {number}: the grid has {len(cells)}; submit it with sbatch "
                 f"--array=0-{len(cells) - 1}"
@@ -94,15 +92,20 @@ class Grid:
         return cells[number]
 
 
+def _check_names(where: str, names) -> None:
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise UserError(f"{where}: expected a list of names, found {_shown(names)}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{where}: {_shown(twice[0])} is named twice")
+
+
+def _shown(value) -> str:
+    return repr(value)[:200]
+
+
 def _read(file: Path) -> dict:
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(
-            f"{file}: {error.strerror}; expected a YAML file with {', '.join(KEYS)}"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    what = f"a YAML file with {', '.join(KEYS)}"
+    tree, _ = yaml_text.parse(yaml_text.read(file, what), str(file))
     if not isinstance(tree, dict):
         raise UserError(f"{file}: expected keys {', '.join(KEYS)}, found {type(tree).__name__}")
     return tree

@@ -19,6 +19,8 @@ LAUNCH = ROOT / "launch"
 SHARD = ROOT / "slurm" / "shard.sh"
 # After one rank has ended, the others have so long; then Slurm ends the step on all nodes.
 LAST_RANK_S = 300
+# Whatever the terminal: what a stage prints goes through a pipe, what it writes into files.
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 # In lines by which a launcher says no more than that a rank has failed.
 LAUNCHERS_WORDS = ("subprocess", "[launch.py", "srun: ")
 
@@ -61,7 +63,7 @@ class Launch:
         """The environment for `command`: a plain process must not inherit ranks (vllm#1865), a rank
         gets its own from its launcher.
         """
-        environ = {**without_ranks(dict(os.environ)), "PYTHONUNBUFFERED": "1"}
+        environ = {**without_ranks(dict(os.environ)), "PYTHONUNBUFFERED": "1", **UTF8}
         if command[0] != "srun" and not command[0].endswith("mpiexec"):
             return {**environ, PARENT: str(os.getpid())}  # seen on this node only
         if self.mpi and os.geteuid() == 0:  # a container: whoever started this has decided that
@@ -98,9 +100,15 @@ def srun(tasks: int) -> list[str]:
 
 def container() -> list[str]:
     """What starts a process in the site's container (slurm/site.sh). Who calls srun stays outside
-    of it.
+    of it. Raises UserError where its words cannot be told apart.
     """
-    return shlex.split(os.environ.get("ABSCOT_CONTAINER", ""))
+    command = os.environ.get("ABSCOT_CONTAINER", "")
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UserError(
+            f"ABSCOT_CONTAINER: {command!r}: {error}; mend it in slurm/site.sh"
+        ) from None
 
 
 def beside_python(name: str) -> str:

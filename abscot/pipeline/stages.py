@@ -121,7 +121,7 @@ def select(recipe: Recipe, which: str) -> list[Stage]:
     stages = stages_of(recipe)
     if which == "all":
         return stages
-    if not which.isdigit() or int(which) > recipe.rounds:
+    if which not in map(str, range(recipe.rounds + 1)):
         raise UserError(
             f"--round {which}: expected all, 0 (before the rounds) or 1 to {recipe.rounds}"
         )

@@ -4,15 +4,14 @@ load: what it may say, and what the recipe says instead.
 
 import difflib
 import json
-import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from abscot.common.errors import UserError
+from abscot.recipe.yaml_text import read
 
-MOST_BYTES = 1 << 20
 KEY_CHARS = 80  # of a key or value in a message
 OWNED = (  # by the recipe's sections train, optimizer and model
     "optimizer",
@@ -175,17 +174,9 @@ def _json(path: Path) -> Any:
     def constant(name: str) -> None:
         raise ValueError(f"{name} is no JSON number")
 
+    text = read(path, "a DeepSpeed file (train.deepspeed)")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would be to wait
-            raise _refused(path, "not a file")
-        if path.stat().st_size > MOST_BYTES:
-            raise _refused(path, f"more than {MOST_BYTES:,} bytes, so not a DeepSpeed file")
-        text = path.read_text(encoding="utf-8")
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
-    except OSError as error:
-        raise _refused(path, error.strerror or str(error)) from None
-    except UnicodeDecodeError as error:
-        raise _refused(path, f"not text (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise _refused(f"{path}:{error.lineno}", f"not JSON ({error.msg})") from None
     except RecursionError:

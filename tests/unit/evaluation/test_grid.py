@@ -48,7 +48,7 @@ def test_what_is_left_out_is_the_recipes(grid_of):
         ("{seeds: 0}", "grid.yaml: seeds: expected how many there are, found 0"),
         ("{seeds: 4}", "grid.yaml: greedy answers are all the same"),
         ("[base]", "grid.yaml: expected keys models, benchmarks, seeds, found list"),
-        ("{", "grid.yaml: not YAML"),
+        ("{", "grid.yaml:1: not YAML"),
     ],
 )
 def test_a_mistake_is_one_line(grid_of, text, message):
