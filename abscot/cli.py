@@ -99,7 +99,7 @@ def _maker_of(path: Path) -> str:
 
 def _end(line: str, code: int, of_this_rank: bool = False) -> NoReturn:
     """of_this_rank: the other ranks do not know of it."""
-    if of_this_rank or int(os.environ.get("RANK", "0")) == 0:
+    if of_this_rank or os.environ.get("RANK", "0") in ("0", ""):
         print(line, file=sys.stderr, flush=True)
     _leave(code)
 

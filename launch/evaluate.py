@@ -66,7 +66,8 @@ def main() -> int:
     from abscot.pipeline.lease import exclusive
     from abscot.recipe.run import Run, claim
 
-    run, sample, models, benchmarks = Run.of(recipe), None, [args.model or "final"], args.benchmark
+    run, sample, benchmarks = Run.of(recipe), None, args.benchmark
+    models = ["final" if args.model is None else args.model]
     if args.grid or args.cells or args.cell is not None:
         grid = Grid.of(recipe, args.grid)
         if args.cells:

@@ -8,7 +8,15 @@ fi
 source slurm/site.sh
 
 # .venv's Python, in the site's container where there is one.
-contained=(${ABSCOT_CONTAINER:-} "$(command -v python)")
+contained=()
+if [ -n "${ABSCOT_CONTAINER:-}" ]; then
+    words=$(xargs -rn1 printf '%s\n' <<< "$ABSCOT_CONTAINER" 2> /dev/null) || {
+        echo "error: ABSCOT_CONTAINER: $ABSCOT_CONTAINER: a quote is left open; mend it in slurm/site.sh" >&2
+        exit 2
+    }
+    mapfile -t contained <<< "$words"
+fi
+contained+=("$(command -v python)")
 
 # Slurm's name of this job: <array>_<task>, or its number.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}

@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
             esac
             shift ;;
         -*) fail "$1: expected --nodes, --gpus-per-node, --grid, --set or --dry-run" ;;
-        *) recipe=$1 ;;
+        *) [ -z "$recipe" ] || fail "$1: expected one recipe, and $recipe is given"; recipe=$1 ;;
     esac
     shift
 done

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -17,8 +18,8 @@ def die_with_parent() -> None:
     """Ends this process when the runner that started it is gone: a killed run must leave no second
     writer.
     """
-    parent = os.environ.get(PARENT)
-    if parent:
+    parent = os.environ.get(PARENT, "")
+    if re.fullmatch("[1-9][0-9]{0,8}", parent):
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
 
 

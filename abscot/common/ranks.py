@@ -1,27 +1,38 @@
 """The ranks as the launcher set them; no engine is imported here."""
 
 import os
+import re
+
+from abscot.common.errors import UserError
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 CORES_PER_RANK = "ABSCOT_CORES_PER_RANK"
 
 
+def number_of(name: str, default: int) -> int:
+    """What a launcher has put into the environment. Raises UserError for what is no number."""
+    text = os.environ.get(name, "") or str(default)
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise UserError(f"{name}: expected a whole number from the launcher, found {text[:80]!r}")
+    return int(text)
+
+
 def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return number_of("RANK", 0)
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return number_of("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return number_of("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
     """Ranks on this machine; each launcher has its own name for it."""
     for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
-        if os.environ.get(name, "").isdigit():
+        if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return world_size()
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from abscot.common.errors import UserError
 from abscot.common.hardware import local_gpus
 from abscot.common.process import PARENT
-from abscot.common.ranks import CORES_PER_RANK, RANK_VARIABLES, without_ranks
+from abscot.common.ranks import CORES_PER_RANK, RANK_VARIABLES, number_of, without_ranks
 from abscot.recipe.load import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -120,10 +120,10 @@ def allocation() -> Allocation | None:
     """The Slurm job that this process may start tasks in; None outside one, in a job of one task
     and inside a task.
     """
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    tasks = number_of("SLURM_NTASKS", 1)
     if "SLURM_JOB_ID" not in os.environ or "SLURM_STEP_ID" in os.environ or tasks < 2:
         return None
-    return Allocation(int(os.environ.get("SLURM_JOB_NUM_NODES", "1")), tasks)
+    return Allocation(max(1, number_of("SLURM_JOB_NUM_NODES", 1)), tasks)
 
 
 def ranks_to_train_on() -> int:
@@ -139,7 +139,7 @@ def job_id() -> str | None:
 
 def job_restarts() -> int:
     """How often Slurm has queued this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return number_of("SLURM_RESTART_COUNT", 0)
 
 
 def take_ranks_from_slurm() -> None:
@@ -155,7 +155,7 @@ def take_ranks_from_slurm() -> None:
         os.environ[CORES_PER_RANK] = cores
     if per_node.isdigit():
         os.environ.setdefault("LOCAL_WORLD_SIZE", per_node)
-    if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+    if "RANK" in os.environ or number_of("SLURM_STEP_NUM_TASKS", 1) < 2:
         return
     os.environ |= {
         "RANK": os.environ["SLURM_PROCID"],
@@ -181,11 +181,11 @@ class MpiLaunch(NamedTuple):
 def mpi_launch() -> MpiLaunch:
     """Ranks as mpiexec (Open MPI, MPICH) or srun has set them; one rank without a launcher."""
 
-    def first(default: str, *names: str) -> int:
-        return int(next((os.environ[name] for name in names if os.environ.get(name)), default))
+    def first(default: int, *names: str) -> int:
+        return number_of(next((name for name in names if os.environ.get(name)), names[0]), default)
 
     return MpiLaunch(
-        first("1", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"),
-        first("0", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
-        first("1", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"),
+        first(1, "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"),
+        first(0, "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+        first(1, "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from abscot.common.disk import one_line
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
@@ -16,6 +17,7 @@ from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
+MOST_TOKENS = 10**9  # of a part of a row
 # Of a source that nobody has read yet: as many as the paper uses, where it is used whole; where
 # rows are drawn, as many as Dolci-Think-SFT-7B has.
 UNKNOWN_ROWS, UNKNOWN_DRAWN_FROM = 600_000, 2_270_000
@@ -109,15 +111,21 @@ def _prepared_lengths(run: Run) -> Lengths:
 def _read_lengths(file: Path) -> np.ndarray:
     """int64 [3, rows]. Raises UserError with the file and what was expected."""
     try:
+        if not file.is_file() or not file.stat().st_size:  # to read a pipe would be to wait
+            raise ValueError("no such file, or an empty one")
         table = np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2, comments=None)
-        if table.shape[1] != 3 or not len(table) or table.min() < 0:
-            raise ValueError(f"{table.shape[1]} columns")
-    except (OSError, ValueError) as error:
+        if table.shape[1] != 3 or not len(table) or not _may_be_tokens(table):
+            raise ValueError(f"{table.shape[1]} columns, or a number that cannot be")
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(
             f"{file}: expected a line per row, prompt,cot,answer tokens, e.g. 120,20000,600 "
-            f"({error})"
+            f"({one_line(error)})"
         ) from None
     return table.T
+
+
+def _may_be_tokens(table: np.ndarray) -> bool:
+    return bool(table.min() >= 0 and table.max() <= MOST_TOKENS and table.sum(1).all())
 
 
 def describe(lengths: Lengths) -> dict:
