@@ -6,6 +6,7 @@ import argparse
 import locale
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -50,6 +51,7 @@ def run(main: Callable[[], int | None]) -> None:
     after Ctrl-C.
     """
     _speak_utf8()
+    threading.excepthook = _end_of_thread
     die_with_parent()
     try:
         code = main() or 0
@@ -83,6 +85,14 @@ def _speak_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     sys.stdout.reconfigure(errors="replace")
     sys.stderr.reconfigure(errors="replace")
+
+
+def _end_of_thread(thread) -> None:
+    """A writer's full disk is one line; the main thread meets it too, and ends."""
+    if isinstance(thread.exc_value, OSError):
+        print(f"error: {error_line(thread.exc_value)}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(thread)
 
 
 def _maker_of(path: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from abscot.common import ranks
+from abscot.common.disk import naming
 from abscot.common.errors import UserError
 from abscot.common.record import Record
 from abscot.common.secrets import redacted
@@ -119,7 +120,7 @@ class Trackers:
     def __init__(self, recipe: Recipe, run: Run, tag: str, steps: list[StepEntry]):
         makers = {"tensorboard": _tensorboard, "wandb": _hosted, "trackio": _hosted}
         names = recipe.trackers if ranks.rank() == 0 else []
-        self.open = []
+        self.open, self.directory = [], run.tensorboard / tag
         for name in names:
             try:
                 self.open.append(makers[name](name, recipe, run, tag, steps))
@@ -128,12 +129,14 @@ class Trackers:
                 raise UserError(f"trackers: {name} is not installed; {mend}") from None
 
     def log(self, entry: StepEntry) -> None:
-        for write, _ in self.open:
-            write(_tracked(entry), entry.step)
+        with naming(self.directory):
+            for write, _ in self.open:
+                write(_tracked(entry), entry.step)
 
     def close(self) -> None:
-        for _, close in self.open:
-            close()
+        with naming(self.directory):
+            for _, close in self.open:
+                close()
 
 
 def _tracked(entry: StepEntry) -> dict[str, float]:

@@ -29,6 +29,7 @@ from abscot.recipe.run import Run, claim
 from abscot.recipe.schema import WorldConfig
 from abscot.reporting import report
 from abscot.training.phase_data import load_data
+from abscot.training.record import StepEntry, Trackers
 from kit import raw_data, synthetic_run
 from kit.corpus import one_line
 from kit.tiny_run import make_model, make_tiny_run, tiny_recipe, tiny_tokenizer, training_of
@@ -321,6 +322,22 @@ def test_a_file_that_cannot_be_written_whole_keeps_its_old_text(tmp_path):
         files.write_json_atomic(path, {"new": "x" * 5000})
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_curves_without_room_are_one_line(capfd, tmp_path):
+    recipe, run = tiny_recipe(tmp_path), Run(tmp_path / "run")
+    recipe.trackers = ["tensorboard"]
+    curves = Trackers(recipe, run, "pi1_phaseA", [])
+    entry = StepEntry.model_construct(**dict.fromkeys(StepEntry.model_fields, 1))
+
+    def write():
+        for _ in range(20):
+            curves.log(entry)
+
+    with limited(tmp_path):
+        code, line = ended(capfd, write)
+    assert code == 2
+    one_line(line, str(run.tensorboard / "pi1_phaseA"), "File too large")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "é" * 200], ids=["ascii", "utf8"])
