@@ -13,7 +13,8 @@ if [ -f .venv/bin/activate ]; then
 fi
 
 # Every process of a stage starts in this container; what calls srun, sbatch and scontrol stays outside. The image needs the
-# Python that .venv was made with, at the same path, and sees this folder and the run directory under the same path too.
+# Python that .venv was made with, at the same path, and sees this folder and the run directory under the same path too. The
+# environment goes in (no --cleanenv): a stage knows by it whose it is.
 # export ABSCOT_CONTAINER="apptainer exec --nv --bind $PWD /path/to/image.sif"
 
 # How often a job may put itself back into the queue before it gives up.
