@@ -4,6 +4,7 @@ what somebody else made, before anything is made of it.
 
 import contextlib
 import logging
+import math
 import re
 import warnings
 from pathlib import Path
@@ -36,6 +37,8 @@ SIZES = {  # a number of config.json -> the most that is believed
     "num_key_value_heads": 1 << 16,
     "head_dim": 1 << 16,
 }
+ABOVE_ZERO = ("rms_norm_eps", "rope_theta")
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors writes them
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
@@ -52,6 +55,12 @@ def check_config(directory: Path, where: str, model: ModelConfig, trained: bool)
         if size is not None and not (type(size) is int and 0 < size <= most):
             raise UserError(
                 f"{where}: config.json: {name}: expected 1 to {most:,}, found {_cut(size)}"
+            )
+    for name in ABOVE_ZERO:
+        number = tree.get(name)
+        if number is not None and not (type(number) in (int, float) and 0 < number < math.inf):
+            raise UserError(
+                f"{where}: config.json: {name}: expected a number above 0, found {_cut(number)}"
             )
     custom = tree.get("auto_map") is not None
     if kind not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
@@ -139,6 +148,7 @@ def check_weights(directory: Path, where: str, model: ModelConfig, trained: bool
             f"{where}: a {type(lm).__name__} cannot be trained with packed attention; use a "
             "decoder like Qwen3"
         )
+    _check_numbers(lm, paths, where)
     _check_tie(config, shapes, paths, where)
     return paths, lm
 
@@ -158,6 +168,19 @@ def _trainable(lm) -> bool:
         and lm.get_output_embeddings() is not None
         and (lm._supports_attention_backend)
     )
+
+
+def _check_numbers(lm, paths: list[Path], where: str) -> None:
+    """Integers would be taken for weights, their scale forgotten."""
+    names = {name for name, _ in lm.named_parameters()}
+    for path in paths:
+        with opened(path, where) as file:
+            for name in names.intersection(file.keys()):
+                if (kind := file.get_slice(name).get_dtype()) not in FLOATS:
+                    raise UserError(
+                        f"{where}: weights: {said(name)} is {kind}, and config.json has no "
+                        f"quantization_config; expected {', '.join(FLOATS)}"
+                    )
 
 
 def _check_tie(config, shapes: dict, paths: list[Path], where: str) -> None:
@@ -199,9 +222,8 @@ def checked_tokenizer(directory: Path, where: str, model: ModelConfig, rows: int
             )
         if not ids:
             raise UserError(f"{where}: tokenizer: has no tokens")
-        _check_template(tokenizer, where)
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"{where}: tokenizer: no eos token")
+        if _chat_of(tokenizer, where).turn_end_id is None:
+            raise UserError(f"{where}: tokenizer: no <|im_end|> and no eos token ends a turn")
     if rows is not None and max(ids) >= rows:
         raise UserError(
             f"{where}: tokenizer: its ids go up to {max(ids):,}, but the embedding table has "
@@ -210,9 +232,9 @@ def checked_tokenizer(directory: Path, where: str, model: ModelConfig, rows: int
     return tokenizer
 
 
-def _check_template(tokenizer, where: str) -> None:
+def _chat_of(tokenizer, where: str) -> ChatTokenizer:
     try:
-        ChatTokenizer(tokenizer)
+        return ChatTokenizer(tokenizer)
     except UserError as error:
         why = str(error).removeprefix(f"{tokenizer.name_or_path}: ")
         raise UserError(f"{where}: tokenizer: {why}") from None

@@ -17,6 +17,7 @@ from abscot.common.log import log
 from abscot.method.lineage import Model
 from abscot.method.vocab import codebook_size_of, missing_tokens
 from abscot.model.adapters import (
+    BASE,
     CONFIG,
     attached,
     check_adapter,
@@ -77,7 +78,7 @@ class Source:
     @classmethod
     def _adapter(cls, directory: Path, where: str, config: ModelConfig, trained: bool) -> "Source":
         named, weights = check_adapter(directory, where)
-        below = f"{where}: {CONFIG}: its base {said(named, 100)}"
+        below = f"{where}: {CONFIG}: {BASE}: {said(named, 100)}"
         base = located(named, below, config)
         if is_adapter(base, below):
             raise UserError(f"{below} is an adapter too; merge that one first")

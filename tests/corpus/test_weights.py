@@ -166,6 +166,12 @@ def vocab_is_a_list(d):
     (d / "tokenizer.json").write_text(json.dumps(tree))
 
 
+def no_end(d):
+    tree = (d / "tokenizer.json").read_text().replace("<|im_end|>", "<|over|>")
+    (d / "tokenizer.json").write_text(tree)
+    config("tokenizer_config.json", eos_token=None, extra_special_tokens=[])(d)
+
+
 def damaged_after_done(d):
     from abscot.common import files
 
@@ -218,6 +224,18 @@ BAD = {  # case -> (what is done to a good directory, words of the line)
     "minus_infinity_in_bf16": (
         tensors(lambda h: h.update({NORM: torch.full((64,), -float("inf")).bfloat16()})),
         [NORM, "infinity"],
+    ),
+    "nan_alone_in_a_large_table": (
+        tensors(lambda h: h[HEAD][100, 7:8].fill_(float("nan"))),
+        [HEAD, "NaN"],
+    ),
+    "integers_for_weights": (
+        tensors(lambda h: h.update({NORM: h[NORM].to(torch.int8)})),
+        [NORM, "I8", "quantization_config"],
+    ),
+    "fp8_without_a_scale": (
+        tensors(lambda h: h.update({NORM: h[NORM].to(torch.float8_e4m3fn)})),
+        [NORM, "F8_E4M3"],
     ),
     "damaged_after_done": (damaged_after_done, [WEIGHTS, "checksum"]),
     # safetensors files
@@ -274,6 +292,11 @@ BAD = {  # case -> (what is done to a good directory, words of the line)
     "heads_zero": (config(num_attention_heads=0), ["num_attention_heads"]),
     "no_positions": (config(max_position_embeddings=0), ["max_position_embeddings"]),
     "positions_a_word": (config(max_position_embeddings="many"), ["max_position_embeddings"]),
+    "eps_nan": (config(rms_norm_eps=float("nan")), ["rms_norm_eps", "nan"]),
+    "eps_negative": (config(rms_norm_eps=-1.0), ["rms_norm_eps", "-1.0"]),
+    "theta_zero": (config(rope_theta=0), ["rope_theta"]),
+    "theta_infinite": (config(rope_theta=float("inf")), ["rope_theta", "inf"]),
+    "dtype_unknown": (config(dtype="float12"), ["float12"]),
     "activation_unknown": (config(hidden_act="wow"), ["wow"]),
     "rope_unknown": (config(rope_parameters={"rope_type": "wow", "rope_theta": 1}), ["wow"]),
     "architectures_of_another_task": (
@@ -297,6 +320,10 @@ BAD = {  # case -> (what is done to a good directory, words of the line)
     "tokenizer_a_list": (write("tokenizer.json", "[]"), ["tokenizer.json", "list"]),
     "tokenizer_of_nothing": (write("tokenizer.json", "{}"), ["tokenizer"]),
     "tokenizer_vocab_a_list": (vocab_is_a_list, ["tokenizer"]),
+    "tokenizer_is_a_pipe": (pipe("tokenizer.json"), ["tokenizer"]),
+    "tokenizer_config_is_a_directory": (folder("tokenizer_config.json"), ["tokenizer_config.json"]),
+    "no_end_of_turn": (no_end, ["eos token"]),
+    "template_binary": (write("chat_template.jinja", b"\xff\xfe\x00"), ["tokenizer"]),
     "tokenizer_config_cut": (cut("tokenizer_config.json", 0.5), ["tokenizer_config.json"]),
     "tokenizer_config_a_list": (write("tokenizer_config.json", "[]"), ["tokenizer_config.json"]),
     "no_chat_template": (no_template, ["chat template"]),
@@ -321,6 +348,20 @@ UNTRAINABLE = {  # transformers and vLLM can ask them
         ["quantised"],
     ),
 }
+
+
+@pytest.mark.parametrize("case", ["no_config", "cut_weights", "nan", "a_bert", "no_tokenizer"])
+def test_evaluation_of_it_writes_nothing(case, published, tmp_path, capfd, monkeypatch):
+    directory = copy_of(published, tmp_path, "final")
+    edit, words = BAD[case]
+    edit(directory)
+    arguments = ("--model", str(directory), "--set", f"run_root={tmp_path / 'runs'}")
+    code, line = launch(capfd, monkeypatch, "evaluate.py", *arguments)
+    assert code == 2, line
+    one_line(line, f"--model: {directory}", *words)
+    assert not (tmp_path / "runs").exists()
+
+
 SHAPED = ("config_without_model_type", "hidden_size_huge")  # the numbers are there
 ADAPTER = "adapter_config.json"
 BAD_ADAPTERS = {
@@ -333,6 +374,14 @@ BAD_ADAPTERS = {
     "base_on_the_hub_without_network": (
         config(ADAPTER, base_model_name_or_path="nobody/nothing-here"),
         ["nobody/nothing-here", "network"],
+    ),
+    "base_an_adapter_too": (
+        lambda d: config(ADAPTER, base_model_name_or_path=str(d))(d),
+        ["base_model_name_or_path", "is an adapter too"],
+    ),
+    "base_without_weights": (
+        lambda d: config(ADAPTER, base_model_name_or_path=str(d.parent))(d),
+        ["base_model_name_or_path", "no config.json"],
     ),
     "base_a_number": (config(ADAPTER, base_model_name_or_path=3), ["base_model_name_or_path"]),
     "rank_of_another": (config(ADAPTER, r=8), ["not an adapter of its base"]),

@@ -15,7 +15,7 @@ from abscot.evaluation.results import read_result
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.extend import check_base, extend_base
-from abscot.model.foreign import name_of
+from abscot.model.foreign import Source, name_of
 from abscot.recipe.load import dump
 from abscot.recipe.run import Run
 from abscot.recipe.schema import LoraConfig, ModelConfig
@@ -87,6 +87,10 @@ def test_it_is_continued_and_stays_shrunk_and_untied(published, tmp_path, capsys
     assert not lm.config.tie_word_embeddings and lm.config.vocab_size == 327
     assert not torch.equal(lm.lm_head.weight, lm.model.embed_tokens.weight)
     assert reload_gap(run) < 1e-4
+    if lora:  # our own adapter as a base: it is merged to what was exported
+        adapter = Source.of(str(run.adapter(TAG)), "model.base", recipe.model, trained=True)
+        merged = adapter.load(seed=0).state_dict()
+        assert max(float((merged[name] - after[name]).abs().max()) for name in after) < 1e-5
 
 
 def test_it_is_asked_by_vllm_where_no_base_was_made(published, tmp_path):

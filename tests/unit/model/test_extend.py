@@ -113,6 +113,12 @@ def test_a_shrunk_untied_table_of_begin_first_stays_so(tmp_path, capsys):
     assert (meta["table_rows"], meta["vocab_after"], meta["tied"]) == (327, 327, False)
 
 
+def test_an_adapter_is_merged_into_base(tmp_path):
+    final = make_published(tmp_path / "published")
+    run = extended(tmp_path, tmp_path / "published" / "adapters" / "pi1_phaseA")
+    assert largest_change(load_file(final / "model.safetensors"), run) == 0.0
+
+
 def test_a_base_with_some_of_the_tokens_gets_the_others_alone(tmp_path, capsys):
     """In free rows, then in a table that has to grow for them."""
     some = [*codebook_tokens(32), END]
