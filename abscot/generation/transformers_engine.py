@@ -28,7 +28,8 @@ class TransformersEngine:
         self.batch_size = config.max_num_seqs
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, inference_dtype(config.dtype))
-        self.lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self.device).eval()
+        lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True)
+        self.lm = lm.to(self.device).eval()
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
         """Like VllmEngine.stream; a batch holds neighbouring requests with the same

@@ -194,7 +194,7 @@ def _check_tie(config, shapes: dict, paths: list[Path], where: str) -> None:
         if not torch.equal(found[table], found[head]):
             raise UserError(
                 f"{where}: config.json: tie_word_embeddings is true, but {head} differs from "
-                f"{table}; write false"
+                f"{table}; write false to keep both"
             )
 
 

@@ -13,7 +13,7 @@ from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
-from abscot.reporting import report, run_data
+from abscot.reporting import report, run_data, tables
 from abscot.reporting.blocks import to_html, to_markdown
 from kit.synthetic_run import BENCHMARKS, add_results, add_traces, make_run
 
@@ -95,6 +95,15 @@ def test_the_table_says_what_the_rows_say(tmp_path):
     assert last == "abstract final world 4 100.0 [39.8, 100.0] 100.0 12.0 8.0 20.0 20.0 0.0"
     columns = [line.find("world") for line in lines[2:]]
     assert len(set(columns)) == 1  # aligned
+
+
+def test_a_model_from_elsewhere_is_a_row_beside_the_runs(tmp_path):
+    run = make_run(tmp_path, rounds=2, **{"eval.benchmarks": "[world]"})
+    add_results(run, "abstract", "mine-final-0123abcd", "world", 0, problems=9)
+    report.write(run)
+    assert "mine-final-0123abcd" in report.table(run) and "mine-final-0123abcd" in text_of(run)
+    differences = repr(tables.difference_blocks(run_data.read(run)))
+    assert "abstract final" in differences and "mine-final" not in differences
 
 
 def test_samples_add_pass_at_k(tmp_path):
