@@ -7,13 +7,12 @@ import torch
 from abscot.common.errors import UserError
 from abscot.common.log import log
 from abscot.method.vocab import TABLE_MULTIPLE
-from abscot.model.check import TOKENIZER_FILES, one_line, quiet
+from abscot.model.check import TOKENIZER_FILES, check_content, one_line, quiet
 from abscot.model.weights import (
     ADAPTER_WEIGHTS,
     INDEX,
     PICKLED,
     SINGLE,
-    check_finite,
     read_json,
     said,
     tensor_shapes,
@@ -42,6 +41,8 @@ def check_adapter(directory: Path, where: str) -> tuple[str, list[Path]]:
     if config.get("peft_type") != "LORA":
         kind = said(repr(config.get("peft_type")), 40)
         raise UserError(f"{where}: {CONFIG}: only LORA adapters can be merged, found {kind}")
+    if config.get("megatron_config") is not None:
+        raise UserError(f"{where}: {CONFIG}: megatron_config: Megatron's adapters are not read")
     base = config.get(BASE)
     if not isinstance(base, str) or not base:
         raise UserError(
@@ -54,7 +55,7 @@ def check_adapter(directory: Path, where: str) -> tuple[str, list[Path]]:
         raise UserError(f"{where}: an adapter without {ADAPTER_WEIGHTS}{found}")
     if not tensor_shapes([weights], where):
         raise UserError(f"{where}: {ADAPTER_WEIGHTS}: holds no tensors")
-    check_finite([weights], where)
+    check_content(directory, [weights], where)
     return base, [weights]
 
 

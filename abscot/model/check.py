@@ -251,11 +251,15 @@ def check_model(
     checked_tokenizer(directory, where, model, rows)
     if (directory / "generation_config.json").exists():
         read_json(directory / "generation_config.json", where)
-    fresh = [path for path in paths if notes is None or not notes.get(path)]
-    if fresh and files.is_done(directory):
-        files.verify(directory)
-    check_finite(fresh, where)
+    check_content(directory, [p for p in paths if notes is None or not notes.get(p)], where)
     return paths
+
+
+def check_content(directory: Path, paths: list[Path], where: str) -> None:
+    """Reads weight files whole: they are what DONE says, where there is one, and hold numbers."""
+    if paths and files.is_done(directory):
+        files.verify(directory)
+    check_finite(paths, where)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from abscot.model.adapters import (
 )
 from abscot.model.check import (
     check_config,
+    check_content,
     check_model,
     check_weights,
     checked_tokenizer,
@@ -34,7 +35,7 @@ from abscot.model.check import (
     quiet,
 )
 from abscot.model.lm import DTYPES
-from abscot.model.weights import Notes, check_finite, fingerprint, said
+from abscot.model.weights import Notes, fingerprint, said
 from abscot.recipe.load import local_path
 from abscot.recipe.run import Run
 from abscot.recipe.schema import ModelConfig, Recipe
@@ -87,7 +88,7 @@ class Source:
             raise UserError(f"{below}: its weights are quantised; nothing can be merged into them")
         tokenizer = checked_tokenizer(tokenizer_directory(directory, base), where, config)
         attached(lm, tokenizer, directory, where)
-        check_finite(files_of_base, below)
+        check_content(base, files_of_base, below)
         return cls(where, base, directory, (*weights, *files_of_base), config)
 
     @property
