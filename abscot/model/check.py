@@ -19,6 +19,7 @@ from abscot.data.chat import ChatTokenizer
 from abscot.model.weights import (
     Notes,
     check_finite,
+    kinds,
     opened,
     read_json,
     said,
@@ -173,14 +174,12 @@ def _trainable(lm) -> bool:
 def _check_numbers(lm, paths: list[Path], where: str) -> None:
     """Integers would be taken for weights, their scale forgotten."""
     names = {name for name, _ in lm.named_parameters()}
-    for path in paths:
-        with opened(path, where) as file:
-            for name in names.intersection(file.keys()):
-                if (kind := file.get_slice(name).get_dtype()) not in FLOATS:
-                    raise UserError(
-                        f"{where}: weights: {said(name)} is {kind}, and config.json has no "
-                        f"quantization_config; expected {', '.join(FLOATS)}"
-                    )
+    for name, kind in kinds(paths, where).items():
+        if name in names and kind not in FLOATS:
+            raise UserError(
+                f"{where}: weights: {said(name)} is {kind}, and config.json has no "
+                f"quantization_config; expected {', '.join(FLOATS)}"
+            )
 
 
 def _check_tie(config, shapes: dict, paths: list[Path], where: str) -> None:
@@ -263,7 +262,7 @@ def check_content(directory: Path, paths: list[Path], where: str) -> None:
 
 
 @contextlib.contextmanager
-def one_line(where: str):
+def one_line(where: str, caught: type[BaseException] = BaseException):
     """Whatever a library raises about a foreign file becomes one line. tokenizers panics in Rust,
     which is no Exception.
     """
@@ -271,7 +270,7 @@ def one_line(where: str):
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:
+    except caught as error:
         raise UserError(f"{where}: {said(error)}") from None
 
 

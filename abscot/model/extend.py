@@ -15,6 +15,7 @@ from abscot.method.vocab import (
 )
 from abscot.model.check import one_line
 from abscot.model.foreign import Source
+from abscot.model.weights import kinds
 from abscot.recipe.run import Run
 from abscot.recipe.schema import ModelConfig, Recipe
 
@@ -70,6 +71,9 @@ def extend_base(recipe: Recipe, run: Run, source: Source) -> None:
         f"{run.base}: {meta['tokens_found']} abstract tokens found, {len(missing)} added; "
         f"{before:,} -> {len(tokenizer):,} token ids, {table}, {change}"
     )
+    wider = set(kinds(source.weights, source.where).values()) & {"F64", "F32", "F16"}
+    if recipe.model.dtype == "bf16" and wider:
+        log(f"{run.base}: {' and '.join(sorted(wider))} weights rounded to bf16 (model.dtype)")
     if (found := codebook_size_of(tokenizer)) > size:
         log(f"{run.base}: of its {found} codebook tokens the first {size} are used (codebook_size)")
 

@@ -40,6 +40,7 @@ from abscot.recipe.load import local_path
 from abscot.recipe.run import Run
 from abscot.recipe.schema import ModelConfig, Recipe
 
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+", re.ASCII)
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -64,7 +65,7 @@ class Source:
         trained: whether it is to be trained, or only asked. Raises UserError.
         """
         where = f"{key}: {said(name, 400)}"
-        with one_line(where):
+        with one_line(where, OSError):
             directory = located(name, where, config)
             if is_adapter(directory, where):
                 return cls._adapter(directory, where, config, trained)
@@ -125,19 +126,28 @@ class Source:
 
 
 def located(name: str, where: str, config: ModelConfig) -> Path:
-    """The directory that a path or hub id means; fetched from the hub where it must be."""
+    """The directory that a path, a hub id (owner/name) or a folder of one (owner/name/folder)
+    means; fetched from the hub where it must be.
+    """
     path = local_path(name)
-    if path is None:
-        return _fetched(name, where, config)
-    if not path.is_dir():
-        found = "not a directory" if path.exists() else "no such directory"
+    if path is not None and path.is_dir():
+        return path.resolve()
+    if not HUB_ID.fullmatch(name) or (path is not None and path.exists()):
+        found = "not a directory" if path is not None and path.exists() else "no such directory"
         raise UserError(
             f"{where}: {found}; give a model directory or a hub id such as Qwen/Qwen3-4B"
         )
-    return path.resolve()
+    owner, repository, *folders = name.split("/")
+    folder = "/".join(folders)
+    directory = _fetched(f"{owner}/{repository}", folder, where, config) / folder
+    if not directory.is_dir():
+        raise UserError(
+            f"{where}: no directory {folder} on this machine or in {owner}/{repository}"
+        )
+    return directory
 
 
-def _fetched(hub_id: str, where: str, config: ModelConfig) -> Path:
+def _fetched(hub_id: str, folder: str, where: str, config: ModelConfig) -> Path:
     """The newest snapshot, or the one in the cache without network. Nothing pickled comes along."""
     import huggingface_hub
 
@@ -146,12 +156,14 @@ def _fetched(hub_id: str, where: str, config: ModelConfig) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]
+                hub_id,
+                allow_patterns=[f"{folder}/{name}" if folder else name for name in wanted],
+                ignore_patterns=f"{folder}/*/*" if folder else "*/*",
             )
         )
     except Exception as error:
         raise UserError(
-            f"{where}: not on this machine, and not fetched from the hub ({said(error, 160)}); "
+            f"{where}: no such directory, and not fetched from the hub ({said(error, 160)}); "
             "check its name and the network, or give a downloaded directory"
         ) from None
 
@@ -172,7 +184,7 @@ def open_model(recipe: Recipe, run: Run, name: str) -> Model:
     """
     notes = Notes(run.results / ".read.json")
     source = Source.of(name, "--model", recipe.model, False, notes)
-    with one_line(source.where):
+    with one_line(source.where, OSError):
         plain, digest, tokenizer = name_of(name), source.fingerprint(notes), source.tokenizer
     missing = missing_tokens(tokenizer, recipe.codebook_size)
     if not missing and (size := codebook_size_of(tokenizer)) > recipe.codebook_size:

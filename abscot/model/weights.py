@@ -92,6 +92,15 @@ def tensor_shapes(paths: list[Path], where: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def kinds(paths: list[Path], where: str) -> dict[str, str]:
+    """name -> kind of number, as safetensors writes it (BF16), of every tensor."""
+    found = {}
+    for path in paths:
+        with opened(path, where) as file:
+            found |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return found
+
+
 @contextlib.contextmanager
 def opened(path: Path, where: str) -> Iterator:
     """A safetensors file. Raises UserError where it is none, or where its end is missing."""

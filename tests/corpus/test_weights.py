@@ -526,7 +526,8 @@ def test_an_adapter_that_cannot_be_merged(case, published, tmp_path):
         ("/gone/model", ["no such directory"]),
         ("./gone", ["no such directory"]),
         ("nobody/nothing-here", ["network"]),
-        ("no body/nothing here", ["hub"]),
+        ("nobody/nothing/final", ["no such directory", "network"]),
+        ("no body/nothing here", ["no such directory"]),
         ("~nobody/x/y", ["no such directory"]),
     ],
 )

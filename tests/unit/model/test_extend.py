@@ -135,6 +135,14 @@ def test_a_base_with_some_of_the_tokens_gets_the_others_alone(tmp_path, capsys):
         assert (new - before[:known].mean(0)).std() < 3e-3
 
 
+def test_that_wider_weights_are_rounded_is_said(tmp_path, capsys):
+    made(tmp_path / "fp32", [])
+    extended(tmp_path, tmp_path / "fp32", dtype="bf16")
+    assert "F32 weights rounded to bf16" in capsys.readouterr().out
+    extended(tmp_path / "again", tmp_path / "run" / "base", dtype="bf16")
+    assert "rounded" not in capsys.readouterr().out
+
+
 def test_a_larger_codebook_stays_and_is_said(tmp_path, capsys):
     before = made(tmp_path / "large", abstract_tokens(80))
     run = extended(tmp_path, tmp_path / "large")

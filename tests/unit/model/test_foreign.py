@@ -100,3 +100,24 @@ def test_a_model_without_the_tokens_is_asked_as_a_base_is(published, tmp_path):
 @pytest.mark.timeout(60)
 def test_without_network_a_hub_id_ends_quickly_and_says_what_to_do(tmp_path):
     refused(lambda: opened(tmp_path, "nobody/has-this-model"), "nobody/has-this-model", "network")
+
+
+def test_a_hub_id_and_a_folder_of_it_are_found_in_the_cache(published, tmp_path, monkeypatch):
+    """As the hub's own client leaves a repository there."""
+    import huggingface_hub
+
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--nobody--has-this"
+    shutil.copytree(published / "final", repository / "snapshots" / commit)
+    shutil.copytree(published, repository / "snapshots" / commit / "run")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    whole, folder = (
+        opened(tmp_path, name) for name in ("nobody/has-this", "nobody/has-this/run/final")
+    )
+    assert whole.fingerprint == folder.fingerprint and whole.name != folder.name
+    assert folder.directory.parts[-2:] == ("run", "final")
+    refused(lambda: opened(tmp_path, "nobody/has-this/run"), "no config.json", "base, final")
+    refused(lambda: opened(tmp_path, "nobody/has-this/rum"), "no directory rum")
