@@ -66,7 +66,8 @@ def extend_base(recipe: Recipe, run: Run, source: Source) -> None:
         lm.save_pretrained(temp, max_shard_size="4GB")
         tokenizer.save_pretrained(temp)
     table = f"{'tied' if meta['tied'] else 'untied'} table of {rows:,} rows"
-    change = f"grown from {rows_before:,}" if rows != rows_before else "kept as it is"
+    change = "in rows that it had" if missing else "kept as it is"
+    change = f"grown from {rows_before:,}" if rows != rows_before else change
     log(
         f"{run.base}: {meta['tokens_found']} abstract tokens found, {len(missing)} added; "
         f"{before:,} -> {len(tokenizer):,} token ids, {table}, {change}"
