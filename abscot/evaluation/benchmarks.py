@@ -142,8 +142,6 @@ def load(name: str, recipe: Recipe, run: Run) -> list[Problem]:
     """
     if name not in BENCHMARKS:
         raise UserError(f"eval.benchmarks: no benchmark {name}; known: {', '.join(BENCHMARKS)}")
-    if unknown := [key for key in recipe.eval.files if key not in BENCHMARKS]:
-        raise UserError(f"eval.files: no benchmark {unknown[0]}; known: {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
     problems, where_of = [], {}  # where_of: id -> the place of its row
     for number, (where, row) in enumerate(_rows(name, benchmark, recipe, run)):

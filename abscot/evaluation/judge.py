@@ -5,6 +5,8 @@ judge model.
 import http.client
 import json
 import os
+import re
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.files import write_json_atomic
+from abscot.evaluation import json_text
 from abscot.evaluation.results import ResultRow
 from abscot.evaluation.scoring import Verdict
 from abscot.recipe.schema import Recipe
@@ -19,6 +22,7 @@ from abscot.recipe.schema import Recipe
 KEY_VARIABLE = "OPENAI_API_KEY"
 TIMEOUT_S = 120
 PARALLEL_REQUESTS = 8
+MOST_REPLY_BYTES = 2**20
 QUESTION = """Two assistants answered the same instruction. Which answer is better? \
 Reply with one letter, A or B.
 
@@ -81,18 +85,37 @@ def _chat(url: str, model: str, text: str) -> str:
         "max_tokens": 8,
         "messages": [{"role": "user", "content": text}],
     }
-    headers = {
-        "Content-Type": "application/json",
-        "Authorization": f"Bearer {os.environ.get(KEY_VARIABLE, '')}",
-    }
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-    )
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     try:
+        if not (key.isascii() and key.isprintable()):  # http.client's message would show it
+            raise ValueError("the key has characters that no header may have")
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError("expected http:// or https://")
+        request = urllib.request.Request(
+            f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+        )
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            return json.load(response)["choices"][0]["message"]["content"] or ""
-    except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
+            return _said(response.read(MOST_REPLY_BYTES))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        where, why = json_text.shown(_without_password(url)), json_text.shown(str(error))
         raise UserError(
-            f"eval.judge_url: {url} did not answer ({error}); check the url, and the key in "
+            f"eval.judge_url: {where} did not answer ({why}); check the url, and the key in "
             f"{KEY_VARIABLE}"
         ) from None
+
+
+def _said(reply: bytes) -> str:
+    """The text of a chat completion; "" for null. Raises ValueError for what is none."""
+    value = json_text.parse(reply.decode("utf-8"))
+    try:
+        text = value["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError("its reply is no chat completion") from None
+    if not isinstance(text, str | None):
+        raise ValueError(f"its reply says {json_text.kind(text)}, no text")
+    return text or ""
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)

@@ -101,10 +101,11 @@ def trace_rules(recipe: Recipe, mode: str) -> TraceConfig:
     config, traces = recipe.eval, recipe.traces
     if MODES[mode].cot:
         return traces
-    m_min = traces.m_min if config.m_min is None else config.m_min
-    m_max = traces.m_max if config.m_max is None else config.m_max
     return TraceConfig(
-        m_min=m_min, m_max=m_max, temperature=config.trace_temperature, top_p=config.trace_top_p
+        m_min=traces.m_min if config.m_min is None else config.m_min,
+        m_max=traces.m_max if config.m_max is None else config.m_max,
+        temperature=config.trace_temperature,
+        top_p=config.trace_top_p,
     )
 
 

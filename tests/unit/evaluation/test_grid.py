@@ -27,8 +27,9 @@ def test_cells_are_the_product_and_have_numbers(grid_of):
     cells = grid.cells()
     assert len(cells) == len(set(cells)) == 12
     assert grid.cell(0) == Cell("base", "world", 0) and grid.cell(11) == Cell("final", "gsm8k", 2)
-    with pytest.raises(UserError, match="has 12; submit it with sbatch --array=0-11"):
-        grid.cell(12)
+    for outside in (12, -1):
+        with pytest.raises(UserError, match="has 12; submit it with sbatch --array=0-11"):
+            grid.cell(outside)
 
 
 def test_what_is_left_out_is_the_recipes(grid_of):
@@ -46,6 +47,11 @@ def test_what_is_left_out_is_the_recipes(grid_of):
         ("{models: [round9]}", "round9: expected all, one of"),
         ("{benchmarks: [math]}", "grid.yaml: benchmarks: math: expected one of world"),
         ("{seeds: 0}", "grid.yaml: seeds: expected how many there are, found 0"),
+        ("{seeds: true}", "grid.yaml: seeds: expected how many there are, found True"),
+        ("{models: [base, base]}", "grid.yaml: models: 'base' is named twice"),
+        ("{models: [" + "[" * 1000, "grid.yaml:1: not YAML"),
+        ("{seeds: 2001-99-99}", "grid.yaml: seeds: expected how many"),
+        ("{models: [&a [x, x], *a]}", "grid.yaml:1: not YAML: an alias"),
         ("{seeds: 4}", "grid.yaml: greedy answers are all the same"),
         ("[base]", "grid.yaml: expected keys models, benchmarks, seeds, found list"),
         ("{", "grid.yaml:1: not YAML"),

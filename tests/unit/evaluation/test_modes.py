@@ -117,7 +117,7 @@ def test_a_result_agrees_on_all_that_shapes_it_and_on_nothing_else(tiny_run):
         {"max_answer_tokens": 9},
         {"mode_answer_tokens": {"abstract": 7, "verbal": 7}},
         {"limit": 3},
-        {"samples": 2},
+        {"samples": 2, "answer_temperature": 0.1},
         {"max_reasoning_tokens": 17},
     ]
 
