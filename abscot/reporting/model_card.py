@@ -36,11 +36,7 @@ $results
 Accuracy with its 95% interval (bootstrap over problems), of answers in a closed `\boxed{}` where mathematics
 or a choice is asked; any: with answers that stand in no box. Tokens are means over answers, counted from ids.
 
-Published numbers, MATH-500 with Qwen3-4B, for reference; they compare only with that benchmark, base and mode:
-
-$published
-
-## Usage
+${published}## Usage
 
 The abstract trace and the answer are decoded in two stages. Both work on token ids: a round trip through text
 would lose the abstract tokens.
@@ -186,7 +182,7 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         results=_results(
             [s for s in data.scored if s.model in ("base", final, *(p.name for p in baselines()))]
         ),
-        published=published.PUBLISHED.markdown(),
+        published=_published() if published.any_beside(recipe.eval.benchmarks) else "",
         model_id=json.dumps(model_id),
         context_tokens=context_tokens,
         messages=_python_list([*system, question]),
@@ -286,6 +282,11 @@ def _results(cells: list[Summary]) -> str:
     columns = ("mode", "model", "benchmark", "problems", "accuracy, %", "any, %")
     columns += ("reasoning tokens", "all tokens", *["published, % @ tokens"] * shown)
     return Table(columns, tuple(rows), 3).markdown()
+
+
+def _published() -> str:
+    about = "Published numbers, MATH-500 with Qwen3-4B; they compare only with that benchmark, base and mode"
+    return f"{about}:\n\n{published.PUBLISHED.markdown()}\n\n"
 
 
 def _python_list(messages: list[dict]) -> str:
