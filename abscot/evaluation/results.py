@@ -20,6 +20,9 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+META_SUFFIX = ".meta.json"
+
+
 def result_name(mode: str, model: str, benchmark: str) -> str:
     return f"{mode}_{model}_{benchmark}"
 
@@ -29,7 +32,7 @@ def rows_file(run: Run, name: str) -> Path:
 
 
 def meta_file(run: Run, name: str) -> Path:
-    return run.results / f"{name}.meta.json"
+    return run.results / f"{name}{META_SUFFIX}"
 
 
 class Answer(Record):
@@ -219,6 +222,17 @@ def read_result(run: Run, name: str) -> Result:
     if wrong := _disagreement(meta, rows, path):
         raise UserError(f"{path}: {wrong}; {again}")
     return Result(meta, rows)
+
+
+def is_whole(meta_path: Path) -> bool:
+    """Whether a meta file is there and vouches for the rows beside it as they are now."""
+    rows_path = meta_path.with_name(meta_path.name.removesuffix(META_SUFFIX) + ".jsonl")
+    if not (meta_path.is_file() and rows_path.is_file()):
+        return False
+    try:
+        return ResultMeta.read(meta_path).rows_sha256 == sha256_file(rows_path)
+    except UserError:
+        return False
 
 
 def _disagreement(meta: ResultMeta, rows: list[ResultRow], path: Path) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from abscot.common.errors import UserError
 from abscot.common.files import finished
-from abscot.evaluation.results import meta_file, result_name
+from abscot.evaluation.results import META_SUFFIX, is_whole, meta_file, result_name
 from abscot.method.lineage import Model, Training, baseline_trainings, round_models, trainings_of
 from abscot.pipeline.launchers import Launch, ranks_to_train_on
 from abscot.recipe.run import Run
@@ -17,8 +17,8 @@ from abscot.recipe.schema import Recipe
 @dataclass(frozen=True)
 class Stage:
     """One command of a run. It is done when all its outputs are (a directory by its DONE file, a
-    file by existing) and its checkpoints are gone. round: 0 for what comes before the rounds.
-    training: whose traces it makes, or which it does.
+    result by a meta file that vouches for its rows) and its checkpoints are gone. round: 0 for what
+    comes before the rounds. training: whose traces it makes, or which it does.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Stage:
         return self.launch.script.removesuffix(".py")
 
     def done(self) -> bool:
-        return all(map(finished, self.outputs)) and not self.checkpoints_left()
+        return all(map(_whole, self.outputs)) and not self.checkpoints_left()
 
     def checkpoints_left(self) -> list[Path]:
         """Of a training, whole or not. Where its model is published, a kill came before they were
@@ -45,6 +45,10 @@ class Stage:
 
     def missing_inputs(self) -> list[Path]:
         return [path for path in self.inputs if not finished(path)]
+
+
+def _whole(output: Path) -> bool:
+    return is_whole(output) if output.name.endswith(META_SUFFIX) else finished(output)
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:

@@ -10,7 +10,7 @@ from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.common.secrets import redacted, secrets_in
 from abscot.data.manifest import Manifest
-from abscot.evaluation.results import ResultMeta, ResultRow, read_result
+from abscot.evaluation.results import META_SUFFIX, ResultMeta, ResultRow, read_result
 from abscot.evaluation.statistics import Summary, summarise
 from abscot.generation.trace_set import stats_of
 from abscot.method.lineage import Training, baseline_trainings, round_models, step_of, trainings
@@ -109,7 +109,7 @@ def read(run: Run) -> RunData:
     """Raises UserError for a directory that is no run, and for a damaged file, with its line."""
     data = RunData(*open_run(run.root))
     data.manifest = Manifest.of_store(run.shards) if files.is_done(run.shards) else None
-    for path in sorted(run.results.glob("*.meta.json")):
+    for path in sorted(run.results.glob(f"*{META_SUFFIX}")):
         _read_results(data, path)
     data.missing = _missing_cells(data)
     data.summaries.sort(key=lambda s: order(data.recipe, s.mode, s.model, s.benchmark, s.round))
@@ -137,7 +137,7 @@ def _json(path: Path):
 
 def _read_results(data: RunData, meta_path: Path) -> None:
     """One cell. The meta file is written last, so a cell that has one is whole, or damaged."""
-    meta, rows = read_result(data.run, meta_path.name.removesuffix(".meta.json"))
+    meta, rows = read_result(data.run, meta_path.name.removesuffix(META_SUFFIX))
     mode, model, benchmark = key = meta.mode, meta.model, meta.benchmark
     data.metas[key], data.rows[key] = meta, rows
     of = {"mode": mode, "model": model, "benchmark": benchmark, "round": meta.round or 0}

@@ -12,7 +12,7 @@ from abscot.common import files
 from abscot.evaluation import benchmarks
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import Job, jobs_of
-from abscot.evaluation.results import KeptAnswer, meta_file, read_result, rows_file
+from abscot.evaluation.results import KeptAnswer, is_whole, meta_file, read_result, rows_file
 from abscot.reporting import report, run_data
 from kit.corpus import launch, one_line, refused
 from kit.synthetic_run import make_run, result_row
@@ -152,7 +152,7 @@ METAS = {
     "of_another_mode": (set_in_meta(mode="pause"), "it is of pause_final_world"),
     "of_another_model": (set_in_meta(model="base"), "it is of abstract_base_world"),
     "of_another_benchmark": (set_in_meta(benchmark="gsm8k"), "it is of abstract_final_gsm8k"),
-    "accuracy_nan": (set_in_meta(accuracy=float("nan")), "accuracy"),
+    "accuracy_nan": (set_in_meta(accuracy=float("nan")), ".meta.json"),
     "accuracy_wrong": (set_in_meta(accuracy=0.125), "in its rows, 0.125 in its .meta.json"),
     "any_wrong": (set_in_meta(accuracy_any=0.125), "accuracy_any is"),
     "accuracy_of_two": (set_in_meta(accuracy=2.0), "accuracy"),
@@ -166,7 +166,7 @@ METAS = {
     "unfinished_wrong": (set_in_meta(unfinished_answers=0), "unfinished_answers is"),
     "cut_prompts_wrong": (set_in_meta(cut_prompts=9), "cut_prompts is"),
     "time_below_zero": (set_in_meta(wall_s=-1.0), "wall_s"),
-    "temperature_infinite": (set_in_meta(answer_temperature=float("inf")), "answer_temperature"),
+    "temperature_infinite": (set_in_meta(answer_temperature=float("inf")), ".meta.json"),
     "round_text": (set_in_meta(round="1"), "round"),
     "checksum_wrong": (set_in_meta(rows_sha256="0" * 64), "changed after its .meta.json"),
     "environment_null": (set_in_meta(environment=None), "environment"),
@@ -179,6 +179,7 @@ def test_damaged_rows_are_not_reported(run, case):
     damage, words = ROWS[case]
     damage(run)
     refused(lambda: run_data.read(run), f"{NAME}.jsonl", words, *MEND, "--mode abstract")
+    assert not is_whole(meta_file(run, NAME))
 
 
 @pytest.mark.parametrize("case", METAS)

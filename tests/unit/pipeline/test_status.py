@@ -17,7 +17,7 @@ from abscot.pipeline.stages import Stage, stages_of
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
 from abscot.training.record import TrainLog
-from kit.synthetic_run import step_entry, train_log_meta
+from kit.synthetic_run import add_results, step_entry, train_log_meta
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def finish(run: Run, *names: str) -> None:
     for name in names:
         for output in stages(run)[name].outputs:
             if output.suffix:
-                output.parent.mkdir(exist_ok=True)
-                output.write_text("{}")
+                mode, model, benchmark = output.name.removesuffix(".meta.json").rsplit("_", 2)
+                add_results(run, mode, model, benchmark, 0, problems=3)
             else:
                 output.mkdir(parents=True)
                 files.seal(output)
@@ -135,6 +135,14 @@ def test_removed_outputs_count_more_than_an_old_note(run):
     finish(run, "world")
     shutil.rmtree(run.world)
     assert status.screen(run.root).startswith(f"{run.root}: 0 of ")
+
+
+def test_a_result_that_lost_lines_is_not_done(run):
+    finish(run, "world", "extend", "prepare", "evaluate_base")
+    assert status.screen(run.root).startswith(f"{run.root}: 4 of ")
+    rows = run.results / "thinking_base_world.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    assert status.screen(run.root).startswith(f"{run.root}: 3 of ")
 
 
 def test_a_moved_run_is_read_where_it_is(run, tmp_path):
