@@ -134,7 +134,8 @@ def normalise(answer: str) -> str:
     """A spelling-free form: equal forms mean equal answers, unequal ones say nothing. White space
     stays between two digits alone (12 is not 1 2), a percent sign as `%`.
     """
-    answer = _PERCENT.sub("%", answer.strip().strip("$").replace("\\$", ""))
+    answer = " ".join(answer.split()).strip("$").replace("\\$", "")
+    answer = _PERCENT.sub("%", answer)
     answer = _LATEX_SPACE.sub("", _GROUP_GAP.sub(",", answer))
     answer = _LATEX_TEXT.sub(r"\1", _LATEX_GAP.sub(" ", answer))
     answer = (
@@ -183,7 +184,8 @@ def _score_choice(responses: list[str], golds: list[str]) -> list[Verdict]:
     verdicts = []
     for response, gold in zip(responses, golds, strict=True):
         found = find_answer(response)
-        letter = re.match(r"\(?\s*([A-J])\b", normalise(found.answer or "").upper())
+        answer = (found.answer or "")[:LONGEST_ANSWER_CHARS]
+        letter = re.match(r"\(?\s*([A-J])\b", normalise(answer).upper())
         if letter is None:
             verdicts.append(Verdict(found.answer, 0.0, 0.0, "no-answer"))
         else:
