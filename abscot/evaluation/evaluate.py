@@ -25,6 +25,7 @@ from abscot.evaluation.results import (
     ResultRow,
     Totals,
     parse_line,
+    read_bytes,
     write_rows,
 )
 from abscot.generation.transformers_engine import TransformersEngine
@@ -152,7 +153,7 @@ def _kept(job: Job, questions: list[Question], samples: list[int]) -> dict[int, 
         if not path.exists():
             continue
         again = f"delete {path} and give the same command again"
-        for count, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        for count, line in enumerate(read_bytes(path, again).splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 continue
             where = f"{path}:{count}"

@@ -99,7 +99,7 @@ class Job:
 
     def done(self) -> bool:
         """Whether its result is there and whole. Raises UserError for one that is damaged."""
-        if not (self.meta.exists() and self.result.exists()):
+        if not (self.meta.is_file() and self.result.is_file()):
             return False
         meta = read_meta(self.run, self.name)
         if not meta.agrees_with(self.identity()):

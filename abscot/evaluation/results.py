@@ -253,12 +253,18 @@ def _disagreement(meta: ResultMeta, rows: list[ResultRow], path: Path) -> str | 
 
 def json_lines(path: Path, mend: str) -> Iterator[tuple[str, object]]:
     """(`FILE:LINE`, value) of each line. Raises UserError for one that is no JSON, or cut."""
+    for number, line in enumerate(read_bytes(path, mend).splitlines(), 1):
+        yield f"{path}:{number}", parse_line(line, f"{path}:{number}", mend)
+
+
+def read_bytes(path: Path, mend: str) -> bytes:
+    """Raises UserError for what is no regular file: to read a pipe would be to wait."""
     try:
-        lines = path.read_bytes().splitlines()
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a file; {mend}")
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {mend}") from None
-    for number, line in enumerate(lines, 1):
-        yield f"{path}:{number}", parse_line(line, f"{path}:{number}", mend)
 
 
 def parse_line(line: bytes, where: str, mend: str) -> object:

@@ -4,6 +4,7 @@ none is reported, and none is taken for done.
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -81,12 +82,23 @@ def bytes_of(of, change):
     return damage
 
 
+def in_place_of(of, make):
+    def damage(run):
+        of(run, NAME).unlink()
+        make(of(run, NAME))
+
+    return damage
+
+
 def edit(change):
     return lambda run: write(run, change(rows(run)))
 
 
 ROWS = {
     "missing": (lambda run: rows_file(run, NAME).unlink(), "No such file"),
+    "pipe": (in_place_of(rows_file, os.mkfifo), "not a file"),
+    "directory": (in_place_of(rows_file, os.mkdir), "not a file"),
+    "device": (in_place_of(rows_file, lambda path: path.symlink_to("/dev/zero")), "not a file"),
     "empty": (bytes_of(rows_file, lambda data: b""), "0 rows, its .meta.json says 200"),
     "cut_in_a_line": (bytes_of(rows_file, lambda data: data[:-40]), ".jsonl:200: broken line"),
     "last_line_lost": (edit(lambda rows: rows[:-1]), "199 rows, its .meta.json says 200"),
@@ -324,6 +336,16 @@ KEPT = {
         ":1: the answer to another question",
     ),
 }
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_kept_answers_that_are_no_file(evaluated, make):
+    job, problems = evaluated
+    keep(job, [])
+    job.partial(0).unlink()
+    make(job.partial(0))
+    refused(lambda: evaluate([job]), f"{job.partial(0)}: not a file")
+    os.rmdir(job.partial(0)) if make is os.mkdir else os.unlink(job.partial(0))
 
 
 @pytest.mark.parametrize("case", KEPT)

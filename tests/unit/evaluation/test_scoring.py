@@ -4,6 +4,7 @@ import time
 import pytest
 
 from abscot.common.draws import rng
+from abscot.data.toy_world import make_rows
 from abscot.evaluation import scoring
 from abscot.evaluation.scoring import (
     find_answer,
@@ -13,6 +14,7 @@ from abscot.evaluation.scoring import (
     verify_all,
 )
 from abscot.recipe.load import ROOT
+from abscot.recipe.schema import WorldConfig
 
 EVAL = ROOT.parent / "shared" / "data" / "eval"
 needs_data = pytest.mark.skipif(not EVAL.is_dir(), reason=f"no benchmark files in {EVAL}")
@@ -285,3 +287,11 @@ def test_f1_is_that_of_hotpotqa():
     assert (
         score_all("f1", ["thinking..\nPyotr Ilyich"], ["Pyotr Ilyich"])[0].scorer == "last-line+f1"
     )
+
+
+def test_the_toy_worlds_answers_stand_in_boxes():
+    """Its prompts ask for none: the models know it from their training rows."""
+    rows, _ = make_rows(WorldConfig(rows=20, heldout=20), seed=0)
+    replies = [row["messages"][1]["content"].partition("</think>")[2] for row in rows]
+    golds = [find_answer(reply).answer for reply in replies]
+    assert [v.score for v in score_all("math", replies, golds)] == [1.0] * 20
