@@ -1,10 +1,9 @@
 """What the files of a run say: recipe, results, train logs, trace statistics, data."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
 
 from abscot.common import files
 from abscot.common.errors import UserError
@@ -14,6 +13,8 @@ from abscot.evaluation.results import META_SUFFIX, ResultMeta, ResultRow, read_r
 from abscot.evaluation.statistics import Summary, summarise
 from abscot.generation.trace_set import stats_of
 from abscot.method.lineage import Training, baseline_trainings, round_models, step_of, trainings
+from abscot.recipe import yaml_text
+from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run, open_run
 from abscot.recipe.schema import Recipe
 from abscot.training.record import TrainLog
@@ -64,7 +65,7 @@ class RunData:
         """config.yaml as others may read it."""
         if not self.secrets:
             return self.run.config.read_text()
-        return yaml.safe_dump(redacted(_config_tree(self.run)), sort_keys=False)
+        return yaml_text.dump(redacted(_config_tree(self.run)))
 
     @property
     def scored(self) -> list[Summary]:
@@ -102,7 +103,7 @@ class RunData:
 
 
 def _config_tree(run: Run) -> dict:
-    return yaml.safe_load(run.config.read_text())
+    return dataclasses.asdict(load_recipe(run.config))
 
 
 def read(run: Run) -> RunData:

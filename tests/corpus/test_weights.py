@@ -12,7 +12,7 @@ from abscot.common import files
 from abscot.model.extend import check_base
 from abscot.model.foreign import open_model
 from abscot.recipe.run import Run
-from abscot.recipe.schema import LoraConfig, ModelConfig, Recipe
+from abscot.recipe.schema import LoraConfig, ModelConfig, Recipe, WorldConfig
 from kit.corpus import launch, one_line, refused
 from kit.published import make_published
 
@@ -469,7 +469,12 @@ def test_a_base_that_cannot_be_trained(case, published, tmp_path, capfd, monkeyp
 
 
 def asked(tmp_path, name):
-    recipe = Recipe(name="tiny", run_root=str(tmp_path / "runs"), model=ModelConfig(dtype="fp32"))
+    recipe = Recipe(
+        name="tiny",
+        run_root=str(tmp_path / "runs"),
+        model=ModelConfig(dtype="fp32"),
+        world=WorldConfig(),
+    )
     return lambda: open_model(recipe, Run.of(recipe), str(name))
 
 

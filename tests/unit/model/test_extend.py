@@ -17,7 +17,7 @@ from abscot.method.vocab import (
 )
 from abscot.model.extend import check_base, extend_base, extend_embeddings
 from abscot.recipe.run import Run
-from abscot.recipe.schema import ModelConfig, Recipe
+from abscot.recipe.schema import ModelConfig, Recipe, WorldConfig
 from kit.letters import tokenizer_of
 from kit.published import make_published
 from kit.tiny_run import plain_tokenizer, tiny_model
@@ -57,7 +57,13 @@ def test_new_tokens_live_in_existing_rows_and_the_table_stays_tied(rows, after, 
 def extended(root, base, codebook_size=64, dtype="fp32") -> Run:
     """The run root/.. whose base/ was made of `base`."""
     model = ModelConfig(base=str(base), dtype=dtype)
-    recipe = Recipe(name="run", run_root=str(root), model=model, codebook_size=codebook_size)
+    recipe = Recipe(
+        name="run",
+        run_root=str(root),
+        model=model,
+        codebook_size=codebook_size,
+        world=WorldConfig(),
+    )
     run = Run.of(recipe)
     extend_base(recipe, run, check_base(recipe, run))
     return run

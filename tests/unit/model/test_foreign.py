@@ -11,7 +11,7 @@ from abscot.common import files
 from abscot.model.foreign import make, name_of, open_model
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
-from abscot.recipe.schema import ModelConfig, Recipe
+from abscot.recipe.schema import ModelConfig, Recipe, WorldConfig
 from kit.corpus import refused
 from kit.published import make_published
 
@@ -24,7 +24,13 @@ def published(tmp_path_factory):
 
 
 def opened(tmp_path, name, **changes):
-    recipe = Recipe(name="tiny", run_root=str(tmp_path), model=ModelConfig(dtype="fp32"), **changes)
+    recipe = Recipe(
+        name="tiny",
+        run_root=str(tmp_path),
+        model=ModelConfig(dtype="fp32"),
+        world=WorldConfig(),
+        **changes,
+    )
     return open_model(recipe, Run.of(recipe), str(name))
 
 
@@ -75,7 +81,9 @@ def test_a_note_that_is_damaged_is_not_believed(published, tmp_path):
 
 
 def test_an_adapter_is_merged_once_in_a_place_of_its_content(published, tmp_path):
-    recipe = Recipe(name="tiny", run_root=str(tmp_path), model=ModelConfig(dtype="fp32"))
+    recipe = Recipe(
+        name="tiny", run_root=str(tmp_path), model=ModelConfig(dtype="fp32"), world=WorldConfig()
+    )
     model = open_model(recipe, Run.of(recipe), str(published / "adapters" / "pi1_phaseA"))
     assert not (tmp_path / "tiny").exists()
     make(model, recipe)
@@ -92,7 +100,7 @@ def test_a_model_without_the_tokens_is_asked_as_a_base_is(published, tmp_path):
     model = opened(tmp_path, published / "base")
     recipe = load_recipe(None)
     assert model.missing_tokens[0] == "<beginabstract>" and len(model.missing_tokens) == 66
-    assert model.modes == tuple(Recipe().eval.base_modes) and recipe.eval.modes
+    assert model.modes == tuple(recipe.eval.base_modes) and recipe.eval.modes
     some = opened(tmp_path, published / "final", codebook_size=80)
     assert some.missing_tokens[0] == "<TOKEN_BM>"
 
