@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from abscot.common.errors import UserError
+from abscot.pipeline import lease
 from abscot.pipeline.lease import INHERITED, RUN, claimed, exclusive
 from abscot.recipe.load import dump
 from kit.corpus import one_line
@@ -146,6 +147,20 @@ def test_an_owner_whose_lease_was_taken_over_ends(tmp_path, ignored_interrupts):
     with pytest.raises(KeyboardInterrupt), exclusive(tmp_path, RUN, lease_s=LEASE_S):
         leases(tmp_path)[0].unlink()
         time.sleep(60)
+
+
+def test_an_owner_that_cannot_end_by_itself_is_ended(tmp_path, monkeypatch):
+    """Its main thread waits for other ranks, and hears no signal."""
+    monkeypatch.setattr(lease, "ENDING_S", 0.2)
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [lease.TAKEN_OVER])
+        with exclusive(tmp_path, RUN, lease_s=LEASE_S):
+            leases(tmp_path)[0].unlink()
+            time.sleep(10)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
 
 
 def test_stages_of_the_owner_inherit_its_lease(tmp_path):
