@@ -93,15 +93,19 @@ def exchange(args: argparse.Namespace, recipe: Recipe) -> int:
     from abscot.generation.trace_exchange import export_traces, import_traces
     from abscot.generation.trace_jobs import open_job
     from abscot.method.lineage import Training
+    from abscot.pipeline.fan_out import chunks_of
+    from abscot.pipeline.lease import exclusive
     from abscot.recipe.run import Run, claim
 
-    job = open_job(Training(recipe, Run.of(recipe), PHASES[args.phase], args.round), imported=True)
+    run = Run.of(recipe)
+    job = open_job(Training(recipe, run, PHASES[args.phase], args.round), imported=True)
     if args.export is not None:
         export_traces(job, Path(args.export))
         print(f"{args.export}: the traces of {job.tag}")
     else:
         claim(recipe)
-        import_traces(job, args.pattern, args.rows)
+        with exclusive(run.root, *chunks_of(job, 0, 1)):
+            import_traces(job, args.pattern, args.rows)
         print(f"{job.final}: done")
     return 0
 

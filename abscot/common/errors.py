@@ -30,7 +30,7 @@ class MissingInput(UserError):
 class DamagedInput(MissingInput):
     """An input that is there, but not as its stage wrote it. what: the file, and what is wrong."""
 
-    def __str__(self) -> str:
+    def line(self) -> str:
         return f"{self.what}; delete {self.path}"
 
 

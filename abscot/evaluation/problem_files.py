@@ -1,6 +1,5 @@
 """Local files of evaluation problems, row by row: .jsonl, or .json with one list; plain or .gz."""
 
-import glob
 import gzip
 import re
 import stat
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from abscot.common.errors import UserError
+from abscot.common.paths import matching
 from abscot.evaluation import json_text
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -37,14 +37,9 @@ def read(files: str, key: str) -> Iterator[tuple[str, object]]:
 
 
 def _found(files: str, key: str) -> list[Path]:
-    """A file of that very name goes before a pattern, as brackets may stand in names."""
-    try:
-        path = Path(files).expanduser()
-        found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a NUL
-        raise UserError(f"{key}: {json_text.shown(files)}: no file's name ({error})") from None
+    found = matching(files)
     if not found:
-        raise UserError(f"{key}: {_name(path)}: no such file")
+        raise UserError(f"{key}: {json_text.shown(files)}: no such file")
     return found
 
 

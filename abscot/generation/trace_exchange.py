@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import glob
 import gzip
 import json
 import os
@@ -17,6 +16,7 @@ import pyarrow as pa
 from abscot.common.errors import MissingInput, UserError
 from abscot.common.files import is_done, sha256_file
 from abscot.common.log import log
+from abscot.common.paths import matching
 from abscot.data.chat import ChatTokenizer
 from abscot.generation.trace_jobs import TraceJob, statistics_of
 from abscot.generation.trace_lines import Codes, Line, named, read_lines, shown
@@ -55,11 +55,11 @@ def import_traces(job: TraceJob, pattern: str, rows_file: str | None = None) -> 
 
 
 def _files(pattern: str, option: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    found = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
-    paths = [path for path in found if path.is_file()]
+    paths = [path for path in matching(pattern) if path.is_file()]
     if not paths:
-        raise UserError(f"{option} {named(path)}: no such file; expected JSONL, or a glob of it")
+        raise UserError(
+            f"{option} {named(Path(pattern))}: no such file; expected JSONL, or a glob of it"
+        )
     return paths
 
 

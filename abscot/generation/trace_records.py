@@ -27,7 +27,6 @@ SCHEMA = pa.schema(
 )
 SET_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("sample"))
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-FINITE = pydantic.ConfigDict(allow_inf_nan=False)
 
 
 def mend(directory: Path, damaged: Path | None = None) -> str:
@@ -42,8 +41,6 @@ def mend(directory: Path, damaged: Path | None = None) -> str:
 
 class Sampling(Record):
     """How the traces of a set were drawn."""
-
-    model_config = FINITE
 
     seed: int
     chunk_rows: int
@@ -97,8 +94,6 @@ def rows_sha256(rows: np.ndarray) -> str:
 class ChunkMeta(Record):
     """Of one chunk file: how long it took, and prompts that were cut to fit the window."""
 
-    model_config = FINITE
-
     seconds: NonNegativeFloat
     cut_prompts: NonNegativeInt
 
@@ -107,8 +102,6 @@ class TraceStats(Record):
     """stats.json: where the traces are from, how long they took, and whether they collapse
     (collapse.py). None: does not apply.
     """
-
-    model_config = FINITE
 
     source: str
     generation_s: NonNegativeFloat | None = None

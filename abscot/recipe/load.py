@@ -10,7 +10,9 @@ from typing import Any
 import pydantic
 
 from abscot.common.errors import UserError
+from abscot.common.paths import matching
 from abscot.recipe import yaml_text
+from abscot.recipe.deepspeed_file import read_deepspeed_file
 from abscot.recipe.mistakes import first_mistake, shown
 from abscot.recipe.schema import Recipe
 from abscot.recipe.yaml_text import Place
@@ -59,7 +61,7 @@ def _recipe_path(path: str | os.PathLike | None) -> Path:
 
 def local_path(value: str) -> Path | None:
     """`value` as a local path, or None where it can only be a hub id (owner/name)."""
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     is_path = value.startswith((".", "/", "~")) or any(mark in value for mark in "*?[")
     if is_path or value.count("/") != 1 or path.suffix in FILE_SUFFIXES or os.path.exists(path):
         return path
@@ -67,8 +69,8 @@ def local_path(value: str) -> Path | None:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Raises UserError for a local file that the recipe names and that does not exist, before
-    anything is written.
+    """Raises UserError for a local file that the recipe names and that does not exist, and for a
+    DeepSpeed file that cannot be used, before anything is written.
     """
     if (
         recipe.model.base != "world"
@@ -82,7 +84,7 @@ def check_files(recipe: Recipe) -> None:
     if (
         recipe.data.source != "world"
         and (path := local_path(recipe.data.source))
-        and not any(path.parent.glob(path.name))
+        and not matching(recipe.data.source)
     ):
         raise UserError(
             f"data.source: {path}: no such file; give a file, a glob or a hub id such as "
@@ -95,8 +97,9 @@ def check_files(recipe: Recipe) -> None:
             sorted(f"ds_configs/{p.name}" for p in (ROOT / "ds_configs").glob("*.json"))
         )
         raise UserError(f"train.deepspeed: {config}: no such file; shipped: {shipped}")
+    read_deepspeed_file(config)
     for benchmark, file in recipe.eval.files.items():
-        if not os.path.isfile(Path(file).expanduser()):
+        if not matching(file):
             raise UserError(f"eval.files.{benchmark}: {file}: no such file")
 
 

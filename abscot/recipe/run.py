@@ -18,7 +18,6 @@ class Run:
     def __init__(self, root: str | os.PathLike):
         self.root = Path(root)
         self.config = self.root / "config.yaml"
-        self.plan = self.root / "plan.json"
         self.world = self.root / "world"
         self.shards = self.root / "shards"
         self.base = self.root / "base"
