@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from abscot.common.errors import NEEDS_A_PERSON, UserError
+from abscot.common.errors import NEEDS_A_PERSON, UserError, printable
 
 MEND = {  # what the same command would meet again -> what helps
     errno.ENOSPC: "make room, then give the same command again: it goes on",
@@ -54,7 +54,7 @@ def error_line(error: OSError) -> str:
     if error.errno is None:  # of a library: a network, a Parquet file
         return one_line(error) or type(error).__name__
     where = where.decode(errors="replace") if isinstance(where, bytes) else str(where)
-    parts = (f"{_printable(where)}: {error.strerror}", MEND.get(error.errno))
+    parts = (f"{printable(where)}: {error.strerror}", MEND.get(error.errno))
     return "; ".join(filter(None, parts))
 
 
@@ -64,8 +64,4 @@ def exit_code(error: OSError) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    return _printable(" ".join(str(error).split())[:500])
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(" ".join(str(error).split())[:500])

@@ -1,6 +1,20 @@
 """What ends a command early, and with which exit code."""
 
+import reprlib
 from pathlib import Path
+
+SHOWN_CHARS = 80
+
+
+def printable(text: str) -> str:
+    """`text` with what cannot be printed on a line as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(text: object, chars: int = SHOWN_CHARS) -> str:
+    """Foreign text, or a value, for a message: on one line, of bearable length."""
+    text = text if isinstance(text, str) else reprlib.repr(text)
+    return printable(text[:chars]) + ".." * (len(text) > chars)
 
 
 class UserError(Exception):
@@ -10,7 +24,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """Printable whatever a path or a value holds, line breaks among it."""
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.line())
+        return printable(self.line())
 
     def line(self) -> str:
         return super().__str__()

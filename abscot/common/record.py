@@ -7,10 +7,9 @@ from typing import Any, Self
 
 import pydantic
 
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 
 MOST_BYTES = 1 << 28  # of a file: a train log has 400 a step
-KEY_CHARS = 80  # of a key in a message: it may be anything
 
 
 class Record(pydantic.BaseModel):
@@ -69,9 +68,3 @@ def _not_a_number(name: str) -> None:
 
 def _refused(where: Path | str, what: str, mend: str) -> UserError:
     return UserError("; ".join(filter(None, (f"{where}: {what}", mend))))
-
-
-def shown(text: str, chars: int = KEY_CHARS) -> str:
-    """Foreign text for a message: printable, on one line, of bearable length."""
-    cut = text[:chars] + "…" * (len(text) > chars)
-    return "".join(c if c.isprintable() else "?" for c in cut)

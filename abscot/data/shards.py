@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from abscot.common import files
-from abscot.common.errors import DamagedInput, UserError
-from abscot.common.record import shown
+from abscot.common.errors import DamagedInput, UserError, shown
 from abscot.data.chat import ChatTokenizer
 from abscot.data.manifest import SCHEMA_VERSION, Manifest, ShardEntry, hash_of
 from abscot.data.rows import Row

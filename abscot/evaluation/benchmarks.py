@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from abscot.common.draws import rng
-from abscot.common.errors import MissingInput, UserError
+from abscot.common.errors import MissingInput, UserError, shown
 from abscot.evaluation import json_text, problem_files
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -52,8 +52,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 def _text(row: dict, field: str) -> str:
     """The text of a field. Raises BadRow for a missing one, another type, and empty text."""
     if field not in row:
-        found = ", ".join(map(json_text.shown, row)) or "nothing"
-        raise BadRow(f"no field {field}; found {json_text.shown(found)}")
+        found = ", ".join(map(shown, row)) or "nothing"
+        raise BadRow(f"no field {field}; found {shown(found)}")
     value = row[field]
     if not isinstance(value, str) or not value.strip():
         raise BadRow(f"{field}: expected text, found {json_text.kind(value)}")
@@ -151,7 +151,7 @@ def load(name: str, recipe: Recipe, run: Run) -> list[Problem]:
             raise UserError(f"{where}: {error}; correct or remove the row") from None
         if problem.id in where_of:
             raise UserError(
-                f"{where}: {benchmark.id_field}: {json_text.shown(problem.id)} stands at "
+                f"{where}: {benchmark.id_field}: {shown(problem.id)} stands at "
                 f"{where_of[problem.id]} too; give each problem an id of its own"
             )
         where_of[problem.id] = where
@@ -193,7 +193,7 @@ def _rows(
         rows = list(load_dataset(dataset, configuration, split=split))
     # Offline, gated, renamed: whatever the hub client raises, the user mends it the same way.
     except Exception as error:
-        reason = json_text.shown((str(error).splitlines() or [type(error).__name__])[0])
+        reason = shown((str(error).splitlines() or [type(error).__name__])[0])
         local = f"name a local file: --set {key}=FILE"
         raise UserError(f"{dataset}: not available from the hub ({reason}); {local}") from None
     if not rows:

@@ -3,6 +3,7 @@ task of its own.
 """
 
 import itertools
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +60,7 @@ class Grid:
             _check_names(f"{file or 'the recipe'}: {key}", names)
         if type(grid.seeds) is not int or not 1 <= grid.seeds <= MOST_SEEDS:
             raise UserError(
-                f"{file}: seeds: expected how many there are, found {_shown(grid.seeds)}; 1 to "
+                f"{file}: seeds: expected how many there are, found {grid.seeds!r:.80}; 1 to "
                 f"{MOST_SEEDS:,}"
             )
         config = recipe.eval
@@ -94,13 +95,9 @@ class Grid:
 
 def _check_names(where: str, names) -> None:
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{where}: expected a list of names, found {_shown(names)}")
+        raise UserError(f"{where}: expected a list of names, found {reprlib.repr(names)}")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{where}: {_shown(twice[0])} is named twice")
-
-
-def _shown(value) -> str:
-    return repr(value)[:200]
+        raise UserError(f"{where}: {reprlib.repr(twice[0])} is named twice")
 
 
 def _read(file: Path) -> dict:

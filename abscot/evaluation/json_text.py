@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-SHOWN_CHARS = 60
+from abscot.common.errors import shown
 
 
 def parse(text: str) -> Any:
@@ -36,12 +36,6 @@ def kind(value: Any) -> str:
         return f'text "{shown(value)}"' if value.strip() else "empty text"
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return "null" if value is None else names.get(type(value), "an object")
-
-
-def shown(text: str) -> str:
-    """Foreign text as a few printable characters of one line."""
-    cut = text[:SHOWN_CHARS] + "…" * (len(text) > SHOWN_CHARS)
-    return "".join(c if c.isprintable() else "?" for c in cut)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

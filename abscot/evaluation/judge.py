@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from abscot.common.draws import rng
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 from abscot.common.files import write_json_atomic
 from abscot.evaluation import json_text
 from abscot.evaluation.results import ResultRow
@@ -98,7 +98,7 @@ def _chat(url: str, model: str, text: str) -> str:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             return _said(response.read(MOST_REPLY_BYTES))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        where, why = json_text.shown(_without_password(url)), json_text.shown(str(error))
+        where, why = shown(_without_password(url)), shown(str(error))
         raise UserError(
             f"eval.judge_url: {where} did not answer ({why}); check the url, and the key in "
             f"{KEY_VARIABLE}"

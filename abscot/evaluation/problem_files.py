@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 from abscot.common.paths import matching
 from abscot.evaluation import json_text
 
@@ -33,22 +33,18 @@ def read(files: str, key: str) -> Iterator[tuple[str, object]]:
         for row in rows:
             yield row
         if row is None:
-            raise UserError(f"{key}: {_name(path)}: no rows")
+            raise UserError(f"{key}: {path}: no rows")
 
 
 def _found(files: str, key: str) -> list[Path]:
     found = matching(files)
     if not found:
-        raise UserError(f"{key}: {json_text.shown(files)}: no such file")
+        raise UserError(f"{key}: {shown(files)}: no such file")
     return found
 
 
-def _name(path: Path) -> str:
-    return str(path) if str(path).isprintable() else ascii(str(path))
-
-
 def _check_kind(path: Path, key: str) -> None:
-    name = f"{key}: {_name(path)}"
+    name = f"{key}: {path}"
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{name}: expected a file whose name ends in {', '.join(SUFFIXES)}")
     try:
@@ -64,7 +60,7 @@ def _lines(path: Path) -> Iterator[tuple[str, object]]:
     with _Opened(path) as file:
         while line := file.readline(MOST_ROW_BYTES + 1):
             number, read_bytes = number + 1, read_bytes + len(line)
-            where = f"{_name(path)}:{number}"
+            where = f"{path}:{number}"
             if len(line) > MOST_ROW_BYTES:
                 raise UserError(f"{where}: more than {MOST_ROW_BYTES:,} bytes in one row")
             if number > MOST_LINES or read_bytes > MOST_FILE_BYTES:
@@ -80,7 +76,7 @@ def _lines(path: Path) -> Iterator[tuple[str, object]]:
 
 def _list_rows(path: Path) -> Iterator[tuple[str, object]]:
     """The elements one by one, so that each has its line, and a list of anything else ends soon."""
-    name = _name(path)
+    name = str(path)
     with _Opened(path) as file:
         data = file.read(MOST_LIST_BYTES + 1)
     if len(data) > MOST_LIST_BYTES:
@@ -136,10 +132,10 @@ class _Opened:
             opener = gzip.open if self.path.suffix == ".gz" else open
             self.file = opener(self.path, "rb")
         except OSError as error:
-            raise UserError(f"{_name(self.path)}: {error.strerror}") from None
+            raise UserError(f"{self.path}: {error.strerror}") from None
         return self.file
 
     def __exit__(self, kind, error, traceback) -> None:
         self.file.close()
         if isinstance(error, (OSError, EOFError, zlib.error)):
-            raise UserError(f"{_name(self.path)}: damaged ({error}); fetch it again") from None
+            raise UserError(f"{self.path}: damaged ({error}); fetch it again") from None

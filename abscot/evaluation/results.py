@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 from abscot.common.files import sha256_file, write_text_atomic
 from abscot.common.record import Record
 from abscot.evaluation import json_text
@@ -207,7 +207,7 @@ def read_meta(run: Run, name: str) -> ResultMeta:
     path, again = meta_file(run, name), _again(run, name)
     meta = ResultMeta.read(path, again)
     if (inside := result_name(meta.mode, meta.model, meta.benchmark)) != name:
-        raise UserError(f"{path}: it is of {json_text.shown(inside)}; {again}")
+        raise UserError(f"{path}: it is of {shown(inside)}; {again}")
     return meta
 
 
@@ -242,7 +242,7 @@ def _disagreement(meta: ResultMeta, rows: list[ResultRow], path: Path) -> str | 
         return f"{len(rows)} rows, its .meta.json says {expected}"
     (first, times), samples = asked.most_common(1)[0], {sample for _, sample in asked}
     if times > 1:
-        return f"{times} rows of {json_text.shown(first[0])}, sample {first[1]}"
+        return f"{times} rows of {shown(first[0])}, sample {first[1]}"
     if samples != set(range(meta.samples)):
         return f"samples {sorted(samples)[:9]}, its .meta.json says {meta.samples} a problem"
     for key, value in Totals.counted(rows):

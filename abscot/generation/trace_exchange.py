@@ -19,7 +19,7 @@ from abscot.common.log import log
 from abscot.common.paths import matching
 from abscot.data.chat import ChatTokenizer
 from abscot.generation.trace_jobs import TraceJob, statistics_of
-from abscot.generation.trace_lines import Codes, Line, named, read_lines, shown
+from abscot.generation.trace_lines import Codes, Line, read_lines, shown
 from abscot.generation.trace_records import IMPORTED, SET_SCHEMA, ImportedFile, reason_of
 from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.method.vocab import load_tokenizer
@@ -38,10 +38,10 @@ def import_traces(job: TraceJob, pattern: str, rows_file: str | None = None) -> 
     if is_done(job.final):
         raise UserError(f"{job.final}: there are traces already; delete it to import others")
     found = Found(job)
-    files = [ImportedFile(file=named(p), sha256=sha256_file(p), traces=0) for p in paths]
+    files = [ImportedFile(file=str(p), sha256=sha256_file(p), traces=0) for p in paths]
     for line, row in _rows_of(job, paths, rows_file):
         found.take(line, row)
-    counts = Counter(named(file) for file in found.used.values())
+    counts = Counter(str(file) for file in found.used.values())
     log(f"traces {job.tag}: {len(found.used):,} of {found.lines:,} lines are used{found.text()}")
     found.check(pattern)
     columns = [job.rows, found.ids, [found.traces[row] for row in job.rows.tolist()]]
@@ -57,9 +57,7 @@ def import_traces(job: TraceJob, pattern: str, rows_file: str | None = None) -> 
 def _files(pattern: str, option: str) -> list[Path]:
     paths = [path for path in matching(pattern) if path.is_file()]
     if not paths:
-        raise UserError(
-            f"{option} {named(Path(pattern))}: no such file; expected JSONL, or a glob of it"
-        )
+        raise UserError(f"{option} {shown(pattern)}: no such file; expected JSONL, or a glob of it")
     return paths
 
 
@@ -236,14 +234,14 @@ def _appears(target: Path) -> Iterator[pa.NativeFile | gzip.GzipFile]:
     temp = target.parent / f".{os.getpid()}.partial.{target.name}"
     try:
         if target.exists():
-            raise UserError(f"--export {named(target)}: there already; give another name")
+            raise UserError(f"--export {target}: there already; give another name")
         with _compressed(temp) as file:
             yield file
         with open(temp, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temp, target)
     except OSError as error:
-        raise UserError(f"{named(target)}: cannot be written ({reason_of(error)})") from None
+        raise UserError(f"{target}: cannot be written ({reason_of(error)})") from None
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)

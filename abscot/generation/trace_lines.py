@@ -43,7 +43,7 @@ class Line:
 
     @property
     def place(self) -> str:
-        return f"{named(self.file)}:{self.number}"
+        return f"{self.file}:{self.number}"
 
     def keys(self) -> str:
         return shown(list(self.record))
@@ -105,12 +105,6 @@ class Line:
         return tokens
 
 
-def named(file: Path) -> str:
-    """Its name in a message."""
-    text = str(file)
-    return text if text.isprintable() else ascii(text)
-
-
 def shown(value) -> str:
     """A value in a message: printable, and not long."""
     try:
@@ -126,23 +120,23 @@ def read_lines(file: Path) -> Iterator[Line]:
     Raises UserError for a file that cannot be read and for a line that is no JSON object.
     """
     if not file.is_file():
-        raise UserError(f"{named(file)}: not a file; expected JSONL, one object a line")
+        raise UserError(f"{file}: not a file; expected JSONL, one object a line")
     number = 0
     try:
         with io.BufferedReader(pa.input_stream(str(file), compression="detect"), 2**20) as stream:
             while raw := stream.readline(MOST_BYTES + 1):
                 number += 1
                 if len(raw) > MOST_BYTES:
-                    raise UserError(f"{named(file)}:{number}: longer than {MOST_BYTES:,} bytes")
+                    raise UserError(f"{file}:{number}: longer than {MOST_BYTES:,} bytes")
                 if raw.strip():
                     yield Line(file, number, _parse(file, number, raw))
     except (OSError, EOFError) as error:
         reason = reason_of(error)
-        raise UserError(f"{named(file)}: cannot be read after line {number} ({reason})") from None
+        raise UserError(f"{file}: cannot be read after line {number} ({reason})") from None
 
 
 def _parse(file: Path, number: int, raw: bytes) -> dict:
-    place = f"{named(file)}:{number}"
+    place = f"{file}:{number}"
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         record = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)

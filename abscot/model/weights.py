@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abscot.common import files
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -21,9 +21,7 @@ MOST_JSON_BYTES = 256 << 20  # the largest tokenizer.json of today has a tenth o
 
 def said(error: BaseException | str, most: int = 240) -> str:
     """What an error of a library says, on one printable line."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    line = "".join(c if c.isprintable() else "?" for c in words)
-    return line if len(line) <= most else line[: most - 2] + ".."
+    return shown(" ".join(str(error).split()) or type(error).__name__, most)
 
 
 def read_json(path: Path, where: str) -> dict:

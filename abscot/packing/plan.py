@@ -30,9 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from abscot.common.disk import naming
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 from abscot.common.files import removed_on_error
-from abscot.common.record import shown
 from abscot.packing.bins import level_fit
 
 COST_SCALE = 1024  # costs are integers, so that their sums are the same on every machine

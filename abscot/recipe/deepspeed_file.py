@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 from abscot.recipe.yaml_text import read
 
-KEY_CHARS = 80  # of a key or value in a message
 OWNED = (  # by the recipe's sections train, optimizer and model
     "optimizer",
     "scheduler",
@@ -136,7 +135,7 @@ def read_deepspeed_file(path: Path) -> dict:
     """The DeepSpeed file at `path`, checked. Raises UserError with file, line or key."""
     config = _json(path)
     if not isinstance(config, dict):
-        raise _refused(path, f"expected a JSON object, found {_shown(config)}")
+        raise _refused(path, f"expected a JSON object, found {shown(config)}")
     if owned := sorted(set(OWNED) & set(config)):
         raise _refused(path, f"remove {', '.join(owned)}; the recipe owns it")
     try:
@@ -152,7 +151,7 @@ def _what(error: dict) -> str:
     if not error["loc"]:  # no text: half a character
         return error["msg"]
     *parents, key = map(str, error["loc"])
-    where = ".".join([*parents, _shown(key)])
+    where = ".".join([*parents, shown(key)])
     if error["type"] == "extra_forbidden":
         model = DeepSpeedFile
         for name in parents:
@@ -161,14 +160,14 @@ def _what(error: dict) -> str:
         return f"{where}: unknown key" + "".join(f"; did you mean {name}?" for name in near)
     if error["type"] == "missing":
         return f"{where}: missing"
-    return f"{where}: {error['msg']}, found {_shown(error['input'])}"
+    return f"{where}: {error['msg']}, found {shown(error['input'])}"
 
 
 def _json(path: Path) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict:
         keys = [key for key, _ in found]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(f"key {_shown(twice[0])} twice")
+            raise ValueError(f"key {shown(twice[0])} twice")
         return dict(found)
 
     def constant(name: str) -> None:
@@ -187,9 +186,3 @@ def _json(path: Path) -> Any:
 
 def _refused(path: Path | str, what: str) -> UserError:
     return UserError(f"train.deepspeed: {path}: {what}")
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    cut = text[:KEY_CHARS] + "…" * (len(text) > KEY_CHARS)
-    return "".join(c if c.isprintable() else "?" for c in cut)

@@ -4,10 +4,9 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 from abscot.common.files import write_text_atomic
 from abscot.common.ranks import rank
-from abscot.common.record import shown
 from abscot.recipe.load import ROOT, check_files, dump, load_recipe
 from abscot.recipe.schema import Recipe
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abscot.common import files
-from abscot.common.errors import UserError
-from abscot.common.record import shown
+from abscot.common.errors import UserError, shown
 from abscot.evaluation.results import read_result, rows_file
 from abscot.method.lineage import baseline_trainings, round_model, trainings
 from abscot.model.shape import max_position

@@ -31,9 +31,9 @@ from safetensors.torch import save_file
 
 from abscot.common import files, ranks
 from abscot.common.disk import naming
-from abscot.common.errors import DamagedInput, UserError
+from abscot.common.errors import DamagedInput, UserError, shown
 from abscot.common.log import log
-from abscot.common.record import Record, shown
+from abscot.common.record import Record
 from abscot.training.optimizer import MASTER, OPTIMIZERS, set_optimizer_step
 from abscot.training.together import on_all_ranks
 
