@@ -27,6 +27,7 @@ from abscot.data.prepare_job import (
 )
 
 GROWTH = 4  # a pass has at most so many times the rows of all before it
+BLOCK_ROWS = 100_000  # of the rows that are not drawn, as Python objects at once
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,9 @@ class Drawing:
         yield from self._rejected_by_scan()
         rows, first, others = self._usable
         for reason, unused in (("duplicate_id", others), ("not_drawn", np.sort(first[self.end :]))):
-            for unit, row in rows[:2, unused].T.tolist():
-                yield RejectedRow(unit, row, reason)
+            for block in range(0, len(unused), BLOCK_ROWS):
+                for unit, row in rows[:2, unused[block : block + BLOCK_ROWS]].T.tolist():
+                    yield RejectedRow(unit, row, reason)
         for shard, note in self.notes():
             passed_over = rejected_rows(self.job.file("shard", shard, "jsonl"))
             for at, row in zip(note.passed_over, passed_over, strict=True):

@@ -22,8 +22,7 @@ from abscot.recipe.schema import DataConfig
 
 OPTIONAL_COLUMNS = ("id", "dataset_source", "source", "answer")
 CHUNK_BYTES = 64 * 2**20  # of a plain JSONL file read by one rank at a time
-# A compressed file that unpacks to more than both, as many times its size: no text packs so well.
-UNPACKED_BYTES, UNPACKED_RATIO = 256 * 2**20, 200
+USELESS_LINES = 20_000  # in a row: blank, no JSON, or without any column of the format
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -117,7 +116,7 @@ def read(
     that lacks a column.
     """
     if unit.kind in ("jsonl", "packed"):
-        return _read_lines(unit, config.max_row_bytes, wanted)
+        return _read_lines(unit, config.max_row_bytes, columns, wanted)
     if unit.kind == "hub":
         return _read_hub(unit, config, wanted)
     group = unit.start if unit.kind == "parquet" else None
@@ -127,12 +126,22 @@ def read(
 # JSONL
 
 
-def _read_lines(unit: Unit, max_row_bytes: int, wanted: np.ndarray | None):
+def _read_lines(
+    unit: Unit, max_row_bytes: int, columns: tuple[str, ...], wanted: np.ndarray | None
+):
     rows = None if wanted is None else set(wanted.tolist())
-    last = None if wanted is None else int(wanted[-1])
+    last, useful = None if wanted is None else int(wanted[-1]), -1
     for row, line in enumerate(_lines(unit, max_row_bytes)):
         if rows is None or row in rows:
-            yield row, _parse(line, max_row_bytes)
+            record = _parse(line, max_row_bytes)
+            if isinstance(record, dict) and any(name in record for name in columns or record):
+                useful = row
+            if rows is None and row - useful > USELESS_LINES:
+                raise UserError(
+                    f"{unit.file}: {USELESS_LINES:,} lines one after the other are no JSON object "
+                    f"with {' or '.join(columns)}; set data.format to what fits, or mend the file"
+                )
+            yield row, record
         if row == last:
             return
 
@@ -178,7 +187,6 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, file: str, stream):
         self._file, self._stream = file, stream
-        self._most = max(UNPACKED_BYTES, UNPACKED_RATIO * os.stat(file).st_size)
         self._unpacked = 0
 
     def readable(self) -> bool:
@@ -188,11 +196,7 @@ class _Unpacked(io.RawIOBase):
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
         self._unpacked += len(data)
-        if self._unpacked > self._most:
-            raise UserError(
-                f"{self._file}: unpacks to more than {UNPACKED_RATIO} times its size, which no "
-                "training data does; fetch the file again"
-            )
+        tables.check_unpacked(self._file, self._unpacked)
         return len(data)
 
     def close(self) -> None:

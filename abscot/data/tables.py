@@ -12,10 +12,12 @@ import numpy as np
 from abscot.common.errors import UserError
 from abscot.data.rejected import Rejected
 
-BATCH_ROWS = 256  # of a Parquet file decoded together
+BATCH_ROWS = 64  # of a Parquet file decoded together
 # Of memory that decoding one batch may take: a page or a compressed buffer that unpacks to
 # gigabytes fails instead.
 BATCH_BYTES = 512 * 2**20
+# A file that unpacks to more than both, as many times its size, is no text: that packs less well.
+UNPACKED_BYTES, UNPACKED_RATIO = 256 * 2**20, 200
 ROWS_PER_BYTE = 100  # a file that tells of more rows holds nothing that could be one
 ELEMENT_BYTES = 8  # of a list's element, at least, as a Python object
 READABLE = "text, numbers, and lists and structs of them"
@@ -54,7 +56,7 @@ def read(
             if parquet
             else _arrow_batches(file, [schema.get_field_index(name) for name in used])
         )
-    first = 0
+    first = unpacked = 0
     while wanted is None or first <= wanted[-1]:
         with reading(file, first), memory_limit(BATCH_BYTES):
             batch = next(batches, None)
@@ -63,6 +65,8 @@ def read(
             batch = batch.select(used)
             _check_rows(file, len(batch))
             is_utf8 = _validated(batch)
+            unpacked += batch.nbytes
+            check_unpacked(file, unpacked)
         rows = range(len(batch))
         if wanted is not None:
             here = np.searchsorted(wanted, [first, first + len(batch)])
@@ -73,6 +77,15 @@ def read(
             for row, record in zip(rows, records, strict=True):
                 yield first + row, record
         first += len(batch)
+
+
+def check_unpacked(file: str, unpacked_bytes: int) -> None:
+    """Raises UserError where so many bytes cannot be what a file of this size holds."""
+    if unpacked_bytes > max(UNPACKED_BYTES, UNPACKED_RATIO * Path(file).stat().st_size):
+        raise UserError(
+            f"{file}: unpacks to more than {UNPACKED_RATIO} times its size, which no training data "
+            "does; fetch the file again"
+        )
 
 
 @contextlib.contextmanager

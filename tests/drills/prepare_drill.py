@@ -1,5 +1,5 @@
 """600,000 rows prepared by 1, 2 and 4 MPI ranks, and by 2 that are killed again and again: one
-hash.
+hash. A third of the rows is drawn, of which about the longer half is passed over, in several passes.
 
   python tests/drills/prepare_drill.py [--rows 600000] [--kills 20] [--dir DIR] [--tokenizer DIR]
 

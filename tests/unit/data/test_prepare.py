@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,10 +16,13 @@ import pytest
 from abscot.common import files
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
+from abscot.data import prepare
+from abscot.data.prepare_job import read_rejected
 from abscot.data.shards import ShardStore
 from abscot.recipe.load import ROOT
 from abscot.recipe.run import Run, claim
 from abscot.recipe.schema import Recipe
+from kit.corpus import refused
 from kit.raw_data import damage, make, raw_rows, recipe_of, write_jsonl
 from kit.tiny_run import tiny_tokenizer
 
@@ -118,7 +122,9 @@ def test_every_number_of_ranks_writes_the_same_store_and_a_second_start_finds_it
     assert done.returncode == 0, done.stderr
     store = ShardStore(Run.of(recipe).shards)
     assert store.hash == alone.hash and len(store.manifest.shards) == 8
-    assert f"of 600 rows, hash {store.hash}" in done.stdout and done.stdout.count("tokenise:") == 1
+    assert f"100 of 600 rows, hash {store.hash}" in done.stdout
+    assert done.stdout.count("tokenise:") == 2  # a pass each, whatever the ranks
+    assert re.search(r"^  passed over: 1\d\d too long$", done.stdout, re.MULTILINE)
     assert not store.directory.with_name("shards.work").exists()
     again = launch(recipe)
     assert again.returncode == 0 and "done" in again.stdout and store.hash in again.stdout
@@ -209,6 +215,61 @@ def test_a_damaged_shard_of_unfinished_work_is_made_again(tmp_path, source, monk
         assert line in said
     store.verify()
     assert store.hash == make(recipe_of(tmp_path, source, "other")).hash
+
+
+def grown(lines: list[str]) -> list[str]:
+    return [*lines, lines[-1].replace("r599", "r600")]
+
+
+def renamed(lines: list[str]) -> list[str]:
+    return [line.replace('"id": "r', '"id": "s') for line in lines]
+
+
+def emptied(lines: list[str]) -> list[str]:
+    return [" " * len(line) for line in lines]
+
+
+def shortened(lines: list[str]) -> list[str]:
+    return lines[:9]
+
+
+@pytest.mark.parametrize("change", [grown, renamed, emptied, shortened])
+@pytest.mark.parametrize("after", ["scan", "tokenise_shards"])
+def test_a_source_that_changes_meanwhile_is_refused_and_then_read_again(
+    tmp_path, source, monkeypatch, change, after
+):
+    recipe = recipe_of(tmp_path, source, long_rows="truncate_cot_left")
+    real = getattr(prepare, after)
+
+    def changing(*arguments):
+        real(*arguments)
+        source.write_text("\n".join(change(source.read_text().splitlines())) + "\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, after, changing)
+        refused(lambda: make(recipe), "rows.jsonl: changed while it was being read")
+    if change is emptied:
+        refused(lambda: make(recipe), "no row is left", "no rows")
+    else:
+        rows = source.read_text().splitlines()
+        assert len(make(recipe)) == len(rows)
+
+
+def test_a_damaged_list_of_rejected_rows_is_named(tmp_path, source):
+    store = make(recipe_of(tmp_path, source))
+    path = store.directory / "rejected.jsonl"
+    assert sum(line.reason == "too_long" for line in read_rejected(path)) == 600 - len(store)
+    whole = path.read_text()
+    for damaged in (
+        whole + "{",
+        whole + "{}\n",
+        whole + "[" * 10_000,
+        whole.replace('"line"', '"row"'),
+    ):
+        path.write_text(damaged)
+        refused(lambda: list(read_rejected(path)), "rejected.jsonl", "launch/prepare.py")
+    path.write_bytes(b"\xff")
+    refused(lambda: list(read_rejected(path)), "rejected.jsonl")
 
 
 def test_work_of_other_settings_or_input_is_not_continued(tmp_path, source, monkeypatch, capsys):
