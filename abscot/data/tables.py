@@ -64,7 +64,7 @@ def read(
                 return
             batch = batch.select(used)
             _check_rows(file, len(batch))
-            is_utf8 = _validated(batch)
+            batch, is_utf8 = _validated(batch)
             unpacked += batch.nbytes
             check_unpacked(file, unpacked)
         rows = range(len(batch))
@@ -194,9 +194,6 @@ def _is_readable(kind) -> bool:
             types.is_null,
             types.is_string,
             types.is_large_string,
-            types.is_binary,
-            types.is_large_binary,
-            types.is_fixed_size_binary,
             types.is_decimal,
         )
     )
@@ -208,17 +205,39 @@ def _check_rows(file: str, rows: int) -> None:
         raise UserError(f"{file}: tells of {rows:,} rows in {size:,} bytes; fetch the file again")
 
 
-def _validated(batch) -> bool:
-    """Are all its texts UTF-8? Raises ArrowInvalid where its buffers contradict each other."""
+def _validated(batch) -> tuple:
+    """(batch, whether all its texts are UTF-8); where not, its texts as bytes, of which each row
+    decodes its own. Raises ArrowInvalid where buffers contradict each other: reading on would
+    read foreign memory.
+    """
     import pyarrow as pa
 
     try:
         batch.validate(full=True)
-        return True
+        return batch, True
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
             raise
-    return False
+    columns = [column.view(_as_bytes(column.type)) for column in batch.columns]
+    batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    batch.validate(full=True)  # what stood behind the first wrong text
+    return batch, False
+
+
+def _as_bytes(kind):
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_string(kind) or types.is_large_string(kind):
+        return pa.binary() if types.is_string(kind) else pa.large_binary()
+    if types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in fields])
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_as_bytes(kind.value_type), kind.list_size)
+    if types.is_large_list(kind):
+        return pa.large_list(_as_bytes(kind.value_type))
+    return pa.list_(_as_bytes(kind.value_type)) if types.is_list(kind) else kind
 
 
 def _records(batch, is_utf8: bool, max_row_bytes: int) -> Iterator[dict | Rejected]:
@@ -238,13 +257,23 @@ def _records(batch, is_utf8: bool, max_row_bytes: int) -> Iterator[dict | Reject
 def _record(row, is_utf8: bool, max_row_bytes: int) -> dict | Rejected:
     import pyarrow as pa
 
-    if not is_utf8 and not _validated(row):
-        return Rejected("invalid_utf8", "in a column of text")
     plain = [c.dictionary_decode() if hasattr(c, "dictionary") else c for c in row.columns]
     row = pa.RecordBatch.from_arrays(plain, names=row.schema.names)
     if (size := _size_bytes(row)) > max_row_bytes:
         return Rejected("row_too_big", f"{size} bytes, data.max_row_bytes={max_row_bytes}")
-    return row.to_pylist()[0]
+    record = row.to_pylist()[0]
+    try:
+        return record if is_utf8 else _decoded(record)
+    except UnicodeDecodeError as error:
+        return Rejected("invalid_utf8", f"byte {error.start} of a text")
+
+
+def _decoded(value):
+    if isinstance(value, dict):
+        return {key: _decoded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 def _size_bytes(batch) -> int:

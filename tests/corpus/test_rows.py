@@ -217,7 +217,6 @@ ODD_TURNS = {
     "struct_of_lists": (pa.array([{"role": ["user"], "content": ["2+2?"]}]), "no_messages"),
     "other_keys": (pa.array([[{"from": "human", "value": "2+2?"}]]), "message_without_text"),
     "numeric_content": (pa.array([[{"role": "user", "content": 4}]]), "message_without_text"),
-    "bytes": (pa.array([[{"role": "user", "content": b"2+2?"}]]), "message_without_text"),
     "empty": (pa.array([[]], pa.list_(pa.struct({"role": pa.string()}))), "no_messages"),
     "nested_deep": (pa.array([[[[[[[[[[1]]]]]]]]]]), "message_without_text"),
     "two_billion_nulls": (
@@ -225,6 +224,23 @@ ODD_TURNS = {
         "row_too_big",
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_a_turn_that_is_no_utf8_costs_its_own_row_alone(tmp_path, name):
+    texts = [text for i in range(3) for text in (b"2+2?", b"<think>two and %d</think>4" % i)]
+    texts[2] = b"2+\xc3("
+    contents = pa.array(texts, pa.binary()).view(pa.string())
+    turns = pa.StructArray.from_arrays(
+        [pa.array(["user", "assistant"] * 3), contents], ["role", "content"]
+    )
+    messages = pa.ListArray.from_arrays(pa.array([0, 2, 4, 6], pa.int32()), turns)
+    write_table(tmp_path / name, {"messages": messages, "id": IDS})
+    recipe = recipe_of(tmp_path, tmp_path / name)
+    recipe.data.format = "messages"
+    store = make(recipe)
+    assert [(r["reason"], r["line"]) for r in rejected_of(store)] == [("invalid_utf8", 2)]
+    assert store.ids() == ["good", "other"]
 
 
 @pytest.mark.parametrize(("turns", "expected"), ODD_TURNS.values(), ids=ODD_TURNS)

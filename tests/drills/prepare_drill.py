@@ -1,9 +1,10 @@
 """600,000 rows prepared by 1, 2 and 4 MPI ranks, and by 2 that are killed again and again: one
-hash. A third of the rows is drawn, of which about the longer half is passed over, in several passes.
+hash. A third of the rows is drawn, and the longer half of all passed over, in several passes.
 
   python tests/drills/prepare_drill.py [--rows 600000] [--kills 20] [--dir DIR] [--tokenizer DIR]
 
-Ends with one line of JSON: rows, rows_per_s of each number of ranks, hashes, kills, same_hash.
+Ends with one line of JSON: rows, counts, rows_per_s of each number of ranks, hashes, kills,
+same_hash.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--capacity-tokens", type=int, default=620, help="of a bin")
     parser.add_argument(
         "--dir", type=Path, help="keep the runs here (default: a temporary directory)"
     )
@@ -55,7 +57,7 @@ def main() -> None:
         tokenizer = load_tokenizer(args.tokenizer)
         hashes, rates = {}, {}
         for ranks in (1, 2, 4):
-            run = begin(root, f"ranks{ranks}", tokenizer)
+            run = begin(root, f"ranks{ranks}", tokenizer, args)
             began_s = time.monotonic()
             if start(run, ranks).wait():
                 sys.exit(f"prepare failed with {ranks} ranks")
@@ -65,12 +67,19 @@ def main() -> None:
                 round(args.rows / seconds),
             )
         undisturbed_s = args.rows / rates[2]
-        run = begin(root, "killed", tokenizer)
+        run = begin(root, "killed", tokenizer, args)
         kills = kill_often(run, args.kills, undisturbed_s, rng("prepare drill", args.seed))
         store = ShardStore(run.shards)
         store.verify()
         hashes["killed"] = store.hash
-    result = {"rows": args.rows, "rows_per_s": rates, "hashes": hashes, "kills": kills}
+        counts = {"kept": len(store), **store.manifest["counts"]["rejected"]}
+    result = {
+        "rows": args.rows,
+        "counts": counts,
+        "rows_per_s": rates,
+        "hashes": hashes,
+        "kills": kills,
+    }
     print(json.dumps({**result, "same_hash": len(set(hashes.values())) == 1}))
 
 
@@ -114,12 +123,14 @@ def row(number: int, cot: str) -> dict:
     }
 
 
-def begin(root: Path, name: str, tokenizer) -> Run:
+def begin(root: Path, name: str, tokenizer, args: argparse.Namespace) -> Run:
     keys = {
         "run_root": root,
         "name": name,
         "data.source": root / "rows_*.jsonl.gz",
         "data.decontaminate": "false",
+        "data.rows": args.rows // 3,
+        "train.capacity_tokens": args.capacity_tokens,
     }
     recipe = load_recipe(None, [f"{key}={value}" for key, value in keys.items()])
     run = claim(recipe)
