@@ -62,10 +62,14 @@ def find(config: DataConfig) -> list[Unit]:
     files = matching(config.source)
     if not files:
         raise UserError(
-            f"data.source: {config.source}: no such file; give a file, a glob, or a hub id "
-            "(owner/name)"
+            f"data.source: {_shown(config.source)}: no such file; give a file, a glob, or a hub "
+            "id (owner/name)"
         )
     return [unit for file in files for unit in _units_of(str(file))]
+
+
+def _shown(source: str) -> str:
+    return source if source.isprintable() and len(source) < 300 else f"{ascii(source[:300])} .."
 
 
 def _units_of(file: str) -> list[Unit]:
@@ -168,7 +172,8 @@ def _lines(unit: Unit, max_row_bytes: int) -> Iterator[bytes]:
                 yield line
     except (OSError, EOFError) as error:
         raise UserError(
-            f"{unit.file}: damaged or cut off after line {number} ({error}); fetch the file again"
+            f"{unit.file}: damaged or cut off after line {number} ({tables.first_line(error)}); "
+            "fetch the file again"
         ) from None
 
 
@@ -249,7 +254,7 @@ def _hub_dataset(config: DataConfig):
         return _load_hub(config.source, config.subset, config.split, config.revision)
     except (OSError, ValueError) as error:  # datasets' own errors are subclasses of these
         raise UserError(
-            f"data.source: {config.source}: the hub does not give it: {_first_line(error)}"
+            f"data.source: {config.source}: the hub does not give it: {tables.first_line(error)}"
         ) from None
 
 
@@ -275,10 +280,6 @@ def _read_hub(unit: Unit, config: DataConfig, wanted: np.ndarray | None):
         Exception
     ) as error:  # whatever the hub's client raises, nothing is wrong with what came before
         raise UserError(
-            f"data.source: {config.source}: part {unit.start} broke off ({_first_line(error)}); "
-            "run it again"
+            f"data.source: {config.source}: part {unit.start} broke off "
+            f"({tables.first_line(error)}); run it again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

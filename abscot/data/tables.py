@@ -98,13 +98,14 @@ def reading(file: str, row: int | None = None):
         yield
     except MemoryError as error:
         raise UserError(
-            f"{place}: unpack to more than {BATCH_BYTES >> 20} MiB at a time ({_line(error)}); "
-            "write the file again in smaller row groups or record batches"
+            f"{place}: unpack to more than {BATCH_BYTES >> 20} MiB at a time "
+            f"({first_line(error)}); write the file again in smaller row groups or record batches"
         ) from None
     except (pa.ArrowException, OSError, ValueError, KeyError, EOFError) as error:
         kind = Path(file).suffix.lower().removeprefix(".").capitalize()
         raise UserError(
-            f"{place}: damaged, or not a readable {kind} file: {_line(error)}; fetch the file again"
+            f"{place}: damaged, or not a readable {kind} file: {first_line(error)}; fetch the file "
+            "again"
         ) from None
 
 
@@ -297,6 +298,7 @@ def _short(names: list[str]) -> str:
     return text if len(text) <= 300 else f"{text[:300]} .."
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as a part of a line."""
     text = (str(error).splitlines() or [""])[0] or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in text)[:300]

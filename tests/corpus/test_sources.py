@@ -358,3 +358,11 @@ def test_good_files_beside_it_do_not_hide_a_bad_one(tmp_path, name, write, words
 def test_an_empty_directory_and_a_glob_of_nothing(tmp_path):
     refused(lambda: make(recipe_of(tmp_path, tmp_path)), "a directory")
     refused(lambda: make(recipe_of(tmp_path, tmp_path / "*.jsonl")), "no such file")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/no\nwhere.jsonl", "/" + "x" * 5000, "/\0.jsonl", "~nobody/x.jsonl", "/[", "/\ud800"],
+)
+def test_names_that_cannot_be(tmp_path, source):
+    refused(lambda: make(recipe_of(tmp_path, source)), "no such file")
