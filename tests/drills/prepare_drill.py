@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 if __name__ == "__main__":  # a script: the kit lies beside this folder
@@ -25,6 +26,7 @@ if __name__ == "__main__":  # a script: the kit lies beside this folder
 from abscot.common import files
 from abscot.common.draws import rng
 from abscot.common.log import Progress
+from abscot.data.prepare_job import read_rejected
 from abscot.data.shards import ShardStore
 from abscot.method.vocab import extend_tokenizer
 from abscot.recipe.load import ROOT, load_recipe
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--capacity-tokens", type=int, default=620, help="of a bin")
+    parser.add_argument("--capacity-tokens", type=int, default=560, help="of a bin")
     parser.add_argument(
         "--dir", type=Path, help="keep the runs here (default: a temporary directory)"
     )
@@ -72,7 +74,8 @@ def main() -> None:
         store = ShardStore(run.shards)
         store.verify()
         hashes["killed"] = store.hash
-        counts = {"kept": len(store), **store.manifest["counts"]["rejected"]}
+        rejected = read_rejected(run.shards / "rejected.jsonl")
+        counts = {"kept": len(store), **Counter(line.reason for line in rejected)}
     result = {
         "rows": args.rows,
         "counts": counts,
