@@ -37,6 +37,7 @@ def main() -> None:
     if args.repo:
         hub.check_repo(args.repo)
     run, recipe = open_run(args.run or Run.of(cli.recipe_of(args)).root)
+    hub.check_results(run)  # a damaged one is named, and no stage that is not done
     require_finished(run, recipe)
     upload = hub.collect(run, recipe, args.repo)
     print(upload.table())

@@ -2,6 +2,7 @@
 size of those that may be used.
 """
 
+import io
 from array import array
 
 import numpy as np
@@ -54,7 +55,9 @@ def _scan_unit(job: Job, number: int, decontaminator: Decontaminator, report) ->
             except Rejected as error:
                 RejectedRow.of(number, row, error).write(rejected)
     with new_file(job.file("unit", number, "npy"), "wb") as file:
-        np.save(file, np.array(found, np.int64).reshape(-1, 3))
+        buffer = io.BytesIO()  # into a file numpy would write without saying why it cannot
+        np.save(buffer, np.array(found, np.int64).reshape(-1, 3))
+        file.write(buffer.getbuffer())
     note = job.file("unit", number, "json")
     UnitNote(sha256=checksums(note, "npy", "jsonl"), lines=lines).write(note)
     report(1)

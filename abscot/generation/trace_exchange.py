@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import os
+import reprlib
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -13,13 +14,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from abscot.common.errors import MissingInput, UserError
+from abscot.common.errors import MissingInput, UserError, shown
 from abscot.common.files import is_done, sha256_file
 from abscot.common.log import log
 from abscot.common.paths import matching
 from abscot.data.chat import ChatTokenizer
 from abscot.generation.trace_jobs import TraceJob, statistics_of
-from abscot.generation.trace_lines import Codes, Line, read_lines, shown
+from abscot.generation.trace_lines import Codes, Line, read_lines
 from abscot.generation.trace_records import IMPORTED, SET_SCHEMA, ImportedFile, reason_of
 from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.method.vocab import load_tokenizer
@@ -195,7 +196,7 @@ class Found:
                 mend += f"; a run with traces.m_min={least} and traces.m_max={most} takes them"
             raise UserError(
                 f"--import {pattern!a}: {len(without):,} of the {len(rows):,} rows of "
-                f"{self.job.tag} have no usable trace, first {shown(without[0])}: {mend}"
+                f"{self.job.tag} have no usable trace, first {reprlib.repr(without[0])}: {mend}"
             )
 
 

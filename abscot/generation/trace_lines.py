@@ -8,6 +8,7 @@ its data file; others name the row (`id`, `index`, `prompt`) or spell the tokens
 import io
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Line:
         return f"{self.file}:{self.number}"
 
     def keys(self) -> str:
-        return shown(list(self.record))
+        return reprlib.repr(list(self.record))
 
     def value(self, key: str, expected: str, *types: type):
         """The value of `key`, None where it is not there. Raises UserError for another type."""
@@ -56,7 +57,7 @@ class Line:
         return value
 
     def refuse(self, key: str, expected: str, found) -> UserError:
-        return UserError(f"{self.place}: {key}: expected {expected}, found {shown(found)}")
+        return UserError(f"{self.place}: {key}: expected {expected}, found {reprlib.repr(found)}")
 
     @property
     def id(self) -> str | None:
@@ -105,15 +106,6 @@ class Line:
         return tokens
 
 
-def shown(value) -> str:
-    """A value in a message: printable, and not long."""
-    try:
-        text = ascii(value)
-    except RecursionError:
-        text = f"a deep {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def read_lines(file: Path) -> Iterator[Line]:
     """The lines of a JSONL file (.gz, .zst), blank ones left out.
 
@@ -145,7 +137,7 @@ def _parse(file: Path, number: int, raw: bytes) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({str(error)[:100]})") from None
     if not isinstance(record, dict):
-        raise UserError(f"{place}: expected an object, found {shown(record)}")
+        raise UserError(f"{place}: expected an object, found {reprlib.repr(record)}")
     return record
 
 

@@ -9,6 +9,7 @@ write any, so the first training of a run gets random ones. The last phase of a 
 round's model. A baseline starts from the base.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,7 +252,8 @@ def model_named(recipe: Recipe, run: Run, name: str) -> Model | None:
     """
     models = {m.name: m for m in (*round_models(recipe, run), *phase_models(recipe, run))}
     models |= {m.name: m for m in intermediate_models(recipe, run)}
-    if name not in models and "/" not in name and not Path(name).is_dir():
+    elsewhere = "/" in name or (name and os.path.isdir(name))
+    if name not in models and not elsewhere:
         raise UserError(
             f"--model {name}: expected all, one of {', '.join(models)}, or a directory or hub id "
             "of another model"

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 # A recipe is data: no key that is not known, no text for a number, no NaN.
+NAME_BYTES = 100  # of a run; names of its files are longer
 CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -26,6 +27,12 @@ def _printable(text: str) -> str:
     if bad := [char for char in text if not char.isprintable() and char not in "\n\t"]:
         raise ValueError(f"expected text without control characters, found {bad[0]!r}")
     return text
+
+
+def _short(name: str) -> str:
+    if len(name.encode()) > NAME_BYTES:
+        raise ValueError(f"expected at most {NAME_BYTES} bytes, found {len(name.encode())}")
+    return name
 
 
 def _different(values: list) -> list:
@@ -54,12 +61,13 @@ Line = Annotated[
 ]
 Name = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}$"),
-    Rule("a plain directory name of at most 100 letters, digits and _ . + = -"),
+    StringConstraints(pattern=r"^\w[\w.+=-]*$"),
+    AfterValidator(_short),
+    Rule("a plain directory name: letters, digits and _ . + = -"),
 ]
 Url = Annotated[
     str,
-    StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$", max_length=4000),
+    StringConstraints(pattern=r"^(?i:https?)://[^\s/]+[^\s]*$", max_length=4000),
     AfterValidator(_printable),
     Rule("an address such as http://localhost:8000/v1"),
 ]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pydantic
 
-from abscot.common.errors import UserError
+from abscot.common.errors import UserError, shown
 from abscot.common.paths import matching
 from abscot.recipe import yaml_text
 from abscot.recipe.deepspeed_file import read_deepspeed_file
-from abscot.recipe.mistakes import first_mistake, shown
+from abscot.recipe.mistakes import first_mistake, found
 from abscot.recipe.schema import Recipe
 from abscot.recipe.yaml_text import Place
 
@@ -56,7 +56,7 @@ def _recipe_path(path: str | os.PathLike | None) -> Path:
     if os.path.isfile(shipped):
         return shipped
     names = ", ".join(sorted(p.stem for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
-    raise UserError(f"{shown(str(path))}: no such recipe; give a file or one of {names}")
+    raise UserError(f"{shown(str(path), 200)}: no such recipe; give a file or one of {names}")
 
 
 def local_path(value: str) -> Path | None:
@@ -118,7 +118,7 @@ class _RecipeFile:
         tree = yaml_text.parse(self.text, str(self.path))[0]
         if not isinstance(tree, dict):
             raise UserError(
-                f"{self.path}: expected a mapping of recipe keys, found {shown(tree)}; "
+                f"{self.path}: expected a mapping of recipe keys, found {found(tree)}; "
                 "launch/recipes/README.md lists them"
             )
         return tree
@@ -144,7 +144,7 @@ class _Override:
             raise UserError(
                 f"--set {shown(text)}: expected key.path=value, e.g. --set train.lr=1e-4"
             )
-        text = text if text.isprintable() and len(text) <= 80 else shown(text)
+        text = shown(text)
         return cls(text, keys, yaml_text.parse(value, f"--set {text}")[0])
 
     def put(self, tree: dict) -> None:

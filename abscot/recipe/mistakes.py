@@ -8,6 +8,7 @@ from typing import Any
 
 import pydantic
 
+from abscot.common.errors import shown
 from abscot.recipe.bounds import Rule
 from abscot.recipe.schema import Recipe
 from abscot.recipe.yaml_text import Place
@@ -45,7 +46,7 @@ def _unknown(place: Place) -> str:
         if near
         else f"known here: {', '.join(known)}"
     )
-    return f"unknown key {_shown_key(key)}; {hint}"
+    return f"unknown key {shown(key)}; {hint}"
 
 
 _WORDS = {  # pydantic's type of an error -> what was expected
@@ -86,7 +87,7 @@ def _expected(error: dict, place: Place) -> str:
         known = words.removeprefix("one of ").split(", ")
         close = difflib.get_close_matches(str(error["input"]), known, n=1)
         near = f"; did you mean {close[0]}?" if close else ""
-    return f"expected {words}, found {shown(error['input'])}{near}"
+    return f"expected {words}, found {found(error['input'])}{near}"
 
 
 def _rule_at(place: Place) -> str:
@@ -127,15 +128,10 @@ def _is_leaf(place: Place) -> bool:
 
 def _dotted(place: Place) -> str:
     """A place as people write it: `eval.modes[0]`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{_shown_key(part)}" for part in place)
+    parts = (f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in place)
     return "".join(parts).removeprefix(".")
 
 
-def _shown_key(key: str) -> str:
-    return key if key.isprintable() and len(key) <= 80 else shown(key)
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, and not at any length."""
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:80]}.."
+def found(value: Any) -> str:
+    """A value as a recipe writes it, for a message."""
+    return "nothing" if value is None else shown(json.dumps(value))

@@ -65,8 +65,9 @@ def claim(recipe: Recipe) -> Run:
     """The recipe's run directory, created or continued.
 
     Raises UserError when the directory holds a run of another recipe: mixing two would corrupt
-    both. What does not shape a model (NOT_SHAPING: how it is served and asked, on how many ranks it
-    is trained, when it is saved) may change between two commands; config.yaml keeps the last.
+    both, unless that one has made nothing yet. What does not shape a model (NOT_SHAPING: how it is
+    served and asked, on how many ranks it is trained, when it is saved) may change between two
+    commands; config.yaml keeps the last.
     """
     check_files(recipe)
     run = Run.of(recipe)
@@ -74,7 +75,7 @@ def claim(recipe: Recipe) -> Run:
     if run.config.is_file():
         old = load_recipe(run.config)
         difference = _first_difference(_shaping(old), _shaping(recipe))
-        if difference:
+        if difference and _has_made_something(run):
             raise UserError(
                 f"{run.config}: this run was made with another recipe ({difference}); give this "
                 f"one its own --set name=OTHER, or delete {run.root}"
@@ -91,6 +92,14 @@ def claim(recipe: Recipe) -> Run:
     return run
 
 
+def _has_made_something(run: Run) -> bool:
+    """Is anything there but what says how far a start came? A recipe that was refused at its first
+    stage may be corrected.
+    """
+    return any(path.name not in WITHOUT_WORK for path in run.root.iterdir())
+
+
+WITHOUT_WORK = {"config.yaml", "logs", ".leases", "tensorboard"}
 NOT_SHAPING = {
     "inference",
     "eval",

@@ -69,7 +69,7 @@ class WorldConfig:
 
 @section
 class ModelConfig:
-    base: Line = "world"  # directory, hub id, or `world`
+    base: Line = "world"  # directory or hub id of a model or of a LoRA adapter, or `world`
     dtype: Literal["bf16", "fp32"] = "bf16"  # of weights and activations; the optimizer keeps fp32
     # auto: varlen on CUDA, segments elsewhere
     attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"
@@ -283,6 +283,7 @@ class Recipe:
                 f"train.capacity_tokens: expected room for a trace of traces.m_max "
                 f"({traces.m_max}) and more, found {self.train.capacity_tokens}"
             )
+        self._answers_fit_the_window()
         greedy = not (asked.answer_temperature or asked.trace_temperature)
         if asked.samples > 1 and greedy:
             raise ValueError(
@@ -290,6 +291,17 @@ class Recipe:
                 "eval.answer_temperature or eval.trace_temperature"
             )
         return self
+
+    def _answers_fit_the_window(self) -> None:
+        asked, window = self.eval, self.inference.max_model_len_tokens
+        for mode in {*asked.modes, *asked.base_modes}:
+            most = asked.mode_answer_tokens.get(mode, asked.max_answer_tokens)
+            most += asked.max_reasoning_tokens * (mode == "thinking")
+            if most >= window:
+                raise ValueError(
+                    f"eval.max_answer_tokens: expected mode {mode} to generate less than the "
+                    f"window of {window:,} tokens (inference.max_model_len_tokens), found {most:,}"
+                )
 
     def _world_is_there(self) -> None:
         users = [

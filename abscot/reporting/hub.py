@@ -122,12 +122,16 @@ def _sealed(run: Run, *directories: Path) -> dict[Path, str | None]:
     return found
 
 
+def check_results(run: Run) -> None:
+    """Raises UserError for a result that is not whole."""
+    for meta in sorted(run.results.glob("*.meta.json")):
+        read_result(run, meta.name.removesuffix(".meta.json"))
+
+
 def _results(run: Run) -> Iterator[Path]:
     """Each cell's meta file, its rows, and its answers as AlpacaEval reads them."""
     for meta in sorted(run.results.glob("*.meta.json")):
-        name = meta.name.removesuffix(".meta.json")
-        read_result(run, name)  # whole, or refused
-        rows = rows_file(run, name)
+        rows = rows_file(run, meta.name.removesuffix(".meta.json"))
         yield from (meta, rows)
         if (answers := rows.with_suffix(".answers.json")).is_file():
             yield answers

@@ -97,7 +97,7 @@ VALUES = {  # name -> (content, words of the refusal)
     "unknown": (whole(elasticity_v9=1), ["elasticity_v9: unknown key"]),
     "unknown_empty_name": (whole(**{"": 1}), ["unknown key"]),
     "unknown_long_name": (whole(**{"k" * 100_000: 1}), ["unknown key"]),
-    "unknown_with_line_breaks": (whole(**{"a\nb\x1b[31m": 1}), ["a?b?[31m: unknown key"]),
+    "unknown_with_line_breaks": (whole(**{"a\nb\x1b[31m": 1}), ["a\\nb\\x1b[31m: unknown key"]),
     "value_long": ({"zero_optimization": "x" * 500_000}, ["zero_optimization: "]),
 }
 TEXTS = {

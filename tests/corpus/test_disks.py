@@ -21,7 +21,7 @@ from abscot.data import toy_world
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import jobs_of
 from abscot.generation.trace_jobs import generate, open_job
-from abscot.model.extend import extend_base
+from abscot.model.extend import check_base, extend_base
 from abscot.pipeline.lease import RUN, exclusive
 from abscot.pipeline.runner import run_stage
 from abscot.pipeline.stages import Stage
@@ -63,7 +63,7 @@ def to_extend(root: Path) -> Work:
     make_model(root / "raw", tiny_tokenizer(), seed=0)
     recipe.model.base = str(root / "raw")
     run = claim(recipe)
-    return Work(lambda: extend_base(recipe, run), run.base / files.DONE)
+    return Work(lambda: extend_base(recipe, run, check_base(recipe, run)), run.base / files.DONE)
 
 
 def to_make_a_world(root: Path) -> Work:
@@ -95,7 +95,7 @@ def to_plan(root: Path) -> Work:
 def to_evaluate(root: Path) -> Work:
     recipe, run, _ = make_tiny_run(root)
     lines = [
-        {"id": i, "problem": f"{i}+1=?", "answer": i + 1, "cot": f"{i} and 1. " * 20}
+        {"id": i, "problem": f"{i}+1=?", "answer": str(i + 1), "cot": f"{i} and 1. " * 20}
         for i in range(24)
     ]
     recipe.eval.files["world"] = str(raw_data.write_jsonl(root / "cots.jsonl", lines))

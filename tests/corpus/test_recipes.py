@@ -88,6 +88,10 @@ FILES = {
     "a file for no benchmark": ("eval:\n  files: {maths: x.jsonl}\n", ":2:", "eval.files.maths"),
     "no size of a batch": ("train:\n  global_batch_examples: null\n", "exactly one of"),
     "two sizes of a batch": ("train:\n  global_batch_tokens: 9\n", "exactly one of"),
+    "answers longer than the window": (
+        "world: {}\ninference:\n  max_model_len_tokens: 4096\n",
+        "less than the window",
+    ),
     "a world that is not there": ("model:\n  base: world\n", "needs a section"),
     "a trace that fills its bin": (
         "world: {}\ntraces:\n  m_max: 500\ntrain:\n  capacity_tokens: 400\n",
@@ -105,7 +109,7 @@ BYTES = {
 }
 # Keys and values that make no sense, each alone.
 VALUES = r"""
-name= name=. name=.. name=.hidden name=a\b name=a/b name=/tmp/x name=-x name='*' name=ä name=null
+name= name=. name=.. name=.hidden name=a\b name=a/b name=/tmp/x name=-x name='*' name=null
 name=[] run_root= run_root=null run_root=1 seed=-1 seed=1.5 seed=9223372036854775808 seed=null
 seed=true rounds=0 rounds=-1 rounds=1e3 rounds=1000000000 rounds=two staging=none codebook_size=0
 codebook_size=-64 codebook_size=1024 hang_minutes=0 hang_minutes=-1 hang_minutes=.inf
@@ -154,6 +158,8 @@ eval.files.gsm=x eval.judge_url=localhost eval.judge_url=ftp://x eval.judge_mode
 eval.channel_problems=0
 """.split()
 OVERRIDES = {
+    "a name of 101 letters": "name=" + "n" * 101,
+    "a name of 50 characters of three bytes": "name=" + "木" * 50,
     "nothing": "",
     "no value": "train.lr",
     "no key": "=1",

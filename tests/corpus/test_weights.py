@@ -516,6 +516,7 @@ def test_an_adapter_that_cannot_be_merged(case, published, tmp_path):
         run_root=str(tmp_path / "runs"),
         model=ModelConfig(base=str(directory), dtype="fp32"),
         lora=LoraConfig(),
+        world=WorldConfig(),
     )
     named = case != "damaged_after_done"  # that line begins with the file
     line = refused(lambda: check_base(recipe, Run.of(recipe)), str(directory), *words)

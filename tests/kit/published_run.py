@@ -9,7 +9,7 @@ from abscot.common import files
 from abscot.pipeline.stages import require_finished
 from abscot.recipe.run import Run, open_run
 from abscot.reporting import report
-from abscot.reporting.hub import Upload, collect
+from abscot.reporting.hub import Upload, check_results, collect
 from kit.hub_server import TOKEN
 from kit.synthetic_run import make_run
 from kit.tiny_run import make_model, tiny_tokenizer
@@ -18,6 +18,7 @@ from kit.tiny_run import make_model, tiny_tokenizer
 def prepare(root, repo=None) -> Upload:
     """As launch/publish.py does it."""
     run, recipe = open_run(root)
+    check_results(run)
     require_finished(run, recipe)
     return collect(run, recipe, repo)
 

@@ -10,6 +10,9 @@ from abscot.recipe.run import claim
 def test_a_run_directory_belongs_to_one_recipe(tmp_path):
     root = f"run_root={tmp_path}"
     run = claim(load_recipe(None, [root]))
+    claim(load_recipe(None, [root, "train.lr=0.25"]))  # nothing was made yet
+    claim(load_recipe(None, [root]))
+    (run.root / "shards").mkdir()
     before = run.config.read_text()
     with pytest.raises(UserError, match=r"train.lr is .* there, 0.5 here"):
         claim(load_recipe(None, [root, "train.lr=0.5"]))
