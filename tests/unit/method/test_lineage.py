@@ -104,7 +104,7 @@ def test_models_on_their_way_are_named_as_far_as_they_are_there(tmp_path):
     assert found.directory == run.root / "intermediate" / "pi1_phaseB_step100"
     assert (found.round, found.modes) == (1, ("abstract",))
     baseline = model_named(recipe, run, "sft_cot_step5")
-    assert (baseline.round, baseline.modes) == (None, ("verbal",))
+    assert (baseline.round, baseline.modes) == (None, ("thinking",))
     for name in ("pi1_phaseB_step40", "pi1_phaseB_step0100", "pi1_phaseB_stepx", "pi1_phaseB"):
         there = "pause, pi1_phaseB_step20, pi1_phaseB_step100, sft_cot_step5"
         refused(lambda: model_named(recipe, run, name), f"--model {name}: ", there)  # noqa: B023
