@@ -1,5 +1,6 @@
 """Two trainings on one run, with DeepSpeed's ranks as they are."""
 
+import psutil
 import pytest
 
 from kit.training_run import finish, make, start, trained, wait_for, weights
@@ -15,8 +16,13 @@ def test_the_second_of_two_trainings_is_refused_and_the_first_goes_on(tmp_path):
     recipe, run = make(tmp_path / "two", epochs=8)
     first = start(recipe, run)
     wait_for(lambda: leases(run))
+    ranks = psutil.Process(first.pid).children(recursive=True)
+    for rank in ranks:  # or it may be done before the second has come so far
+        rank.suspend()
     code, output = finish(start(recipe, run))
-    assert code == 2
+    for rank in ranks:
+        rank.resume()
+    assert code == 2, output
     assert output.count("error: ") == 1 and "Traceback" not in output
     assert f"{run.root}: another process works on this run (pid " in output
     code, output = finish(first)

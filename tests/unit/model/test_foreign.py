@@ -9,9 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from abscot.common import files
 from abscot.model.foreign import make, name_of, open_model
-from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
-from abscot.recipe.schema import ModelConfig, Recipe, WorldConfig
+from abscot.recipe.schema import EvalConfig, ModelConfig, Recipe, WorldConfig
 from kit.corpus import refused
 from kit.published import make_published
 
@@ -98,9 +97,8 @@ def test_an_adapter_is_merged_once_in_a_place_of_its_content(published, tmp_path
 
 def test_a_model_without_the_tokens_is_asked_as_a_base_is(published, tmp_path):
     model = opened(tmp_path, published / "base")
-    recipe = load_recipe(None)
     assert model.missing_tokens[0] == "<beginabstract>" and len(model.missing_tokens) == 66
-    assert model.modes == tuple(recipe.eval.base_modes) and recipe.eval.modes
+    assert model.modes == tuple(EvalConfig().base_modes)
     some = opened(tmp_path, published / "final", codebook_size=80)
     assert some.missing_tokens[0] == "<TOKEN_BM>"
 
