@@ -29,7 +29,8 @@ from abscot.reporting.run_data import RunData
 DIRECTORIES = ("adapters", "teacher_traces", "train_logs", "results", "report")
 CARD = "README.md"
 SHOWN_LEFT_OUT = 20
-WORKING = (".partial", ".tmp", ".lock", ".parts")  # unfinished, so in no need of a word
+# Unfinished, or a note of the run to itself: in no need of a word.
+WORKING = (".partial", ".tmp", ".lock", ".parts", ".read.json")
 ANSWER_S = 20  # until a hub that does not answer is given up
 SEARCHED_SUFFIXES = (".json", ".jsonl", ".md", ".html", ".txt", ".jinja", "")
 
