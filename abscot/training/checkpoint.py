@@ -64,12 +64,12 @@ def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer:
         _remove_unfinished(directory)
         temp.mkdir(parents=True)
     torch.distributed.barrier()
-    sums = [None] * ranks.world_size()
-    torch.distributed.all_gather_object(sums, _slices_or_error(model_engine, temp, optimizer))
-    if full := next((error for error in sums if isinstance(error, OSError)), None):
+    try:
+        sums = on_all_ranks(lambda: _write_slices(model_engine, temp, optimizer))
+    except OSError:  # a disk that is full ends all ranks, and what they wrote is removed
         if ranks.rank() == 0:
             shutil.rmtree(temp, ignore_errors=True)
-        raise full
+        raise
     if ranks.rank() == 0:
         sums = {name: digest for of_rank in sums for name, digest in of_rank.items()}
         files.seal(temp, state.model_dump(), sums)
@@ -209,14 +209,6 @@ def _shards(model_engine) -> Iterator[_Shard]:
         ):  # ZeRO-1 and 2: a rank holds a range of all tensors laid end to end
             address = parameter._hp_mapping.lp_fragment_address
             yield _Shard(name, address.start, address.numel, parameter)
-
-
-def _slices_or_error(model_engine, directory: Path, optimizer: str) -> dict[str, str] | OSError:
-    """A disk that is full ends all ranks, and what they wrote is removed."""
-    try:
-        return _write_slices(model_engine, directory, optimizer)
-    except OSError as error:
-        return error
 
 
 def _write_slices(model_engine, directory: Path, optimizer: str) -> dict[str, str]:
