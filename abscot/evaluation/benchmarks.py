@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from abscot.common import json_text
 from abscot.common.draws import rng
 from abscot.common.errors import MissingInput, UserError, shown
-from abscot.evaluation import json_text, problem_files
+from abscot.evaluation import problem_files
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 

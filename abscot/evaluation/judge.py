@@ -11,10 +11,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from abscot.common import json_text
 from abscot.common.draws import rng
 from abscot.common.errors import UserError, shown
 from abscot.common.files import write_json_atomic
-from abscot.evaluation import json_text
 from abscot.evaluation.results import ResultRow
 from abscot.evaluation.scoring import Verdict
 from abscot.recipe.schema import Recipe

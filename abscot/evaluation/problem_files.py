@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from abscot.common import json_text
 from abscot.common.errors import UserError, shown
 from abscot.common.paths import matching
-from abscot.evaluation import json_text
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 MOST_ROW_BYTES = 16 * 2**20

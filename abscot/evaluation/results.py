@@ -9,10 +9,10 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from abscot.common import json_text
 from abscot.common.errors import UserError, shown
 from abscot.common.files import sha256_file, write_text_atomic
 from abscot.common.record import Record
-from abscot.evaluation import json_text
 from abscot.recipe.run import Run
 
 Count = Annotated[int, Field(ge=0)]

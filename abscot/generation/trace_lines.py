@@ -6,7 +6,6 @@ its data file; others name the row (`id`, `index`, `prompt`) or spell the tokens
 """
 
 import io
-import json
 import re
 import reprlib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from abscot.common import json_text
 from abscot.common.errors import UserError
 from abscot.generation.trace_records import reason_of
 from abscot.method.vocab import BEGIN, END, AbstractVocab, codebook_tokens
@@ -131,25 +131,14 @@ def _parse(file: Path, number: int, raw: bytes) -> dict:
     place = f"{file}:{number}"
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        record = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        record = json_text.parse(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 (byte {error.start} of the line)") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{place}: not JSON ({str(error)[:100]})") from None
     if not isinstance(record, dict):
         raise UserError(f"{place}: expected an object, found {reprlib.repr(record)}")
     return record
-
-
-def _once(pairs: list[tuple]) -> dict:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise ValueError("a key stands twice")
-    return record
-
-
-def _no_constant(name: str):
-    raise ValueError(f"{name} is no JSON number")
 
 
 class Codes:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from abscot.common import json_text
 from abscot.common.errors import UserError, shown
 from abscot.recipe.yaml_text import read
 
@@ -164,18 +165,9 @@ def _what(error: dict) -> str:
 
 
 def _json(path: Path) -> Any:
-    def pairs(found: list[tuple[str, Any]]) -> dict:
-        keys = [key for key, _ in found]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(f"key {shown(twice[0])} twice")
-        return dict(found)
-
-    def constant(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
-
     text = read(path, "a DeepSpeed file (train.deepspeed)")
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        return json_text.DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _refused(f"{path}:{error.lineno}", f"not JSON ({error.msg})") from None
     except RecursionError:

@@ -116,9 +116,12 @@ TEXTS = {
     "pickle": (b"\x80\x04}\x94\x8c\x01a\x94K\x01s.", ["not UTF-8 text"]),
     "twice": (
         b'{"zero_optimization": {"stage": 3}, "zero_optimization": {"stage": 2}}',
-        ["key zero_optimization twice"],
+        ['key "zero_optimization" stands there twice'],
     ),
-    "stage_twice": (b'{"zero_optimization": {"stage": 3, "stage": 0}}', ["key stage twice"]),
+    "stage_twice": (
+        b'{"zero_optimization": {"stage": 3, "stage": 0}}',
+        ['key "stage" stands there twice'],
+    ),
     "nan": (b'{"zero_optimization": {"stage": NaN}}', ["NaN is no JSON number"]),
     "infinity": (b'{"zero_optimization": {"stage": 3}, "x": -Infinity}', ["-Infinity"]),
     "overflow": (

@@ -364,7 +364,7 @@ LINES = {
     "BOM inside": (b'\xef\xbb\xbf{"id": "row/2"}', "not JSON"),
     "NaN": (b'{"id": "row/2", "trace": [NaN]}', "NaN is no JSON number"),
     "Infinity": (b'{"id": "row/2", "trace": [Infinity]}', "no JSON number"),
-    "a key twice": (b'{"id": "row/2", "id": "row/3", "trace": []}', "a key stands twice"),
+    "a key twice": (b'{"id": "row/2", "id": "row/3", "trace": []}', 'key "id" stands there twice'),
     "5,000 digits": (b'{"id": ' + b"1" * 5000 + b', "trace": []}', "not JSON"),
     "deep": (b"[" * 100_000, "not JSON"),
     "deep trace": (b'{"id": "row/2", "trace": ' + b"[" * 400 + b"]" * 400 + b"}", "trace:"),
