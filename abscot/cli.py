@@ -14,6 +14,7 @@ from typing import NoReturn
 from abscot.common.disk import error_line, exit_code, one_line
 from abscot.common.errors import NEEDS_A_PERSON, MissingInput, StageCrashed, UserError
 from abscot.common.process import die_with_parent, leave
+from abscot.method import schedules
 from abscot.pipeline.stages import maker_of
 from abscot.recipe.load import DEFAULT_RECIPE, load_recipe
 from abscot.recipe.run import Run, open_run
@@ -42,7 +43,9 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    return load_recipe(args.recipe, args.set)
+    recipe = load_recipe(args.recipe, args.set)
+    schedules.check(recipe)
+    return recipe
 
 
 def run(main: Callable[[], int | None]) -> None:

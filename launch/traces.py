@@ -18,7 +18,8 @@ from abscot.recipe.schema import Recipe
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.recipe_parser(
         __doc__
-        + "\n\nThe first phase of round 1 draws random traces; every other asks a model, by vLLM."
+        + "\n\nWhere they come from is the schedule's (abscot/method/schedules.py): random draws,"
+        "\ncodes of the CoT's steps, or a model, by vLLM."
         "\nKilled and started again it goes on where it was, and makes the same traces. Shards may"
         "\nrun anywhere at the same time. Traces made elsewhere are imported: JSONL with `trace`"
         "\n(ids in the published order, or tokens) and the `id` or `prompt` of its row."
@@ -69,7 +70,7 @@ def main() -> int:
         return 0
     job = open_job(training)
     claim(recipe)
-    if args.shard is None and of > 1 and job.model is not None:
+    if args.shard is None and of > 1 and job.maker is not None:
         return generate_on_this_machine(
             [sys.executable, *sys.argv],
             min(of, len(job.chunks())),

@@ -23,7 +23,6 @@ from abscot.generation.requests import trace_request
 from abscot.generation.trace_sources import Item, ModelTraces
 from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine, sampling_params
-from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import InferenceConfig, TraceConfig
 
@@ -92,7 +91,7 @@ def _measure(
     slow_start_s = time.perf_counter() - start
     few = items[: args.transformers_traces]
     slow_s = (
-        _seconds(lambda: ModelTraces(rows, VOCAB, rules, PHASES["A"], KEY, slow).traces(few))
+        _seconds(lambda: ModelTraces(rows, VOCAB, rules, True, KEY, slow).traces(few))
         * len(items)
         / len(few)
     )
@@ -100,7 +99,7 @@ def _measure(
     start = time.perf_counter()
     engine = VllmEngine(model, config)
     start_s = time.perf_counter() - start
-    ours = ModelTraces(rows, VOCAB, rules, PHASES["A"], KEY, engine)
+    ours = ModelTraces(rows, VOCAB, rules, True, KEY, engine)
     requests = [
         trace_request(ours.prompt(i.row), VOCAB, rules, keyed_seed(*KEY, i.id, 0)) for i in items
     ]

@@ -28,7 +28,6 @@ from abscot.data.shards import ShardStore
 from abscot.generation import collapse
 from abscot.generation.trace_records import (
     JOB,
-    RANDOM,
     SCHEMA,
     VERSION,
     ChunkMeta,
@@ -42,6 +41,7 @@ from abscot.generation.trace_records import (
 from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.generation.trace_sources import Item, ModelTraces, RandomTraces, Source
 from abscot.method.lineage import Training
+from abscot.method.schedules import MODEL_WITH_COT, RANDOM, SAMPLED
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.recipe.schema import Recipe, TraceConfig
 
@@ -68,9 +68,9 @@ class TraceJob:
         return self.training.traces
 
     @property
-    def model(self) -> Path | None:
-        """The model that makes them; None for random traces."""
-        return self.training.trace_model
+    def maker(self) -> Path | None:
+        """What they are made with: a model, or the codebook; None for random traces."""
+        return self.training.trace_maker
 
     @property
     def parts(self) -> Path:
@@ -83,13 +83,15 @@ class TraceJob:
         sampling = Sampling(
             seed=self.recipe.seed,
             chunk_rows=self.recipe.inference.chunk_rows,
+            source=self.training.trace_source,
+            best_of=rules.best_of,
             random=rules.random,
             temperature=rules.temperature,
             top_p=rules.top_p,
             probe_prompts=rules.probe_prompts,
             probe_samples=rules.probe_samples,
         )
-        return self.meta(fingerprint(self.model) if self.model else RANDOM, sampled=sampling)
+        return self.meta(fingerprint(self.maker) if self.maker else RANDOM, sampled=sampling)
 
     def meta(self, model_fingerprint: str, **origin) -> SetMeta:
         """Of a set for this training's rows. origin: sampled or imported."""
@@ -130,18 +132,18 @@ def open_job(training: Training, imported: bool = False) -> TraceJob:
     Raises MissingInput.
     """
     recipe, run = training.recipe, training.run
-    models = [] if imported else filter(None, [training.trace_model])
-    require(run.base, run.shards, *models)
+    makers = [] if imported else filter(None, [training.trace_maker])
+    require(run.base, run.shards, *makers)
     tokenizer = load_tokenizer(run.base, recipe.model.trust_remote_code)
     vocab, store = AbstractVocab.of(tokenizer, recipe.codebook_size), ShardStore(run.shards)
-    return TraceJob(training, store, vocab, training.rows(len(store)).astype(np.int64))
+    return TraceJob(training, store, vocab, training.trace_rows(len(store)))
 
 
 def generate(job: TraceJob, shard: int = 0, of: int = 1, engine=None) -> bool:
     """Makes shard `shard` of `of`, and publishes the set when it is the last. Returns whether the
     set is published.
 
-    engine: a started engine of job.model; None starts one if any chunk is left to do. Raises
+    engine: a started engine of job.maker; None starts one if any chunk is left to do. Raises
     UserError for parts of another job, for refused empty traces, and for a collapse where the
     recipe stops.
     """
@@ -189,13 +191,15 @@ def _claim_parts(job: TraceJob) -> None:
 def _source(job: TraceJob, engine) -> Source:
     recipe, phase = job.recipe, job.training.phase
     key = (recipe.seed, job.training.round, phase.name)
-    if job.model is None:
+    source = job.training.trace_source
+    if source == RANDOM:
         return RandomTraces(job.store, job.vocab, recipe.traces, key)
     if engine is None:
         from abscot.generation.vllm_engine import VllmEngine
 
-        engine = VllmEngine(job.model, recipe.inference)
-    return ModelTraces(job.store, job.vocab, recipe.traces, phase, key, engine)
+        engine = VllmEngine(job.maker, recipe.inference)
+    with_cot = phase.sees_cot or source == MODEL_WITH_COT
+    return ModelTraces(job.store, job.vocab, recipe.traces, with_cot, key, engine)
 
 
 def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -> None:
@@ -269,7 +273,7 @@ def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
     stats = statistics_of(
         job,
         traces,
-        source=RANDOM if job.model is None else "sampled",
+        source=job.training.trace_source,
         probe=_probe(traces, tables[-1]),
         generation_s=round(seconds, 3),
         traces_per_s=round(sum(map(len, chunks)) / max(seconds, 1e-9), 2),
@@ -293,8 +297,9 @@ def statistics_of(
         "empty_traces": _count_empty(traces, rules),
         **collapse.statistics(*traces.flat(), codebook, rules.m_max, probe, job.recipe.seed),
     }
-    # What round 1 begins with is random, wherever it was made.
-    warned = collapse.warnings(found, rules.m_min, rules.m_max, from_model=job.model is not None)
+    # What no model samples cannot collapse: random traces, and codes of CoTs.
+    sampled = job.training.trace_source in SAMPLED
+    warned = collapse.warnings(found, rules.m_min, rules.m_max, from_model=sampled)
     for warning in warned:
         log(f"WARNING traces {job.tag}: {warning}")
     if warned and rules.on_collapse == "stop":

@@ -16,7 +16,7 @@ from abscot.method.phases import round_and_phase
 
 VERSION = 1  # of the files below: a set of another version is made again
 TRACES, STATS, JOB = "traces.arrow", "stats.json", "job.json"
-RANDOM, IMPORTED = "random", "imported"  # model_fingerprint of traces that no model of ours made
+IMPORTED = "imported"  # model_fingerprint of traces that were made elsewhere
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -44,6 +44,8 @@ class Sampling(Record):
 
     seed: int
     chunk_rows: int
+    source: str
+    best_of: int
     random: str
     temperature: float
     top_p: float

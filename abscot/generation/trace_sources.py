@@ -8,7 +8,6 @@ import numpy as np
 from abscot.common.draws import keyed_seed, rng
 from abscot.data.shards import ShardStore
 from abscot.generation.requests import codebook_tokens_of, trace_request
-from abscot.method.phases import Phase
 from abscot.method.sequence import fit_prompt, trace_prompt, z_tokens
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
@@ -63,7 +62,7 @@ class RandomTraces:
 
 
 class ModelTraces:
-    """Traces z ~ pi_abs(. | x, c) for a phase that sees the CoT, z ~ pi_abs(. | x) for another.
+    """Traces z ~ pi_abs(. | x, c) with the CoT in sight, else z ~ pi_abs(. | x).
     key: (seed, round, phase), of the draws.
     """
 
@@ -72,12 +71,12 @@ class ModelTraces:
         store: ShardStore,
         vocab: AbstractVocab,
         config: TraceConfig,
-        phase: Phase,
+        with_cot: bool,
         key: tuple,
         engine,
     ):
         self.store, self.vocab, self.config, self.engine = store, vocab, config, engine
-        self.sees_cot, self.key = phase.sees_cot, key
+        self.with_cot, self.key = with_cot, key
         self.cut_prompts = 0
 
     def traces(self, items: list[Item]) -> list[list[int]]:
@@ -97,11 +96,11 @@ class ModelTraces:
         return traces
 
     def prompt(self, row: int) -> list[int]:
-        """X, C (phase A) and `<beginabstract>`; a CoT that does not fit the window loses its
-        middle, and is counted.
+        """X, C (if it is in sight) and `<beginabstract>`; a CoT that does not fit the window loses
+        its middle, and is counted.
         """
         tokens = self.store.row(row)
-        x, c = tokens.prompt.tolist(), tokens.cot.tolist() if self.sees_cot else []
+        x, c = tokens.prompt.tolist(), tokens.cot.tolist() if self.with_cot else []
         room = self.engine.window_tokens - z_tokens(self.config.m_max) + 1  # the end is not fed
         self.cut_prompts += len(x) + len(c) > room
         return trace_prompt(self.vocab, *fit_prompt(x, c, room))

@@ -3,10 +3,10 @@
     base -> A -> B = round1 -> A -> B = round2 -> A -> B = final      the loop, here of three rounds
     base -> sft_no_cot,  base -> sft_cot,  base -> pause              the baselines, each once
 
-All of it follows from the order of the phase table. A phase of the loop starts from the model of
-the training before it, across rounds, and that model makes its traces; the base has not learnt to
-write any, so the first training of a run gets random ones. The last phase of a round makes the
-round's model. A baseline starts from the base.
+All of it follows from the order of the phase table and from the schedule (schedules.py). A phase of
+the loop starts from the model of the training before it, across rounds; that model makes its
+traces, where the schedule lets a model make them. The last phase of a round makes the round's
+model. A phase without epochs is left out. A baseline starts from the base.
 """
 
 import os
@@ -20,6 +20,7 @@ from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
 from abscot.method.phases import Phase, baselines, loop
+from abscot.method.schedules import GROUNDED, SAMPLED, in_round, loop_epochs, trace_source
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
@@ -46,14 +47,10 @@ class Training:
     @property
     def before(self) -> "Training | None":
         """The training whose model this one starts from; None where that is the base."""
-        if not self.phase.iterated:
-            return None
-        place = loop().index(self.phase)
-        if place:
-            return Training(self.recipe, self.run, loop()[place - 1], self.round)
-        if self.round > 1:
-            return Training(self.recipe, self.run, loop()[-1], self.round - 1)
-        return None
+        order = trainings(self.recipe, self.run) if self.phase.iterated else []
+        places = [(t.round, t.phase) for t in order]
+        place = places.index((self.round, self.phase)) if order else 0
+        return order[place - 1] if place else None
 
     @property
     def start(self) -> Path:
@@ -61,9 +58,19 @@ class Training:
         return self.before.export if self.before else self.run.base
 
     @property
+    def trace_source(self) -> str | None:
+        """Where its traces come from, by the names of schedules.py; None where it reads none."""
+        return trace_source(self.recipe, self.phase, self.round) if self.reads_traces else None
+
+    @property
     def trace_model(self) -> Path | None:
-        """The model that makes its traces; None for random traces, and where it reads none."""
-        return self.before.export if self.before and self.reads_traces else None
+        """The model that samples its traces; None where no model does."""
+        return self.before.export if self.trace_source in SAMPLED else None
+
+    @property
+    def trace_maker(self) -> Path | None:
+        """What its traces are made with: a model, or the codebook; None for random traces."""
+        return self.run.codebook if self.trace_source == GROUNDED else self.trace_model
 
     @property
     def reads_traces(self) -> bool:
@@ -71,7 +78,7 @@ class Training:
 
     @property
     def ends_round(self) -> bool:
-        return self.phase.iterated and self.phase == loop()[-1]
+        return self.phase.iterated and self == trainings_of(self.recipe, self.run, self.round)[-1]
 
     @property
     def export(self) -> Path:
@@ -127,20 +134,36 @@ class Training:
 
     @property
     def epochs(self) -> int:
-        return epochs_of(self.recipe, self.phase)
+        if self.phase.iterated:
+            return loop_epochs(self.recipe, self.phase, self.round)
+        return baseline_epochs(self.recipe, self.phase)
 
     def rows(self, num_rows: int) -> np.ndarray:
-        """The rows of the store that it trains on, int64, ascending.
+        """The rows of the store that it trains on, int64, ascending: none of `channel_rows`.
 
         `reuse`: all, in every training. `partition` (paper): D is the union of disjoint D_{t,1} and
-        D_{t,2}, drawn by the seed, one per phase of each round t. The baselines, trained once, have
-        all of D.
+        D_{t,2}, drawn by the seed, one per training of each round t. The baselines, trained once,
+        have all of D.
         """
+        rows = np.setdiff1d(np.arange(num_rows), channel_rows(self.recipe, num_rows))
         if self.recipe.staging == "reuse" or not self.phase.iterated:
-            return np.arange(num_rows)
-        shuffled = rng("staging", self.recipe.seed).permutation(num_rows)
-        parts = np.array_split(shuffled, len(loop()) * self.recipe.rounds)
-        return np.sort(parts[len(loop()) * (self.round - 1) + loop().index(self.phase)])
+            return rows
+        order = trainings(self.recipe, self.run)
+        parts = np.array_split(rng("staging", self.recipe.seed).permutation(rows), len(order))
+        return np.sort(parts[order.index(self)])
+
+    def trace_rows(self, num_rows: int) -> np.ndarray:
+        """The rows that its trace set covers: those it trains on, and those on which it measures
+        the channel.
+        """
+        measured = channel_rows(self.recipe, num_rows) if self.phase.hidden else []
+        return np.union1d(self.rows(num_rows), measured).astype(np.int64)
+
+
+def channel_rows(recipe: Recipe, num_rows: int) -> np.ndarray:
+    """The rows of the store that no phase trains on (train.channel_rows), int64, ascending."""
+    drawn = rng("channel rows", recipe.seed).permutation(num_rows)
+    return np.sort(drawn[: recipe.train.channel_rows])
 
 
 def trainings(recipe: Recipe, run: Run) -> list[Training]:
@@ -150,31 +173,37 @@ def trainings(recipe: Recipe, run: Run) -> list[Training]:
 
 def trainings_of(recipe: Recipe, run: Run, round_: int) -> list[Training]:
     """The trainings of one round, in order."""
-    return [Training(recipe, run, phase, round_) for phase in loop()]
+    made = [Training(recipe, run, phase, round_) for phase in loop()]
+    return [training for training in made if training.epochs]
 
 
 def baseline_trainings(recipe: Recipe, run: Run) -> list[Training]:
-    return [Training(recipe, run, phase, 1) for phase in baselines()]
+    made = [Training(recipe, run, phase, 1) for phase in baselines()]
+    return [training for training in made if training.epochs]
 
 
-def epochs_of(recipe: Recipe, phase: Phase) -> int:
-    """Epochs of one training of `phase` over its rows: phase_epochs, else `train.epochs` for the
-    phases of a round.
+def baseline_epochs(recipe: Recipe, phase: Phase) -> int:
+    """Epochs of a baseline over its rows: train.phase_epochs, else as many as make it train on as
+    many answers as all rounds together, rounded to whole ones.
 
-    A baseline is trained once, on as many answers as all rounds together, rounded to whole epochs:
-    the rows of the ladder then differ in what stands before an answer, not in how often a model has
+    The rows of the ladder then differ in what stands before an answer, not in how often a model has
     seen it.
     """
-    train = recipe.train
-    if phase.iterated or phase.name in train.phase_epochs:
-        return train.phase_epochs.get(phase.name, train.epochs)
+    given = recipe.train.phase_epochs.get(phase.name)
+    if given is not None:
+        return in_round(given, 1) if isinstance(given, list) else given
     return max(1, round(answers_per_row(recipe)))
 
 
 def answers_per_row(recipe: Recipe) -> float:
     """How often the rounds train on the answer of a row of the store, in the mean."""
-    share = 1 / (len(loop()) * recipe.rounds) if recipe.staging == "partition" else 1
-    return recipe.rounds * share * sum(epochs_of(recipe, phase) for phase in loop())
+    order = [
+        loop_epochs(recipe, phase, round_)
+        for round_ in range(1, recipe.rounds + 1)
+        for phase in loop()
+    ]
+    trained = [epochs for epochs in order if epochs]
+    return sum(trained) / (len(trained) if recipe.staging == "partition" else 1)
 
 
 def round_model(recipe: Recipe, run: Run, round_: int) -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 from abscot.common import files, ranks
 from abscot.common.errors import UserError
 from abscot.common.log import log
-from abscot.generation.trace_records import RANDOM
 from abscot.generation.trace_set import TraceSet
 from abscot.method.lineage import Training
+from abscot.method.schedules import RANDOM
 from abscot.model.shape import ModelShape
 from abscot.packing.batches import Documents
 from abscot.packing.make_plan import make_plan
@@ -29,7 +29,7 @@ def plan_of(training: Training, documents: Documents) -> Plan:
     store = documents.store
     rows = training.rows(len(store))
     if documents.traces:
-        _check_traces(training, documents.traces, rows)
+        _check_traces(training, documents.traces, training.trace_rows(len(store)))
     options = _options(training)
 
     def make() -> Plan:
@@ -84,15 +84,15 @@ def _check_traces(training: Training, traces: TraceSet, rows: np.ndarray) -> Non
             f"{directory}: {len(missing)} rows of the phase have no trace and {len(foreign)} "
             f"traces are of other rows; {again}"
         )
-    model = training.trace_model
+    maker = training.trace_maker
     if traces.meta.imported is not None:
         return  # whoever imported them answers for the model
-    if model is None or files.is_done(model):
-        expected = files.fingerprint(model) if model else RANDOM
+    if maker is None or files.is_done(maker):
+        expected = files.fingerprint(maker) if maker else RANDOM
         if traces.meta.model_fingerprint != expected:
             raise UserError(
-                f"{directory}: traces of model {traces.meta.model_fingerprint}, expected "
-                f"{expected} ({model or 'random traces'}); {again}"
+                f"{directory}: traces of {traces.meta.model_fingerprint}, expected "
+                f"{expected} ({maker or 'random traces'}); {again}"
             )
 
 

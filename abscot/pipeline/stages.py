@@ -82,7 +82,8 @@ def round_stages(recipe: Recipe, run: Run, round_: int) -> list[Stage]:
 
 
 def trace_stage(training: Training) -> Stage:
-    recipe, inputs = training.recipe, (training.run.shards, training.start)
+    recipe, run = training.recipe, training.run
+    inputs = (run.base, run.shards, *filter(None, [training.trace_maker]))
     engines = recipe.inference.tensor_parallel if recipe.traces.shards > 1 else 0
     arguments = ("--round", str(training.round), "--phase", training.phase.name)
     launch = Launch("traces.py", arguments, gpus_per_engine=engines)

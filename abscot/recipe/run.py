@@ -20,6 +20,7 @@ class Run:
         self.world = self.root / "world"
         self.shards = self.root / "shards"
         self.base = self.root / "base"
+        self.codebook = self.root / "codebook"
         self.results = self.root / "results"
         self.report = self.root / "report"
         self.logs = self.root / "logs"

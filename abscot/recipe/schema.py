@@ -29,6 +29,7 @@ from abscot.recipe.bounds import (
     section,
 )
 
+Epochs = Annotated[int, Field(ge=0, le=10_000)]
 # The names of the tables that a recipe chooses from; tests hold both to each other.
 PhaseName = Literal["A", "B", "sft_no_cot", "sft_cot", "pause"]
 ModeName = Literal[
@@ -37,12 +38,15 @@ ModeName = Literal[
     "no_cot",
     "abstract",
     "abstract_permuted",
+    "abstract_swapped",
     "abstract_truncated_32",
     "abstract_truncated_48",
     "abstract_truncated_64",
     "pause",
     "channel",
 ]
+ScheduleName = Literal["paper", "grounded"]
+TraceSource = Literal["random", "grounded", "model", "model_with_cot"]
 BenchmarkName = Literal[
     "world", "math500", "gsm8k", "aime24", "aime25", "gpqa_diamond", "hotpotqa", "alpaca_eval"
 ]
@@ -54,16 +58,15 @@ class WorldConfig:
     real data.
     """
 
-    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 3600  # training rows
+    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8000  # training rows
     heldout: Few = 300  # evaluation problems
-    changes: Annotated[int, Field(ge=1, le=30)] = 3  # steps per problem
-    max_total: Few = 20  # running totals stay within 0 and this
-    max_change: Few = 5  # a step adds or takes away at most this
-    hidden_size: Annotated[int, Field(ge=64, le=16_384, multiple_of=64)] = 128  # of the base model
+    cups: Annotated[int, Field(ge=2, le=26)] = 6  # in the row; a guess is right 1 time in so many
+    swaps: Annotated[int, Field(ge=1, le=30)] = 6  # per problem, each a step of its CoT
+    hidden_size: Annotated[int, Field(ge=64, le=16_384, multiple_of=32)] = 128  # of the base model
     num_layers: Annotated[int, Field(ge=1, le=200)] = 3  # of the base model
-    base_steps: Count = 250  # optimizer steps of the base model
+    base_steps: Count = 300  # optimizer steps of the base model
     base_thinking_rows: Few = 16  # rows per step, with CoT
-    base_direct_rows: Few = 32  # rows per step, without CoT
+    base_direct_rows: Few = 8  # rows per step, without CoT
     base_lr: Rate = 0.02  # of Muon, on matrices; AdamW has a fifth of it, on the rest
 
 
@@ -115,7 +118,13 @@ class DataConfig:
 class TraceConfig:
     m_min: Amount = 4  # codebook tokens of a trace, at least; the sampler enforces it
     m_max: Few = 128  # codebook tokens of a trace, at most (paper: 128)
-    # round 1: rand(1, |l|/2) tokens per CoT step (paper), or uniform
+    # phase -> where its traces come from, round by round, the last for all that follow; a phase
+    # that is not named has them from where the schedule says
+    sources: dict[PhaseName, list[TraceSource]] = field(default_factory=dict)
+    # `model` and `model_with_cot`: samples per row, of which the one with the highest
+    # log p(answer | prompt, trace) is kept
+    best_of: Few = 1
+    # `random`: rand(1, |l|/2) tokens per CoT step l (paper), or uniform
     random: Literal["steps", "uniform"] = "steps"
     random_min: Amount | None = None  # of uniform random traces, at least; null: m_min
     random_max: Few | None = None  # and at most; null: m_max
@@ -129,11 +138,31 @@ class TraceConfig:
     probe_samples: Few = 3  # further samples per probed prompt
 
     @model_validator(mode="after")
+    def _every_phase_has_a_source(self):
+        for phase, sources in self.sources.items():
+            if not sources:
+                raise ValueError(f"sources.{phase}: expected at least one source, found none")
+        return self
+
+    @model_validator(mode="after")
     def _lengths_are_a_range(self):
         random_min = self.m_min if self.random_min is None else self.random_min
         random_max = self.random_max or self.m_max
         _ascending(m_min=self.m_min, random_min=random_min, random_max=random_max, m_max=self.m_max)
         return self
+
+
+@section
+class GroundingConfig:
+    """Of grounded traces: a code for each step of a CoT, out of the base's hidden states."""
+
+    layer: Share = 0.34  # depth of the hidden state, as a share of the layers; 1: behind the last
+    # token whose state it is: the step's last, or the one before the step's last word, where the
+    # model holds what it is about to write
+    position: Literal["end", "before_result"] = "end"
+    tokens_per_step: Few = 1  # codes of a step: of its state, then of what the codes before leave
+    fit_steps: Count = 200_000  # steps that the centroids are fitted to, drawn by a hash
+    codebook: Line | None = None  # directory of one that is there, of the same base; null: fitted
 
 
 @section
@@ -163,8 +192,24 @@ class TrainConfig:
     phase_lr: dict[PhaseName, Rate] = field(
         default_factory=dict
     )  # phase name -> lr, where it differs
-    # phase name -> epochs, where they differ
-    phase_epochs: dict[PhaseName, Few] = field(default_factory=dict)
+    # phase name -> epochs where they differ; a list: round by round, the last for all that follow;
+    # 0: the phase is left out
+    phase_epochs: dict[PhaseName, Epochs | list[Epochs]] = field(default_factory=dict)
+    # rows that no phase trains on: on them the channel is measured where the answer cannot see the
+    # CoT, the share of rows whose whole answer is right, and logged
+    channel_rows: Amount = 0
+    channel_every_steps: Count = 50  # between two measurements
+    # share at which such a phase ends before its epochs do; null: never
+    until_channel: Rate | None = None
+
+    @model_validator(mode="after")
+    def _the_channel_is_measured(self):
+        if self.until_channel and not self.channel_rows:
+            raise ValueError("channel_rows: expected 1 or more, on which until_channel is measured")
+        for phase, epochs in self.phase_epochs.items():
+            if epochs == []:
+                raise ValueError(f"phase_epochs.{phase}: expected at least one number, found none")
+        return self
 
     @model_validator(mode="after")
     def _one_size_of_a_batch(self):
@@ -252,6 +297,8 @@ class Recipe:
     run_root: Line = "runs"  # relative to the project
     seed: Seed = 0  # every random draw comes from it and the example
     rounds: Few = 3  # T
+    # where traces come from and how many epochs a phase has (abscot/method/schedules.py)
+    schedule: ScheduleName = "paper"
     # partition: each phase sees its own part of the data (paper)
     staging: Literal["reuse", "partition"] = "reuse"
     # M; vLLM allows 1,024 ids, the end of a trace among them
@@ -266,6 +313,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     traces: TraceConfig = field(default_factory=TraceConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from abscot.common.table import Table
 from abscot.evaluation.statistics import Interval, paired_difference
-from abscot.method.lineage import answers_per_row, epochs_of, round_model, trainings_of
+from abscot.method.lineage import answers_per_row, baseline_epochs, round_model, trainings_of
 from abscot.method.phases import baselines
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -56,7 +56,7 @@ def equalised(recipe: Recipe) -> str:
     asked, lines = answers_per_row(recipe), []
     for phase in baselines():
         why = " (train.phase_epochs)" if phase.name in recipe.train.phase_epochs else ""
-        lines.append(f"{phase.name} {epochs_of(recipe, phase)}{why}")
+        lines.append(f"{phase.name} {baseline_epochs(recipe, phase)}{why}")
     each = "each answer" if recipe.staging == "reuse" else "each answer, in its part of the data,"
     times = f"{asked:g} times by {recipe.rounds} round{'s' * (recipe.rounds > 1)}"
     return f"Equal: how often {each} is trained on: {times}; epochs of {', '.join(lines)}."

@@ -15,7 +15,6 @@ from abscot.data.rows import Row
 from abscot.data.shards import ShardStore, ShardWriter, manifest_of
 from abscot.generation import collapse
 from abscot.generation.trace_records import (
-    RANDOM,
     SET_SCHEMA,
     VERSION,
     SetMeta,
@@ -24,6 +23,7 @@ from abscot.generation.trace_records import (
 )
 from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.method.phases import PHASES
+from abscot.method.schedules import RANDOM
 from abscot.method.vocab import AbstractVocab
 from abscot.packing.batches import Documents
 from abscot.recipe.load import load_recipe

@@ -10,8 +10,9 @@ import pytest
 from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.generation.trace_jobs import generate, open_job
-from abscot.generation.trace_records import RANDOM, SET_SCHEMA
+from abscot.generation.trace_records import SET_SCHEMA
 from abscot.generation.trace_set import TraceSet, stats_of
+from abscot.method.schedules import RANDOM
 from kit.tiny_run import training_of
 from kit.trace_runs import ROWS
 

@@ -9,7 +9,7 @@ from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.method.lineage import (
     Training,
-    epochs_of,
+    baseline_epochs,
     model_named,
     phase_models,
     round_models,
@@ -176,7 +176,7 @@ def recipe_with(*overrides):
 )
 def test_a_baseline_reads_each_answer_as_often_as_all_rounds_together(overrides, asked, given):
     recipe = recipe_with(*overrides)
-    assert epochs_of(recipe, PHASES["sft_no_cot"]) == given
+    assert baseline_epochs(recipe, PHASES["sft_no_cot"]) == given
     assert f"{asked} times" in equalised(recipe) and f"sft_no_cot {given}" in equalised(recipe)
 
 

@@ -73,7 +73,7 @@ def test_traces_that_are_not_the_phases_are_refused(packed_run, tmp_path):
 
     with pytest.raises(UserError, match="1 rows of the phase have no trace"):
         plan(make_traces(run, store, {0: [50], 1: [50], 3: [50]}))
-    with pytest.raises(UserError, match="traces of model deadbeef, expected random"):
+    with pytest.raises(UserError, match="traces of deadbeef, expected random"):
         plan(
             make_traces(
                 run, store, {row: [50] for row in range(4)}, {"model_fingerprint": "deadbeef"}
