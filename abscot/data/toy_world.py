@@ -1,315 +1,227 @@
-r"""The embedded world: word problems with worked steps, a tokenizer and a small hybrid base, all
-from a seed.
+r"""The embedded world: a ball under one of several cups, which change places. From a seed:
+problems with worked steps, a tokenizer and a small hybrid base.
 
-    Max has 14 shells. Max gets 1, drops 3 and wins 5. How many shells are left?
+    Mia puts a ball under cup C.
+    1: A and D swap.
+    2: C and B change places.
+    3: B trades places with F.
+    Where is the ball?
     -> <think>
-       Max has 14 shells and gets 1, so 14+1=15.
-       Max has 15 shells and drops 3, so 15-3=12.
-       Max has 12 shells and wins 5, so 12+5=17.
+       1: A and D swap, so it is under C.
+       2: C and B swap, so it is under B.
+       3: B and F swap, so it is under F.
        </think>
 
-       \boxed{17}
+       \boxed{F}
 
-Rows are shaped like Dolci-Think-SFT. Like Qwen3 the base is a hybrid: it was trained on rows with
-thinking and on rows without, each under its own template, so that a verbal-CoT baseline and a
-direct answer are real.
+Each step needs the one before it: a small model that answers at once guesses, one that thinks
+in words is right, and what a trace carries can be told apart from both. Rows are shaped like
+Dolci-Think-SFT, with a column `states` beside: the cup after each swap, here "CBF".
 """
 
 import json
-import re
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import StringConstraints
 
-from abscot.common import files
-from abscot.common.draws import keyed_seed, rng
-from abscot.common.errors import UserError
-from abscot.common.log import Progress, log
-from abscot.method.vocab import TABLE_MULTIPLE
+from abscot.common import files, json_text
+from abscot.common.draws import rng
+from abscot.common.errors import UserError, shown
+from abscot.common.log import log
+from abscot.common.record import Record
 from abscot.recipe.schema import WorldConfig
 
 NAMES = ("Mia", "Tom", "Ana", "Ben", "Eva", "Sam", "Zoe", "Max")
-THINGS = ("pens", "cups", "eggs", "coins", "cards", "books", "shells", "stamps")
-VERBS = {True: ("buys", "finds", "gets", "wins"), False: ("sells", "loses", "drops", "gives away")}
-# Qwen3's control tokens in its order. The last twelve are plain tokens there too: decoding keeps
-# <think>.
-SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "
-    "<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
-    "<|image_pad|> <|video_pad|>"
-).split()
-PLAIN = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> "
-    "<|repo_name|> <|file_sep|> <tool_response> </tool_response> <think> </think>"
-).split()
-TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% "
-    "endif %}"
-    "{% endif %}"
+CUPS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SWAPS = (
+    "{} and {} swap",
+    "{} and {} change places",
+    "{} trades places with {}",
+    "{} and {} are switched",
 )
-BPE_SIZE = 640  # at most: bytes and merges
 MAX_ATTEMPTS = 200  # at a problem that is new
-SPARE_ROWS = 66  # of the table: the abstract vocabulary fits into rows that exist, as in Qwen3
-SEQUENCE_TOKENS = 1024
+MEND = "remove the directory and make it again: python launch/world.py"
+
+Swap = tuple[int, int]  # the numbers of two cups
 
 
-def make_rows(config: WorldConfig, seed: int) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows). Held-out rows carry id, problem, cot, answer.
+@dataclass(frozen=True, slots=True)
+class Problem:
+    text: str
+    cot: str
+    states: str  # the cup after each swap
+    puzzle: tuple  # start and swaps, whatever the words and the order of two cups
 
-    No problem occurs twice, and no held-out start and changes occur in training, whatever the
-    names. The answers take turns, so that always giving the same one scores 1 / (max_total + 1).
-    Raises UserError where the world is too small for so many rows.
+    @property
+    def answer(self) -> str:
+        return self.states[-1]
+
+
+def make_rows(config: WorldConfig, seed: int) -> tuple[Iterator[dict], list[dict]]:
+    """(training rows, made one by one; held-out rows of id, problem, cot, answer, states).
+
+    No problem occurs twice, and no held-out start and swaps occur in training, whatever the words.
+    The answers take turns, so that always naming the same cup scores 1 / cups. Raises UserError,
+    the training rows at the first that cannot be made, where the world is too small.
     """
-    made, told, heldout_sums = [], set(), set()
-    for number in range(config.heldout + config.rows):
+    problems = _problems(config, seed)
+    heldout = [_heldout_row(number, next(problems)) for number in range(config.heldout)]
+    return (_dolci_row(number, problem) for number, problem in enumerate(problems)), heldout
+
+
+def _problems(config: WorldConfig, seed: int) -> Iterator[Problem]:
+    """The held-out problems, then those of training."""
+    told, heldout_puzzles = set(), set()
+    wanted = config.heldout + config.rows
+    for number in range(wanted):
         is_heldout = number < config.heldout
         for attempt in range(MAX_ATTEMPTS):
-            draw = rng("world", seed, number, attempt)
-            start, changes = _sum(draw, number % (config.max_total + 1), config)
-            problem, cot, answer = _tell(draw, start, changes)
-            if problem not in told and (is_heldout or (start, *changes) not in heldout_sums):
+            problem = _drawn(rng("world", seed, number, attempt), number % config.cups, config)
+            if problem.text not in told and (is_heldout or problem.puzzle not in heldout_puzzles):
                 break
         else:
             raise UserError(
-                f"world.rows: only {number} different problems found; raise world.changes"
+                f"world.rows: only {number:,} different problems found of {wanted:,} (rows and "
+                "heldout); raise world.swaps or world.cups, or ask for fewer"
             )
-        told.add(problem)
+        told.add(problem.text)
         if is_heldout:
-            heldout_sums.add((start, *changes))
-        made.append((problem, cot, answer))
-    heldout = [
-        {"id": f"heldout-{number}", "problem": problem, "cot": cot, "answer": answer}
-        for number, (problem, cot, answer) in enumerate(made[: config.heldout])
-    ]
-    return [_dolci_row(number, *row) for number, row in enumerate(made[config.heldout :])], heldout
+            heldout_puzzles.add(problem.puzzle)
+        yield problem
 
 
-def _sum(draw: np.random.Generator, answer: int, config: WorldConfig) -> tuple[int, list[int]]:
-    """(start, changes) that lead to `answer`, drawn backwards; all totals lie within 0 and
-    max_total.
-    """
-    total, changes = answer, []
-    for _ in range(config.changes):
-        steps = range(-config.max_change, config.max_change + 1)
-        change = _pick(draw, [c for c in steps if c and 0 <= total - c <= config.max_total])
-        changes.insert(0, change)
-        total -= change
-    return total, changes
-
-
-def _tell(draw: np.random.Generator, start: int, changes: list[int]) -> tuple[str, str, str]:
-    """(problem, CoT, answer) in words: each line of the CoT restates the total and makes one
-    change.
-    """
-    name, thing = _pick(draw, NAMES), _pick(draw, THINGS)
-    total, told, worked = start, [], []
-    for change in changes:
-        step = f"{_pick(draw, VERBS[change > 0])} {abs(change)}"
-        told.append(step)
-        worked.append(
-            f"{name} has {total} {thing} and {step}, so {total}{change:+}={total + change}."
-        )
-        total += change
-    happened = f"{', '.join(told[:-1])} and {told[-1]}" if told[1:] else told[0]
-    problem = f"{name} has {start} {thing}. {name} {happened}. How many {thing} are left?"
-    return problem, "\n".join(worked), str(total)
-
-
-def _pick(draw: np.random.Generator, options):
-    return options[draw.integers(len(options))]
-
-
-def _dolci_row(number: int, problem: str, cot: str, answer: str) -> dict:
-    reply = f"<think>\n{cot}\n</think>\n\n\\boxed{{{answer}}}"
-    messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": reply}]
-    return {"id": f"world-{number}", "dataset_source": "world", "messages": messages}
-
-
-def _texts(rows: list[dict], system_prompt: str | None) -> list[str]:
-    """What lies between control tokens: prompts, CoTs, answers, role names."""
-    contents = [message["content"] for row in rows for message in row["messages"]]
-    pieces = [piece for content in contents for piece in re.split("</?think>", content) if piece]
-    return ["system\nuser\nassistant\n", system_prompt or "", *pieces]
-
-
-def make_tokenizer(texts: list[str]):
-    """A byte-level BPE of `texts`, split as Qwen3 splits (digits one by one); <|im_end|> ends a
-    turn.
-    """
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
-
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer.pre_tokenizer
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trained.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=BPE_SIZE, initial_alphabet=alphabet, show_progress=False),
+def _drawn(draw: np.random.Generator, answer: int, config: WorldConfig) -> Problem:
+    """A problem that ends at cup number `answer`: from there the swaps lead back to the start."""
+    first = draw.integers(config.cups, size=config.swaps)
+    second = (first + draw.integers(1, config.cups, size=config.swaps)) % config.cups
+    wordings = draw.integers(len(SWAPS), size=config.swaps).tolist()
+    name = NAMES[draw.integers(len(NAMES))]
+    swaps = list(zip(first.tolist(), second.tolist(), strict=True))
+    cups = [answer]
+    for swap in reversed(swaps):
+        cups.append(_after(swap, cups[-1]))
+    start, *states = reversed(cups)
+    told, worked = [f"{name} puts a ball under cup {CUPS[start]}."], []
+    for number, ((a, b), wording, at) in enumerate(zip(swaps, wordings, states, strict=True), 1):
+        told.append(f"{number}: {SWAPS[wording].format(CUPS[a], CUPS[b])}.")
+        worked.append(f"{number}: {CUPS[a]} and {CUPS[b]} swap, so it is under {CUPS[at]}.")
+    return Problem(
+        "\n".join([*told, "Where is the ball?"]),
+        "\n".join(worked),
+        "".join(CUPS[at] for at in states),
+        (start, *(min(swap) * config.cups + max(swap) for swap in swaps)),
     )
-    bpe = json.loads(trained.to_str())["model"]
-    vocab = bpe["vocab"] | {
-        token: len(bpe["vocab"]) + i for i, token in enumerate((*SPECIAL, *PLAIN))
+
+
+def _after(swap: Swap, at: int) -> int:
+    """Where the ball lies that lay under cup number `at`."""
+    a, b = swap
+    return b if at == a else a if at == b else at
+
+
+def _heldout_row(number: int, problem: Problem) -> dict:
+    return {
+        "id": f"heldout-{number}",
+        "problem": problem.text,
+        "cot": problem.cot,
+        "answer": problem.answer,
+        "states": problem.states,
     }
-    merges = [tuple(pair) for pair in bpe["merges"]]
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=merges, eos_token="<|im_end|>", chat_template=TEMPLATE
-    )
-    for tokens, special in ((SPECIAL, True), (PLAIN, False)):
-        tokenizer.add_tokens(
-            [AddedToken(t, special=special, normalized=False) for t in tokens], special
-        )
-    return tokenizer
 
 
-def make_model(config: WorldConfig, vocab_size: int, seed: int):
-    """A random Qwen3 with tied embeddings and a table padded beyond the abstract
-    vocabulary, fp32.
-    """
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(keyed_seed("world model", seed))
-    heads = config.hidden_size // 32
-    shape = Qwen3Config(
-        vocab_size=-(-(vocab_size + SPARE_ROWS) // TABLE_MULTIPLE) * TABLE_MULTIPLE,
-        hidden_size=config.hidden_size,
-        intermediate_size=3 * config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        head_dim=32,
-        max_position_embeddings=SEQUENCE_TOKENS,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-    )
-    return Qwen3ForCausalLM(shape)
-
-
-Document = tuple[list[int], int]  # token ids, and how many of them are the prompt
-
-
-def base_documents(
-    rows: list[dict], tokenizer, system_prompt: str | None
-) -> dict[bool, list[Document]]:
-    """thinking -> (token ids, prompt tokens) of every row: with its CoT, and answering at once."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    made = {}
-    for thinking in (True, False):
-        texts = []
-        for row in rows:
-            user, reply = row["messages"][0], row["messages"][1]["content"]
-            prompt = tokenizer.apply_chat_template(
-                [*system, user],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
-            )
-            texts += [
-                prompt,
-                (reply if thinking else reply.partition("</think>\n\n")[2]) + "<|im_end|>",
-            ]
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        made[thinking] = [(p + r, len(p)) for p, r in zip(ids[::2], ids[1::2], strict=True)]
-    return made
-
-
-def train_base(
-    model, documents: dict[bool, list[Document]], config: WorldConfig, seed: int
-) -> None:
-    """Plain training of the base on replies, in place: Muon on the matrices, AdamW on the rest."""
-    import torch
-
-    # The products are small: more threads would wait for each other.
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=config.base_lr, weight_decay=0.0, adjust_lr_fn="original"),
-        torch.optim.AdamW(others, lr=config.base_lr / 5, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    streams = {
-        kind: _stream(made, rng("world base", seed, kind)) for kind, made in documents.items()
+def _dolci_row(number: int, problem: Problem) -> dict:
+    reply = f"<think>\n{problem.cot}\n</think>\n\n\\boxed{{{problem.answer}}}"
+    return {
+        "id": f"world-{number}",
+        "dataset_source": "world",
+        "messages": [
+            {"role": "user", "content": problem.text},
+            {"role": "assistant", "content": reply},
+        ],
+        "states": problem.states,
     }
-    tokens, began_s = 0, time.monotonic()
-    with Progress(config.base_steps, "steps", "base model") as progress:
-        for step in range(config.base_steps):
-            factor = min(1.0, (step + 1) / 20) * max(0.02, 1 - step / config.base_steps)
-            for optimizer, peak in zip(optimizers, peaks, strict=True):
-                optimizer.param_groups[0]["lr"] = peak * factor
-            total = count = 0
-            for thinking, size in (
-                (True, config.base_thinking_rows),
-                (False, config.base_direct_rows),
-            ):
-                batch = [next(streams[thinking]) for _ in range(size)]
-                loss, n = _reply_loss(model, batch)
-                total, count = total + loss, count + n
-                tokens += sum(len(ids) for ids, _ in batch)
-            (total / count).backward()
-            if not torch.isfinite(total):
-                raise FloatingPointError(f"base model: loss is {float(total)} at step {step}")
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            tokens_per_s = tokens / (time.monotonic() - began_s)
-            progress.update(
-                1, f"loss {float(total.detach()) / count:.4f}, {tokens_per_s:,.0f} tokens/s"
-            )
 
 
-def _stream(items: list, draw: np.random.Generator):
-    while True:
-        for index in draw.permutation(len(items)):
-            yield items[index]
+class Message(Record):
+    role: Literal["user", "assistant"]
+    content: str
 
 
-def _reply_loss(model, batch: list[Document]):
-    """(summed cross-entropy, its number of tokens) over the replies of a batch.
+class TrainingRow(Record):
+    """A line of rows.jsonl."""
 
-    Padded on the right without a mask: attention is causal, so no token of a document sees padding.
+    id: str
+    dataset_source: Literal["world"]
+    messages: list[Message]
+    states: Annotated[str, StringConstraints(pattern="^[A-Z]+$")]
+
+
+class HeldoutRow(Record):
+    """A line of heldout.jsonl."""
+
+    id: str
+    problem: str
+    cot: str
+    answer: str
+    states: Annotated[str, StringConstraints(pattern="^[A-Z]+$")]
+
+
+def states_of(directory: Path) -> dict[str, str]:
+    """id -> the cup after each swap, a letter a swap ("CBF"), of training rows and held-out
+    problems of the world in `directory`.
+
+    Raises MissingInput where the world is unfinished, UserError with file and line for one that is
+    not as it was written.
     """
-    import torch
+    files.require(directory)
+    states = {}
+    for name, row_type in (("rows", TrainingRow), ("heldout", HeldoutRow)):
+        for where, row in _lines(directory / f"{name}.jsonl", row_type):
+            if row.id in states:
+                raise UserError(f"{where}: id: {shown(row.id)} stands there twice; {MEND}")
+            states[row.id] = row.states
+    return states
 
-    width = max(len(ids) for ids, _ in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    is_reply = torch.zeros(len(batch), width, dtype=torch.bool)
-    for row, (tokens, start) in enumerate(batch):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        is_reply[row, start : len(tokens)] = True
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    labels = ids[:, 1:][is_reply[:, 1:]]
-    logits = model.lm_head(hidden[:, :-1][is_reply[:, 1:]])
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), labels.numel()
+
+def _lines(path: Path, row_type: type[Record]) -> Iterator[tuple[str, Record]]:
+    """(file and line, the row)."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}:{number}"
+                try:
+                    row = json_text.parse(line.decode("utf-8"))
+                except ValueError as error:
+                    raise UserError(f"{where}: not JSON ({shown(str(error))}); {MEND}") from None
+                yield where, row_type.of(row, where, MEND)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {MEND}") from None
 
 
 def write(directory: Path, config: WorldConfig, seed: int, system_prompt: str | None) -> None:
     """Publishes rows.jsonl, heldout.jsonl and model/ (a bf16 Qwen3 with tokenizer) in
     `directory`.
     """
-    import torch
+    from abscot.data import toy_base
 
-    began_s = time.monotonic()
+    began_s, meta = time.monotonic(), {}
     rows, heldout = make_rows(config, seed)
-    tokenizer = make_tokenizer(_texts(rows, system_prompt))
-    model = make_model(config, len(tokenizer), seed)
-    log(
-        f"world: {len(rows):,} problems, {len(tokenizer)} tokens, {model.num_parameters():,} "
-        "parameters"
-    )
-    train_base(model, base_documents(rows, tokenizer, system_prompt), config, seed)
-    model = model.to(torch.bfloat16)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    with files.publish(directory, {"seconds": time.monotonic() - began_s}) as temp:
-        for name, lines in (("rows", rows), ("heldout", heldout)):
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            (temp / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    base_rows = []  # no more of them than the base needs: there may be a million
+    with files.publish(directory, meta) as temp:
+        with open(temp / "heldout.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in heldout)
+        with open(temp / "rows.jsonl", "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+                if len(base_rows) < toy_base.rows_needed(config):
+                    base_rows.append(row)
+        log(f"world: {config.rows:,} rows and {config.heldout:,} held-out problems")
+        model, tokenizer = toy_base.make_base(base_rows, config, seed, system_prompt)
         model.save_pretrained(temp / "model")
         tokenizer.save_pretrained(temp / "model")
+        meta["seconds"] = time.monotonic() - began_s

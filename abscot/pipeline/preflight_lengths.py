@@ -46,8 +46,9 @@ def lengths_of(recipe: Recipe, run: Run, file: Path | None) -> Lengths:
         prompt, cot, answer = _read_lengths(file)
         origin = f"{file}"
     elif recipe.data.source == "world":
-        # Its rows are about this long.
-        prompt, cot, answer = (np.full(recipe.world.rows, n) for n in (38, 59, 7))
+        swaps = recipe.world.swaps  # its rows are about this long
+        tokens = (18 + 9 * swaps, 13 * swaps, 5)
+        prompt, cot, answer = (np.full(recipe.world.rows, n) for n in tokens)
         origin = "assumed (not prepared yet)"
     else:
         drawn = recipe.data.rows

@@ -1,6 +1,4 @@
-"""The embedded world: its rows are right, its tokenizer behaves as Qwen3's, its base is the seed's
-alone.
-"""
+"""The embedded world: its rows are right, and what its traces should say can be read."""
 
 import dataclasses
 import json
@@ -9,38 +7,32 @@ import re
 import pytest
 
 from abscot.common import files
-from abscot.common.errors import UserError
-from abscot.data import toy_world
-from abscot.data.toy_world import (
-    VERBS,
-    _reply_loss,
-    _texts,
-    base_documents,
-    make_model,
-    make_rows,
-    make_tokenizer,
-    train_base,
-    write,
-)
-from abscot.method.vocab import AbstractVocab, extend_tokenizer
+from abscot.data import toy_base, toy_world
+from abscot.data.toy_world import make_rows, states_of, write
 from abscot.recipe.schema import WorldConfig
+from tests.kit.corpus import refused
 
 SMALL = WorldConfig(
     rows=200,
     heldout=50,
     hidden_size=64,
     num_layers=1,
-    base_steps=3,
+    base_steps=1,
     base_thinking_rows=4,
     base_direct_rows=4,
 )
-PROBLEM = re.compile(r"(\w+) has (\d+) (\w+)\. \1 (.+)\. How many \3 are left\?")
-LINE = re.compile(r"\w+ has (\d+) \w+ and ([a-z ]+) (\d+), so (\d+)([+-])(\d+)=(\d+)\.")
+TOLD = re.compile(r"(\d+): ([A-Z]) (?:and|trades places with) ([A-Z])(?: [a-z ]+)?\.")
+WORKED = re.compile(r"(\d+): ([A-Z]) and ([A-Z]) swap, so it is under ([A-Z])\.")
+
+
+def made(config: WorldConfig, seed: int = 0) -> tuple[list[dict], list[dict]]:
+    rows, heldout = make_rows(config, seed)
+    return list(rows), heldout
 
 
 @pytest.fixture(scope="module")
 def rows_and_heldout():
-    return make_rows(SMALL, 0)
+    return made(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -50,163 +42,121 @@ def written(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def tokenizer(written):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(written / "model")
-
-
-def told(problem: str) -> tuple[int, tuple[int, ...]]:
-    """(start, changes) read from the words of a problem, by a reader that shares nothing with the
-    writer.
+def told(problem: str) -> tuple[str, tuple[frozenset[str], ...]]:
+    """(start, the pair of cups of each swap) read from the words of a problem, by a reader that
+    shares nothing with the writer.
     """
-    match = PROBLEM.fullmatch(problem)
-    steps = re.findall(r"([a-z]+(?: away)?) (\d+)", match[4].replace(" and ", ", "))
-    return int(match[2]), tuple(int(n) if verb in VERBS[True] else -int(n) for verb, n in steps)
+    first, *lines, last = problem.split("\n")
+    start = re.fullmatch(r"[A-Z][a-z]+ puts a ball under cup ([A-Z])\.", first)[1]
+    assert last == "Where is the ball?"
+    swaps = [TOLD.fullmatch(line).groups() for line in lines]
+    assert [int(number) for number, _, _ in swaps] == list(range(1, len(swaps) + 1))
+    return start, tuple(frozenset(cups) for _, *cups in swaps)
 
 
-def test_every_row_is_worked_correctly(rows_and_heldout):
-    rows, heldout = rows_and_heldout
+def check_worked(config: WorldConfig, problem: str, cot: str, answer: str, states: str) -> None:
+    """Plays the swaps with a row of cups, one of which has the ball under it."""
+    at, swaps = told(problem)
+    assert len(swaps) == config.swaps and all(len(cups) == 2 for cups in swaps)
+    seen = ""
+    for number, (line, cups) in enumerate(zip(cot.split("\n"), swaps, strict=True), 1):
+        at = next(iter(cups - {at})) if at in cups else at
+        seen += at
+        said, *named, result = WORKED.fullmatch(line).groups()
+        assert (int(said), frozenset(named), result) == (number, cups, at)
+    assert seen == states and answer == at
+    assert {*states, *told(problem)[0]} <= set(toy_world.CUPS[: config.cups])
+
+
+@pytest.mark.parametrize("cups, swaps", [(6, 6), (3, 8), (26, 1), (26, 30)])
+def test_every_row_is_worked_correctly(cups, swaps):
+    config = dataclasses.replace(SMALL, cups=cups, swaps=swaps)
+    rows, heldout = made(config)
     assert (len(rows), len(heldout)) == (SMALL.rows, SMALL.heldout)
     for row in rows:
-        assert set(row) == {"id", "dataset_source", "messages"}
         user, assistant = row["messages"]
-        total, changes = told(user["content"])
-        assert len(changes) == SMALL.changes
         cot, answer = re.fullmatch(
-            r"<think>\n(.+)\n</think>\n\n\\boxed\{(\d+)\}", assistant["content"], re.DOTALL
+            r"<think>\n(.+)\n</think>\n\n\\boxed\{([A-Z])\}", assistant["content"], re.DOTALL
         ).groups()
-        for line, change in zip(cot.split("\n"), changes, strict=True):
-            before, _, by, left, sign, right, after = LINE.fullmatch(line).groups()
-            assert int(before) == int(left) == total
-            assert int(by) == int(right) == abs(change) and (sign == "+") == (change > 0)
-            total += change
-            assert int(after) == total and 0 <= total <= SMALL.max_total
-        assert int(answer) == total
+        check_worked(config, user["content"], cot, answer, row["states"])
     for row in heldout:
-        start, changes = told(row["problem"])
-        assert int(row["answer"]) == start + sum(changes)
+        check_worked(config, *(row[key] for key in ("problem", "cot", "answer", "states")))
 
 
-def test_heldout_sums_do_not_occur_in_training(rows_and_heldout):
-    rows, heldout = rows_and_heldout
+def test_no_problem_comes_twice_and_none_held_out_is_trained_on():
+    """In a world that is nearly used up, too, and in other words or with two cups named in the
+    other order.
+    """
+    config = dataclasses.replace(SMALL, cups=3, swaps=2, heldout=6, rows=2000)
+    rows, heldout = made(config)
     problems = [row["messages"][0]["content"] for row in rows] + [row["problem"] for row in heldout]
-    assert len(set(problems)) == len(problems)
-    assert not set(map(told, problems[: len(rows)])) & set(map(told, problems[len(rows) :]))
+    assert len(set(problems)) == len(problems) == 2006
+    assert not set(map(told, problems[:2000])) & set(map(told, problems[2000:]))
 
 
 def test_no_constant_answer_scores_more_than_its_turn(rows_and_heldout):
     answers = [row["answer"] for row in rows_and_heldout[1]]
-    assert max(map(answers.count, answers)) == -(-SMALL.heldout // (SMALL.max_total + 1))
+    assert max(map(answers.count, answers)) == -(-SMALL.heldout // SMALL.cups)
 
 
 def test_rows_are_the_seeds(rows_and_heldout):
-    assert make_rows(SMALL, 0) == rows_and_heldout
-    assert make_rows(SMALL, 1) != rows_and_heldout
+    assert made(SMALL) == rows_and_heldout
+    assert made(SMALL, 1) != rows_and_heldout
 
 
-def test_a_world_too_small_for_its_rows_is_refused():
-    config = dataclasses.replace(SMALL, rows=2000, changes=1, max_change=1, max_total=2)
-    with pytest.raises(UserError, match="world.rows"):
-        make_rows(config, 0)
+def test_more_rows_are_the_same_rows_and_others(rows_and_heldout):
+    assert made(dataclasses.replace(SMALL, rows=210))[0][:200] == rows_and_heldout[0]
 
 
-def test_tokenizer_splits_digits_and_keeps_every_byte(tokenizer):
-    text = "Max has 117 pens; ça va, 数学 \\boxed{-20}\n\n\t<think>x</think>"
-    ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text
-    assert not [t for t in map(tokenizer.decode, ids) if re.search(r"\d", t) and len(t) > 1]
-    assert tokenizer.convert_tokens_to_ids("<think>") in ids
+@pytest.mark.parametrize(
+    "keys", [{"rows": 5000, "heldout": 2}, {"heldout": 5000}, {"heldout": 50}], ids=str
+)
+def test_a_world_too_small_for_its_rows_is_refused(tmp_path, keys):
+    config = dataclasses.replace(SMALL, cups=3, swaps=1, **keys)
+    refused(lambda: write(tmp_path / "world", config, 0, None), "world.rows", "raise world.swaps")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_template_is_qwen3s(tokenizer):
-    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
-    asked = {
-        thinking: tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
-        for thinking in (True, False)
-    }
-    open_turn = (
-        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert asked == {True: open_turn, False: open_turn + "<think>\n\n</think>\n\n"}
-    assert tokenizer.eos_token == "<|im_end|>"
+def test_the_states_of_a_world_are_those_of_its_rows(written, rows_and_heldout):
+    rows, heldout = rows_and_heldout
+    states = states_of(written)
+    assert states == {row["id"]: row["states"] for row in rows + heldout}
+    assert len(states) == 250 and {"world-0", "world-199", "heldout-0", "heldout-49"} <= set(states)
 
 
-def test_model_loads_tied_with_rows_to_spare(written, tokenizer):
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    files.verify(written)
-    model = AutoModelForCausalLM.from_pretrained(written / "model", dtype="auto")
-    table = model.get_input_embeddings().weight
-    assert type(model).__name__ == "Qwen3ForCausalLM" and table.dtype == torch.bfloat16
-    assert model.get_output_embeddings().weight is table
-    assert table.shape[0] % 128 == 0
-    assert max(extend_tokenizer(tokenizer).allowed_ids) < table.shape[0]
-    assert AbstractVocab.of(tokenizer).begin_id < table.shape[0]
-    eos = GenerationConfig.from_pretrained(written / "model").eos_token_id
-    assert tokenizer.convert_ids_to_tokens(eos) == "<|im_end|>"
-
-
-def test_base_is_the_seeds_alone(written, tmp_path):
-    write(tmp_path / "again", SMALL, 0, None)
-    write(tmp_path / "other", SMALL, 1, None)
-    weights, again, other = (
-        (directory / "model" / "model.safetensors").read_bytes()
-        for directory in (written, tmp_path / "again", tmp_path / "other")
-    )
-    assert weights == again
-    assert weights != other
-    assert (written / "rows.jsonl").read_bytes() == (tmp_path / "again" / "rows.jsonl").read_bytes()
+@pytest.mark.parametrize(
+    "line, words",
+    {
+        "no row": (b"[]", "TrainingRow"),
+        "cut off": (b'{"id": "world-1", "dat', "not JSON"),
+        "not text": (b"\xff\xfe", "not JSON"),
+        "empty": (b"", "not JSON"),
+        "of an older world": ({"states": None}, "states"),
+        "no cups": ({"states": "12"}, "states"),
+        "no states": ({"states": ""}, "states"),
+        "more than we wrote": ({"more": 1}, "more"),
+        "a row twice": ({"id": "world-0"}, "stands there twice"),
+    }.values(),
+    ids=str,
+)
+def test_states_of_a_world_that_was_changed_are_refused(written, tmp_path, line, words):
+    lines = (written / "rows.jsonl").read_bytes().splitlines()
+    lines[1] = line if isinstance(line, bytes) else json.dumps(json.loads(lines[1]) | line).encode()
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "heldout.jsonl").write_bytes((written / "heldout.jsonl").read_bytes())
+    (tmp_path / files.DONE).touch()
+    refused(lambda: states_of(tmp_path), "rows.jsonl:2:", words, "launch/world.py")
 
 
-def test_base_learns_replies_in_both_modes():
-    """A tiny base on a tiny world: 40 steps lower the loss of replies with and without CoT."""
-    import torch
-
-    config = dataclasses.replace(SMALL, rows=64, base_steps=40)
-    rows, _ = make_rows(config, 0)
-    tokenizer = make_tokenizer(_texts(rows, None))
-    documents = base_documents(rows, tokenizer, None)
-    model = make_model(config, len(tokenizer), 0)
-
-    def losses() -> list[float]:
-        with torch.no_grad():
-            sums = [_reply_loss(model, documents[thinking][:32]) for thinking in (True, False)]
-        return [float(total) / count for total, count in sums]
-
-    before = losses()
-    train_base(model, documents, config, 0)
-    after = losses()
-    assert after[0] < before[0] * 0.6 and after[1] < before[1] * 0.6
-
-
-def test_documents_end_the_turn_and_show_the_cot_only_when_thinking(rows_and_heldout, tokenizer):
-    rows = rows_and_heldout[0][:3]
-    documents = base_documents(rows, tokenizer, "Be brief.")
-    for thinking, made in documents.items():
-        for row, (ids, prompt_tokens) in zip(rows, made, strict=True):
-            prompt, reply = (
-                tokenizer.decode(ids[:prompt_tokens]),
-                tokenizer.decode(ids[prompt_tokens:]),
-            )
-            content = row["messages"][1]["content"]
-            assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt and reply.endswith(
-                "<|im_end|>"
-            )
-            expected = content if thinking else content.partition("</think>\n\n")[2]
-            assert reply == expected + "<|im_end|>"
-            assert prompt.endswith("</think>\n\n") != thinking
+def test_states_of_an_unfinished_world_are_refused(tmp_path):
+    refused(lambda: states_of(tmp_path), "missing or unfinished")
 
 
 def test_an_interrupted_world_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(toy_world, "train_base", stop)
+    monkeypatch.setattr(toy_base, "train_base", stop)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "world", SMALL, 0, None)
     assert not (tmp_path / "world").exists()
