@@ -14,11 +14,12 @@ from abscot.common.files import sha256_file
 from abscot.common.hardware import device_name, inference_dtype
 from abscot.common.log import Progress, log
 from abscot.evaluation import benchmarks, judge, scoring
-from abscot.evaluation.benchmarks import BENCHMARKS, Problem
+from abscot.evaluation.benchmarks import BENCHMARKS
 from abscot.evaluation.jobs import Job
 from abscot.evaluation.modes import MODES, Asker, Question
 from abscot.evaluation.results import (
     Answer,
+    Asked,
     Environment,
     KeptAnswer,
     ResultMeta,
@@ -172,9 +173,18 @@ def _kept(job: Job, questions: list[Question], samples: list[int]) -> dict[int, 
 
 def _is_of(row: ResultRow, question: Question) -> bool:
     """Whether a kept row answers this question as it is asked now: its file may have changed."""
+    return Asked(**{name: getattr(row, name) for name in Asked.model_fields}) == _asked(question)
+
+
+def _asked(question: Question) -> Asked:
     problem = question.problem
-    kept = (row.id, row.sample, row.problem, row.gold)
-    return kept == (problem.id, question.sample, problem.problem, problem.gold)
+    return Asked(
+        id=problem.id,
+        sample=question.sample,
+        problem=problem.problem,
+        gold=problem.gold,
+        trace_of=question.other.id if question.other else None,
+    )
 
 
 def _publish(job: Job, answers: list[KeptAnswer]) -> None:
@@ -196,14 +206,7 @@ def _accuracies(meta: ResultMeta) -> str:
 
 
 def _row(question: Question, answer: Answer) -> ResultRow:
-    problem: Problem = question.problem
-    return ResultRow(
-        id=problem.id,
-        sample=question.sample,
-        problem=problem.problem,
-        gold=problem.gold,
-        **dict(answer),
-    )
+    return ResultRow(**dict(_asked(question)), **dict(answer))
 
 
 def _scored(job: Job, rows: list[ResultRow]) -> list[ResultRow]:

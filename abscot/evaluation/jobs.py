@@ -12,6 +12,7 @@ from abscot.evaluation.modes import (
     MODES,
     Question,
     answer_tokens,
+    questions_of,
     reasoning_tokens,
     trace_rules,
 )
@@ -64,7 +65,9 @@ class Job:
         return list(range(1 if MODES[self.mode].cot else self.recipe.eval.samples))
 
     def questions(self, problems: list[Problem]) -> list[Question]:
-        return [Question(p, self.mode, s) for p in problems[: self.limit] for s in self.samples]
+        """Raises UserError for a mode that needs another problem where there is none."""
+        key = (self.recipe.seed, self.benchmark)
+        return questions_of(problems[: self.limit], self.mode, self.samples, key)
 
     def identity(self) -> Identity:
         config, mode = self.recipe.eval, MODES[self.mode]

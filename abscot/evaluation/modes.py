@@ -8,6 +8,7 @@
                           `verbal`; name and limit differ, for what the model does with it differs
     abstract              <beginabstract> z <endabstract> \\n, then free; z from V_abs: the method
     abstract_permuted     the same z, shuffled: does the order of z matter? (paper table 6)
+    abstract_swapped      the z that the same model makes for another problem: does z matter at all?
     abstract_truncated_k  the first k tokens of the same z: how much of z is needed? (paper table 5)
     pause                 m_max pause tokens in place of z: is it only the extra positions?
     channel               gold CoT, z sampled in its sight, then free with the CoT hidden from the
@@ -17,6 +18,10 @@ How traces and answers are decoded, how long each may be, is the recipe's sectio
 what makes the traces that are trained on. `channel` alone is phase A's situation on problems that
 it was not trained on: z as phase A's model itself samples it by the section `traces`, the answer
 decoded greedily behind the bottleneck. vLLM has no such mask: transformers does it.
+
+In `abstract_swapped` the first stage is that of `abstract` for the other problem, the second one
+the answer to this problem behind that trace. The problems of a benchmark form a ring, in which each
+hands its trace to the one before it.
 """
 
 import dataclasses
@@ -56,12 +61,13 @@ CHANNEL = "channel"
 
 @dataclass(frozen=True)
 class Mode:
-    """thinking: the template's switch. trace: where Z comes from; edit: what is done to it before
-    the answer.
+    """thinking: the template's switch. trace: where Z comes from; swapped: it is another problem's;
+    edit: what is done to it before the answer.
     """
 
     thinking: bool = False
     trace: str | None = None  # model | pause | None
+    swapped: bool = False
     edit: Callable[[list[int], np.random.Generator], list[int]] = lambda trace, draw: trace
     cot: bool = False  # the gold CoT stands before the trace, and the answer cannot see it
 
@@ -80,6 +86,7 @@ MODES = {
     "no_cot": Mode(),
     "abstract": Mode(trace="model"),
     "abstract_permuted": Mode(trace="model", edit=_permute),
+    "abstract_swapped": Mode(trace="model", swapped=True),
     **{f"abstract_truncated_{k}": Mode(trace="model", edit=_truncate(k)) for k in TRUNCATIONS},
     "pause": Mode(trace="pause"),
     CHANNEL: Mode(trace="model", cot=True),
@@ -111,11 +118,48 @@ def trace_rules(recipe: Recipe, mode: str) -> TraceConfig:
 
 @dataclass(frozen=True)
 class Question:
-    """One answer to get: a problem, the mode it is asked in, and which of the k samples it is."""
+    """One answer to get: a problem, the mode it is asked in, and which of the k samples it is.
+
+    other: the problem whose trace the answer sees, in modes that swap traces.
+    """
 
     problem: Problem
     mode: str
     sample: int
+    other: Problem | None = None
+
+
+def questions_of(
+    problems: list[Problem], mode: str, samples: Sequence[int], key: tuple
+) -> list[Question]:
+    """All samples of each problem, in the order of the problems. key: (seed, benchmark), which with
+    the problems decides whose trace each one gets where traces are swapped.
+
+    Raises UserError where there is no other problem to swap with.
+    """
+    others = [None] * len(problems)
+    if MODES[mode].swapped:
+        if len(problems) == 1:
+            raise UserError(
+                f"eval.modes: {mode} gives each problem the trace of another; {key[-1]} has 1 "
+                "problem: expected 2 or more (eval.limit, eval.files)"
+            )
+        others = [problems[i] for i in _ring(len(problems), key)]
+    return [
+        Question(problem, mode, sample, other)
+        for problem, other in zip(problems, others, strict=True)
+        for sample in samples
+    ]
+
+
+def _ring(count: int, key: tuple) -> list[int]:
+    """For each of `count` places the next one of a ring through all of them in a drawn order: no
+    place is its own next one, and each is the next one once.
+    """
+    order = rng("swapped", *key).permutation(count)
+    following = np.empty(count, np.int64)
+    following[order] = np.roll(order, -1)
+    return following.tolist()
 
 
 class Asker:
@@ -157,12 +201,12 @@ class Asker:
         answer = f"eval.mode_answer_tokens.{mode}" if own else "eval.max_answer_tokens"
         return f"eval.max_reasoning_tokens or {answer}" if MODES[mode].thinking else answer
 
-    def prompt(self, question: Question) -> list[int]:
+    def prompt(self, problem: Problem, mode: str) -> list[int]:
         """X as in training; with thinking on, without the suffix that turns it off."""
         system = self.recipe.data.system_prompt
         turns = [{"role": "system", "content": system}] if system else []
-        x = self.chat.prompts([[*turns, {"role": "user", "content": question.problem.problem}]])[0]
-        if MODES[question.mode].thinking:
+        x = self.chat.prompts([[*turns, {"role": "user", "content": problem.problem}]])[0]
+        if MODES[mode].thinking:
             x = x[: len(x) - len(self.chat.no_think_suffix)]
         return x.tolist()
 
@@ -171,15 +215,14 @@ class Asker:
         mode, config = MODES[question.mode], self.recipe.eval
         if mode.cot:
             return self._behind_the_bottleneck(question)
-        x, _ = fit_prompt(self.prompt(question), [], self.room(question.mode))
-        seed = keyed_seed(self.recipe.seed, "eval", question.problem.id, question.sample)
+        x = self._fitted(question.problem, question.mode)
         free = Sampling(
             max_tokens=reasoning_tokens(config, question.mode)
             + answer_tokens(config, question.mode),
             temperature=config.answer_temperature,
             top_p=config.answer_top_p,
             stop_ids=self.stop_ids,
-            seed=seed,
+            seed=self._seed(question.problem, question.sample),
         )
         if mode.trace is None:
             return Request(x, free)
@@ -190,15 +233,27 @@ class Asker:
 
         if mode.trace == "pause":
             return answer_stage()
+        asked = question.other or question.problem
+        begun = trace_prompt(self.vocab, self._fitted(asked, question.mode))
         rules = trace_rules(self.recipe, question.mode)
-        request = trace_request(trace_prompt(self.vocab, x), self.vocab, rules, seed)
+        request = trace_request(begun, self.vocab, rules, self._seed(asked, question.sample))
         return dataclasses.replace(request, then=answer_stage)
+
+    def _fitted(self, problem: Problem, mode: str) -> list[int]:
+        return fit_prompt(self.prompt(problem, mode), [], self.room(mode))[0]
+
+    def _seed(self, problem: Problem, sample: int) -> int:
+        return keyed_seed(self.recipe.seed, "eval", problem.id, sample)
 
     def _behind_the_bottleneck(self, question: Question) -> Request:
         """X C <begin> z in sight of all; then, C hidden: newline and a greedy answer. A long CoT
         loses its middle.
         """
-        x, c = fit_prompt(self.prompt(question), self.cot(question), self.room(question.mode))
+        x, c = fit_prompt(
+            self.prompt(question.problem, question.mode),
+            self.cot(question),
+            self.room(question.mode),
+        )
         seed = keyed_seed(self.recipe.seed, question.mode, question.problem.id, question.sample)
         most = answer_tokens(self.recipe.eval, question.mode)
         free = Sampling(most, stop_ids=self.stop_ids)
@@ -264,8 +319,10 @@ class Asker:
         )
 
     def _input_tokens(self, question: Question) -> int:
+        """Of the longest prompt behind an answer."""
         cot = self.cot(question) if MODES[question.mode].cot else []
-        return len(self.prompt(question)) + len(cot)
+        asked = filter(None, (question.problem, question.other))
+        return max(len(self.prompt(problem, question.mode)) for problem in asked) + len(cot)
 
     def _split_thought(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         """(up to and including `</think>`, the rest). A thought that never closes has no

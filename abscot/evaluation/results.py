@@ -62,12 +62,15 @@ class Answer(Record):
 
 
 class Asked(Record):
-    """Which answer it is: the sample'th to a problem, whose right answer is gold."""
+    """Which answer it is: the sample'th to a problem, whose right answer is gold. trace_of: the
+    id of the problem whose trace it saw, where that is another one.
+    """
 
     id: str
     sample: Count
     problem: str
     gold: str
+    trace_of: str | None = None
 
 
 class ResultRow(Answer, Asked):  # in this order the fields of Asked come first

@@ -24,11 +24,12 @@ MODE = {
     "no_cot": "#9467a9",
     "pause": "#a07d3b",
     "abstract": "#2166ac",
+    "abstract_swapped": "#d1662b",
     "abstract_permuted": "#c23b4b",
     "channel": "#1f8a84",
 }
 # Truncations, and what a recipe may add.
-OTHER_MODES = ("#2a9d8f", "#7fb069", "#d1662b", "#e0a030", "#8c6bb1")
+OTHER_MODES = ("#2a9d8f", "#7fb069", "#e0a030", "#8c6bb1")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

@@ -26,6 +26,7 @@ MODE_ORDER = (
     "no_cot",
     "pause",
     "abstract",
+    "abstract_swapped",
     "abstract_permuted",
     "abstract_truncated",
     "channel",

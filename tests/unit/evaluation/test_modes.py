@@ -8,7 +8,7 @@ import pytest
 from abscot.common.errors import UserError
 from abscot.evaluation.benchmarks import Problem
 from abscot.evaluation.jobs import jobs_of
-from abscot.evaluation.modes import MODES, Asker, Question
+from abscot.evaluation.modes import MODES, Asker, questions_of
 from abscot.generation.requests import Completion
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import claim
@@ -26,7 +26,8 @@ def asked(tiny_run):
         config = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, **keys))
         modes = [name for name, mode in MODES.items() if not mode.cot]
         asker = Asker(run.base, config, modes, engine)
-        question = {mode: Question(Problem("p", "1+1=?", "2"), mode, 0) for mode in modes}
+        problems = [Problem("p", "1+1=?", "2"), Problem("q", "2+2=?", "4")]
+        question = {mode: questions_of(problems, mode, [0], (0, "b"))[0] for mode in modes}
         return {mode: (asker.request(question[mode]), asker, question[mode]) for mode in modes}
 
     return ask
@@ -136,3 +137,50 @@ def test_the_protocol_of_evaluation_shapes_no_run(tmp_path):
     claim(load_recipe(None, keys))
     published = ["eval.trace_temperature=0.7", "eval.m_min=5", "eval.m_max=9"]
     claim(load_recipe(None, [*keys, *published, "eval.mode_answer_tokens={verbal: 9}"]))
+
+
+def test_swapped_traces_go_round_all_problems_and_none_keeps_its_own():
+    problems = [Problem(f"b/{i}", f"{i}?", str(i)) for i in range(40)]
+
+    def others(asked, *key, samples=(0,)):
+        questions = questions_of(asked, "abstract_swapped", samples, key)
+        return {(q.problem.id, q.sample): q.other.id for q in questions}
+
+    found = others(problems, 0, "b")
+    at, ring = "b/0", set()
+    while at not in ring:
+        ring.add(at)
+        at = found[at, 0]
+    assert len(ring) == 40
+    assert found == others(problems, 0, "b") and found != others(problems, 1, "b")
+    assert found != others(problems, 0, "c")
+    more = others(problems, 0, "b", samples=(0, 1))
+    assert more == {(i, s): found[i, 0] for i, _ in found for s in (0, 1)}
+    few = others(problems[:5], 0, "b")
+    assert set(few.values()) == {f"b/{i}" for i in range(5)}
+
+
+def test_a_benchmark_of_one_problem_has_no_trace_to_swap():
+    with pytest.raises(UserError, match="abstract_swapped .* gsm8k has 1 problem: expected 2"):
+        questions_of([Problem("p", "1?", "1")], "abstract_swapped", [0], (0, "gsm8k"))
+
+
+def test_the_swapped_trace_is_the_one_that_its_own_problem_gets(asked):
+    """The first stage is that of the other problem in mode abstract, sample for sample; the answer
+    stage is this problem's.
+    """
+    request, asker, question = asked(answer_temperature=0.5, trace_temperature=0.5)[
+        "abstract_swapped"
+    ]
+    assert question.other.id == "q"
+    (of_other,) = questions_of([question.other], "abstract", [0], (0, "b"))
+    theirs = asker.request(of_other)
+    assert (request.prompt, request.sampling) == (theirs.prompt, theirs.sampling)
+    trace = Completion(list(asker.vocab.codebook_ids[:4]), "length", 0, 0)
+    own = asker.request(dataclasses.replace(question, mode="abstract", other=None))
+    assert own.prompt != request.prompt
+    ours, expected = request.then(trace), own.then(trace)
+    assert (ours.prompt, ours.sampling) == (expected.prompt, expected.sampling)
+    told = asker.answer(question, [trace, Completion([5, 6], "stop", 0, 0)])
+    assert told.trace_ids == trace.tokens and told.n_reasoning_tokens == 4 + 2
+    assert told.n_response_tokens == 2 + len(asker.newline)
