@@ -10,8 +10,9 @@ and only the new tokens are computed; where the trace was edited it is a new req
 prompt in the prefix cache. Tokens in, tokens out: text would lose the abstract tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
@@ -65,6 +66,25 @@ class Request:
         None  # the next stage, made from this one's completion
     )
     hidden: HiddenSpan | None = None
+
+
+class Engine(Protocol):
+    """What generates. window_tokens: prompt and completion together, at most."""
+
+    window_tokens: int
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
+        """Yields (index in `requests`, its completions stage by stage) as requests finish."""
+
+    def surprisals(
+        self, texts: Sequence[Sequence[int]], positions: Sequence[int]
+    ) -> list[list[float]]:
+        """-log p in nats of the last tokens of each text, each given those before it; positions:
+        how many of each text, fewer than it has tokens. A text is shorter than window_tokens.
+        """
+
+    def forget(self) -> None:
+        """What is computed next depends on nothing that was computed before."""
 
 
 def trace_request(

@@ -30,6 +30,7 @@ from abscot.generation.trace_records import (
     JOB,
     SCHEMA,
     VERSION,
+    Choices,
     ChunkMeta,
     Sampling,
     SetMeta,
@@ -204,10 +205,13 @@ def _source(job: TraceJob, engine) -> Source:
 
 def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -> None:
     """One Arrow file, there whole or not at all."""
-    start, cut = time.monotonic(), source.cut_prompts
+    start, cut, source.choices = time.monotonic(), source.cut_prompts, Choices()
     traces = source.traces(items)
-    seconds = time.monotonic() - start
-    meta = ChunkMeta(seconds=seconds, cut_prompts=source.cut_prompts - cut)
+    meta = ChunkMeta(
+        seconds=time.monotonic() - start,
+        cut_prompts=source.cut_prompts - cut,
+        choices=source.choices,
+    )
     columns = [[i.row for i in items], [i.id for i in items], [i.sample for i in items], traces]
     table = pa.table(columns, schema=SCHEMA.with_metadata({"meta": meta.model_dump_json()}))
     path = job.chunk_path(chunk)
@@ -278,6 +282,8 @@ def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
         generation_s=round(seconds, 3),
         traces_per_s=round(sum(map(len, chunks)) / max(seconds, 1e-9), 2),
         cut_prompts=sum(m.cut_prompts for m in made),
+        best_of=job.recipe.traces.best_of if job.training.trace_source in SAMPLED else None,
+        **sum((m.choices for m in made), Choices()).statistics(),
     )
     publish_set(job.final, table.drop_columns("sample"), job.identity(), stats)
 

@@ -93,11 +93,40 @@ def rows_sha256(rows: np.ndarray) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16]
 
 
+class Choices(Record):
+    """Rows whose trace is the best of several candidates by log p(answer | prompt, trace) in nats,
+    in sums over the rows. not_first: rows whose best candidate is another one than the first.
+    """
+
+    rows: NonNegativeInt = 0
+    distinct_candidates: NonNegativeInt = 0
+    first_log_p: float = 0.0
+    best_log_p: float = 0.0
+    not_first: NonNegativeInt = 0
+
+    def __add__(self, other: "Choices") -> "Choices":
+        return Choices(**{key: value + getattr(other, key) for key, value in self})
+
+    def statistics(self) -> dict:
+        """Of TraceStats; {} where nothing was chosen."""
+        if not self.rows:
+            return {}
+        return {
+            "distinct_candidates_mean": self.distinct_candidates / self.rows,
+            "first_log_p_mean": self.first_log_p / self.rows,
+            "best_log_p_mean": self.best_log_p / self.rows,
+            "best_not_first_share": self.not_first / self.rows,
+        }
+
+
 class ChunkMeta(Record):
-    """Of one chunk file: how long it took, and prompts that were cut to fit the window."""
+    """Of one chunk file: how long it took, prompts that were cut to fit the window, and what was
+    chosen where the best of several candidates is kept.
+    """
 
     seconds: NonNegativeFloat
     cut_prompts: NonNegativeInt
+    choices: Choices = Choices()
 
 
 class TraceStats(Record):
@@ -109,6 +138,11 @@ class TraceStats(Record):
     generation_s: NonNegativeFloat | None = None
     traces_per_s: NonNegativeFloat | None = None
     cut_prompts: NonNegativeInt
+    best_of: NonNegativeInt | None = None
+    distinct_candidates_mean: NonNegativeFloat | None = None
+    first_log_p_mean: float | None = None
+    best_log_p_mean: float | None = None
+    best_not_first_share: Share | None = None
     empty_traces: NonNegativeInt
     traces: NonNegativeInt
     length_mean: NonNegativeFloat | None = None

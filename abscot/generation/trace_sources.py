@@ -1,5 +1,6 @@
 """Where traces come from: random draws where no model has learnt to write any, else a model."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from abscot.common.draws import keyed_seed, rng
 from abscot.data.shards import ShardStore
-from abscot.generation.requests import codebook_tokens_of, trace_request
-from abscot.method.sequence import fit_prompt, trace_prompt, z_tokens
+from abscot.generation.requests import Engine, Request, codebook_tokens_of, trace_request
+from abscot.generation.trace_records import Choices
+from abscot.method.sequence import answered_prompt, fit_prompt, trace_prompt, z_tokens
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
 
@@ -25,7 +27,12 @@ class Item:
 
 
 class Source(Protocol):
-    cut_prompts: int  # prompts that did not fit the window and lost the middle of their CoT
+    """cut_prompts: prompts that did not fit the window and lost their middle. choices: what was
+    chosen for training traces. Both count up.
+    """
+
+    cut_prompts: int
+    choices: Choices
 
     def traces(self, items: list[Item]) -> list[list[int]]: ...
 
@@ -33,7 +40,7 @@ class Source(Protocol):
 class RandomTraces:
     """Traces that no model made (paper section 3.2). key: (seed, round, phase), of the draws."""
 
-    cut_prompts = 0
+    cut_prompts, choices = 0, Choices()
 
     def __init__(self, store: ShardStore, vocab: AbstractVocab, config: TraceConfig, key: tuple):
         self.store, self.config, self.key = store, config, key
@@ -62,7 +69,8 @@ class RandomTraces:
 
 
 class ModelTraces:
-    """Traces z ~ pi_abs(. | x, c) with the CoT in sight, else z ~ pi_abs(. | x).
+    """Traces z ~ pi_abs(. | x, c) with the CoT in sight, else z ~ pi_abs(. | x). Of best_of
+    candidates the one with the highest log p(y | x, z) is kept, the first one of equals.
     key: (seed, round, phase), of the draws.
     """
 
@@ -73,27 +81,56 @@ class ModelTraces:
         config: TraceConfig,
         with_cot: bool,
         key: tuple,
-        engine,
+        engine: Engine,
     ):
         self.store, self.vocab, self.config, self.engine = store, vocab, config, engine
         self.with_cot, self.key = with_cot, key
-        self.cut_prompts = 0
+        self.cut_prompts, self.choices = 0, Choices()
 
     def traces(self, items: list[Item]) -> list[list[int]]:
-        requests = [
-            trace_request(
-                self.prompt(item.row),
-                self.vocab,
-                self.config,
-                keyed_seed(*self.key, item.id, item.sample),
-            )
-            for item in items
-        ]
         self.engine.forget()
-        traces = [[] for _ in items]
+        # The candidates of an item stand together, so that its prompt is computed once.
+        requests = list(itertools.chain.from_iterable(map(self._requests, items)))
+        candidates = [[] for _ in requests]
         for index, (completion,) in self.engine.stream(requests):
-            traces[index] = codebook_tokens_of(completion, self.vocab, self.config)
-        return traces
+            candidates[index] = codebook_tokens_of(completion, self.vocab, self.config)
+        best_of = self.config.best_of
+        if best_of == 1:
+            return candidates
+        groups = [candidates[i : i + best_of] for i in range(0, len(candidates), best_of)]
+        return self._best(items, groups)
+
+    def _requests(self, item: Item) -> list[Request]:
+        """The first candidate has the seed of an only one."""
+        prompt, key = self.prompt(item.row), (*self.key, item.id, item.sample)
+        keys = [key, *((*key, candidate) for candidate in range(1, self.config.best_of))]
+        return [trace_request(prompt, self.vocab, self.config, keyed_seed(*k)) for k in keys]
+
+    def _best(self, items: list[Item], groups: list[list[list[int]]]) -> list[list[int]]:
+        """The best candidate of each group. Equal candidates are scored once."""
+        distinct = [list(dict.fromkeys(map(tuple, group))) for group in groups]
+        texts, answers = [], []
+        for item, traces in zip(items, distinct, strict=True):
+            x, y = self._prompt_and_answer(item.row)
+            texts += [answered_prompt(self.vocab, x, trace, y) for trace in traces]
+            answers += [len(y)] * len(traces)
+        scores = (-sum(found) for found in self.engine.surprisals(texts, answers))
+        return [
+            self._choose(item, traces, list(itertools.islice(scores, len(traces))))
+            for item, traces in zip(items, distinct, strict=True)
+        ]
+
+    def _choose(self, item: Item, traces: list[tuple], log_p: list[float]) -> list[int]:
+        best = max(range(len(traces)), key=log_p.__getitem__)  # the first one of equals
+        if item.sample == 0:
+            self.choices += Choices(
+                rows=1,
+                distinct_candidates=len(traces),
+                first_log_p=log_p[0],
+                best_log_p=log_p[best],
+                not_first=best > 0,
+            )
+        return list(traces[best])
 
     def prompt(self, row: int) -> list[int]:
         """X, C (if it is in sight) and `<beginabstract>`; a CoT that does not fit the window loses
@@ -104,3 +141,14 @@ class ModelTraces:
         room = self.engine.window_tokens - z_tokens(self.config.m_max) + 1  # the end is not fed
         self.cut_prompts += len(x) + len(c) > room
         return trace_prompt(self.vocab, *fit_prompt(x, c, room))
+
+    def _prompt_and_answer(self, row: int) -> tuple[list[int], list[int]]:
+        """X and Y that fit the window with any trace and the one token that an engine adds; X loses
+        its middle first, and is counted.
+        """
+        tokens = self.store.row(row)
+        x, y = tokens.prompt.tolist(), tokens.answer.tolist()
+        room = self.engine.window_tokens - z_tokens(self.config.m_max) - 1
+        self.cut_prompts += len(x) + len(y) > room
+        y, x = fit_prompt(y, x, room)
+        return x, y

@@ -54,6 +54,29 @@ class TransformersEngine:
                 else:
                     one.request = one.request.then(completion)
 
+    def surprisals(
+        self, texts: Sequence[Sequence[int]], positions: Sequence[int]
+    ) -> list[list[float]]:
+        """See requests.Engine."""
+        import torch
+
+        found = []
+        for start in range(0, len(texts), self.batch_size):
+            asked = list(positions[start : start + self.batch_size])
+            with torch.inference_mode():
+                log_p = self._log_p(texts[start : start + self.batch_size], max(asked))
+            found += [(-row[-n:]).tolist() for row, n in zip(log_p, asked, strict=True)]
+        return found
+
+    def _log_p(self, texts: Sequence[Sequence[int]], positions: int):
+        """fp32 [texts, positions]: log p of the last tokens of each text."""
+        ids, mask = self._left_padded(texts)
+        hidden = self.lm.model(
+            ids, attention_mask=mask, position_ids=_positions(mask)
+        ).last_hidden_state[:, -positions - 1 : -1]
+        log_p = self.lm.get_output_embeddings()(hidden).float().log_softmax(-1)
+        return log_p.gather(-1, ids[:, -positions:, None])[..., 0]
+
     def _generate(self, requests: list[Request]) -> list[Completion]:
         """One left-padded batch of requests that differ in prompt and seed only."""
         import torch
@@ -107,8 +130,9 @@ class TransformersEngine:
     def _prefill(self, prompts: list[Sequence[int]]):
         """(KV cache, mask) of left-padded prompts; positions count from a prompt's first token."""
         ids, mask = self._left_padded(prompts)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        computed = self.lm.model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        computed = self.lm.model(
+            ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True
+        )
         return computed.past_key_values, mask
 
     def _hide(self, mask, requests: list[Request]) -> None:
@@ -153,6 +177,11 @@ class TransformersEngine:
 
     def forget(self) -> None:
         """Nothing is kept between batches."""
+
+
+def _positions(mask):
+    """int64 [prompts, tokens]: counted from the first token of each left-padded prompt."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _allow(sampling: Sampling, prompt_tokens: int) -> Callable:

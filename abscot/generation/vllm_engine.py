@@ -62,15 +62,27 @@ class VllmEngine:
         )
         check_handover(self, Path(model))
 
-    def surprisals(self, tokens: Sequence[int], positions: int) -> list[float]:
-        """-log p of the last `positions` tokens, each given those before it."""
+    def surprisals(
+        self, texts: Sequence[Sequence[int]], positions: Sequence[int]
+    ) -> list[list[float]]:
+        """See requests.Engine. vLLM computes such a text whole: what the prefix cache holds of it
+        has no logits.
+        """
         from vllm import SamplingParams
 
-        only_prompt = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        table = self.llm.generate(
-            [{"prompt_token_ids": list(tokens)}], only_prompt, use_tqdm=False
-        )[0].prompt_logprobs
-        return [-table[t][tokens[t]].logprob for t in range(len(tokens) - positions, len(tokens))]
+        rules = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
+        found = []
+        # vLLM keeps a record of each token until generate() returns.
+        for start in range(0, len(texts), self.max_num_seqs):
+            some = [[int(t) for t in text] for text in texts[start : start + self.max_num_seqs]]
+            prompts = [{"prompt_token_ids": text} for text in some]
+            for output in self.llm.generate(prompts, rules, use_tqdm=False):
+                asked = positions[len(found)]
+                # An entry for each token but the first.
+                found.append([-p for p in output.prompt_logprobs.logprobs[-asked:]])
+        return found
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
         """Yields (index in `requests`, its completions stage by stage) as requests finish.

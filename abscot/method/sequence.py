@@ -131,6 +131,13 @@ def answer_prompt(
     return [*trace_prompt(vocab, x, c), *trace, vocab.end_id, *newline]
 
 
+def answered_prompt(
+    vocab: AbstractVocab, x: Sequence[int], trace: Sequence[int], y: Sequence[int]
+) -> list[int]:
+    """[X; Z; Y]: the document of a phase that does not see the CoT."""
+    return [*trace_prompt(vocab, x), *trace, vocab.end_id, *y]
+
+
 def pause_trace(vocab: AbstractVocab, m_max: int) -> list[int]:
     """Z of a pause phase: as long as a trace can be, all the first codebook token."""
     return [vocab.codebook_ids[0]] * m_max

@@ -100,7 +100,7 @@ def check_handover(engine, model: Path) -> None:
     probe = Probe.left_in(model)
     if probe is None or len(probe.tokens) >= engine.window_tokens:
         return
-    found = engine.surprisals(probe.tokens, len(probe.surprisals))
+    (found,) = engine.surprisals([probe.tokens], [len(probe.surprisals)])
     gaps = [live - served for live, served in zip(probe.surprisals, found, strict=True)]
     kl = sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
     if not kl <= HANDOVER_KL:

@@ -101,6 +101,24 @@ def test_any_number_of_shards_makes_the_same_traces(found):
     assert "same_prompt_similarity" in sets["1"]["stats"]
 
 
+def test_an_engine_tells_the_probability_of_many_texts(found):
+    """Whatever its prefix cache holds of them."""
+    said = found["surprisals"]
+    assert [len(row) for row in said["vllm"]] == [1 + i % 9 for i in range(40)]
+    assert said["vllm again"] == said["vllm"]
+    for row, expected in zip(said["vllm"], said["transformers"], strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_best_of_several_traces_does_not_depend_on_shards(found):
+    one, two = found["sets"]["best 1"], found["sets"]["best 2"]
+    assert one["traces"] == two["traces"] != found["sets"]["1"]["traces"]
+    for key in ("first_log_p_mean", "best_log_p_mean", "best_not_first_share"):
+        assert one["stats"][key] == two["stats"][key] and key not in found["sets"]["1"]["stats"]
+    stats = one["stats"]
+    assert stats["best_log_p_mean"] > stats["first_log_p_mean"] and stats["best_of"] == 3
+
+
 def test_prompts_past_the_window_lose_the_middle_of_their_cot_and_are_counted(found):
     assert found["sets"]["narrow"]["cut_prompts"] > 0
 

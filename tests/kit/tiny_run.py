@@ -173,17 +173,21 @@ def random_flat(
 
 
 class KeyedEngine:
-    """Stands in for vLLM, which takes seconds to start: a trace depends on its prompt and seed, and
-    comes after a while.
+    """Stands in for vLLM, which takes seconds to start: a trace depends on its prompt and seed, a
+    probability on its text, and both come after a while. It keeps what it was asked.
     """
 
     window_tokens = 256
+
+    def __init__(self):
+        self.requests, self.texts = [], []
 
     def forget(self):
         self.forgotten = True
 
     def stream(self, requests):
         assert self.forgotten
+        self.requests += requests
         # Requests finish in any order.
         for index in np.random.default_rng().permutation(len(requests)):
             time.sleep(0.002)
@@ -192,3 +196,9 @@ class KeyedEngine:
             length = draw.integers(sampling.min_tokens, sampling.max_tokens + 1)
             tokens = draw.choice(sampling.allowed_ids[:-1], length).tolist()
             yield int(index), [Completion(tokens, "length", len(prompt), 0)]
+
+    def surprisals(self, texts, positions):
+        assert max(map(len, texts)) < self.window_tokens
+        self.texts += texts
+        time.sleep(0.002)
+        return [rng("keyed", *t).random(n).tolist() for t, n in zip(texts, positions, strict=True)]

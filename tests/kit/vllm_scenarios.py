@@ -40,6 +40,7 @@ def main(root: Path, out: Path) -> None:
     found = {"base": str(run.base), "window_tokens": engine.window_tokens}
     found["stages"] = two_stages(engine, recipe, run, computed)
     found["greedy"] = greedy(engine, run, recipe)
+    found["surprisals"] = surprisals(engine, run, recipe)
     found["sets"] = trace_sets(engine, recipe, run)
     found["answers"] = answers(engine, recipe, run)
     found["handover"] = handover(engine, run)
@@ -150,16 +151,33 @@ def greedy(engine, run, recipe) -> dict:
     }
 
 
+def surprisals(engine, run, recipe) -> dict:
+    """More texts than the engine holds at a time, by vLLM and by transformers; the second time
+    behind a prefix cache that holds them all.
+    """
+    texts = [[(i * 7 + j * 3) % 250 for j in range(40 + 5 * i)] for i in range(40)]
+    positions = [1 + i % 9 for i in range(40)]
+    other = TransformersEngine(run.base, recipe.inference)
+    engine.forget()
+    return {
+        "vllm": engine.surprisals(texts, positions),
+        "vllm again": engine.surprisals(texts, positions),
+        "transformers": other.surprisals(texts, positions),
+    }
+
+
 def trace_sets(engine, recipe, run) -> dict:
-    """The traces of one phase by 1, 2 and 3 shards, and of another one with a window too small for
-    its CoTs.
+    """The traces of one phase by 1, 2 and 3 shards, the best of several ones by 1 and 2, and those
+    of another phase with a window too small for its CoTs.
     """
     sets = {}
-    for of in (1, 2, 3):
-        job = open_job(tiny_run.training_of(recipe, run, 1, "B"))
+    several = dataclasses.replace(recipe, traces=dataclasses.replace(recipe.traces, best_of=3))
+    jobs = [(of, of, recipe) for of in (1, 2, 3)] + [(f"best {of}", of, several) for of in (1, 2)]
+    for name, of, rules in jobs:
+        job = open_job(tiny_run.training_of(rules, run, 1, "B"))
         published = [generate(job, shard, of, engine) for shard in reversed(range(of))]
         loaded = TraceSet.load(job.final, job.store, 1, "B")
-        sets[of] = {
+        sets[name] = {
             "published": published,
             "traces": [loaded.trace(i).tolist() for i in range(len(loaded))],
             "stats": stats_of(job.final).model_dump(exclude_none=True),
