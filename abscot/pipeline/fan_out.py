@@ -13,8 +13,10 @@ from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import Job
 from abscot.generation.trace_jobs import TraceJob, generate, open_job
 from abscot.generation.vllm_engine import VllmEngine
-from abscot.method.lineage import round_models, trainings
+from abscot.method.lineage import Model, Training, round_models, trainings
 from abscot.pipeline.lease import exclusive
+from abscot.recipe.run import Run
+from abscot.recipe.schema import Recipe
 
 
 def answers_of(jobs: list[Job], sample: int | None = None) -> list[str]:
@@ -51,13 +53,7 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
     makes: one engine.
     """
     recipe, run, model = jobs[0].recipe, jobs[0].run, jobs[0].model
-    follows = [t for t in trainings(recipe, run) if t.trace_model == model.directory]
-    if model not in round_models(recipe, run) or not follows:
-        raise UserError(
-            f"--then-traces: no round follows {model.name}; expected --model round1 to "
-            f"round{recipe.rounds - 1}"
-        )
-    next_traces = open_job(follows[0])
+    next_traces = open_job(training_behind(recipe, run, model))
     if all(job.done() for job in jobs) and is_done(next_traces.final):
         log(f"{next_traces.final}: already done")
         return
@@ -65,6 +61,23 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
         engine = VllmEngine(model.directory, recipe.inference)
         evaluate(jobs, engine)
         generate(next_traces, engine=engine)
+
+
+def training_behind(recipe: Recipe, run: Run, model: Model) -> Training:
+    """The training that starts from a round's model and has its traces from it. Raises UserError
+    where there is none, and where they come from elsewhere.
+    """
+    follows = [t for t in trainings(recipe, run) if t.start == model.directory]
+    if model not in round_models(recipe, run)[1:] or not follows:
+        names = ", ".join(m.name for m in round_models(recipe, run)[1:-1])
+        expected = f"expected --model {names}" if names else "the recipe has one round"
+        raise UserError(f"--then-traces: no round follows {model.name}; {expected}")
+    if follows[0].trace_model is None:
+        raise UserError(
+            f"--then-traces: the traces of {follows[0].title} are {follows[0].trace_source}, and "
+            f"{model.name} makes none; leave it out"
+        )
+    return follows[0]
 
 
 def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int:
