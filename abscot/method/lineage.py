@@ -20,7 +20,14 @@ from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
 from abscot.method.phases import Phase, baselines, loop
-from abscot.method.schedules import GROUNDED, SAMPLED, in_round, loop_epochs, trace_source
+from abscot.method.schedules import (
+    GROUNDED,
+    SAMPLED,
+    check_channel_rows,
+    in_round,
+    loop_epochs,
+    trace_source,
+)
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
@@ -161,7 +168,10 @@ class Training:
 
 
 def channel_rows(recipe: Recipe, num_rows: int) -> np.ndarray:
-    """The rows of the store that no phase trains on (train.channel_rows), int64, ascending."""
+    """The rows of the store that no phase trains on (train.channel_rows), int64, ascending. Raises
+    UserError where they are all.
+    """
+    check_channel_rows(recipe, num_rows)
     drawn = rng("channel rows", recipe.seed).permutation(num_rows)
     return np.sort(drawn[: recipe.train.channel_rows])
 

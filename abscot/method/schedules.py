@@ -67,18 +67,9 @@ def loop_epochs(recipe: Recipe, phase: Phase, round_: int) -> int:
 
 def check(recipe: Recipe) -> None:
     """Raises UserError for a schedule that cannot be trained: the first line that says so."""
-    for name, sources in recipe.traces.sources.items():
-        phase = PHASES[name]
-        if phase not in loop():
-            raise UserError(
-                f"traces.sources.{name}: expected {' or '.join(p.name for p in loop())}; "
-                "a baseline reads no traces"
-            )
-        if MODEL_WITH_COT in sources and phase.sees_cot:
-            raise UserError(
-                f"traces.sources.{name}: phase {name} sees the CoT, and so does the model that "
-                f"writes its traces; expected {MODEL}, found {MODEL_WITH_COT}"
-            )
+    _check_sources(recipe)
+    _check_rounds(recipe)
+    _check_rows(recipe)
     trained = [
         (round_, phase)
         for round_ in range(1, recipe.rounds + 1)
@@ -97,4 +88,51 @@ def check(recipe: Recipe) -> None:
             f"traces.sources.{phase.name}: the base has not learnt to write traces, so the first "
             f"training (round {round_} {phase.name}) has them from {RANDOM} or {GROUNDED}; "
             f"found {source}"
+        )
+
+
+def _check_sources(recipe: Recipe) -> None:
+    for name, sources in recipe.traces.sources.items():
+        phase = PHASES[name]
+        if phase not in loop():
+            raise UserError(
+                f"traces.sources.{name}: expected {' or '.join(p.name for p in loop())}; "
+                "a baseline reads no traces"
+            )
+        if MODEL_WITH_COT in sources and phase.sees_cot:
+            raise UserError(
+                f"traces.sources.{name}: phase {name} sees the CoT, and so does the model that "
+                f"writes its traces; expected {MODEL}, found {MODEL_WITH_COT}"
+            )
+
+
+def _check_rounds(recipe: Recipe) -> None:
+    """No list has an entry for a round that there is not."""
+    lists = {f"traces.sources.{name}": of for name, of in recipe.traces.sources.items()}
+    for name, epochs in recipe.train.phase_epochs.items():
+        if isinstance(epochs, list):
+            lists[f"train.phase_epochs.{name}"] = epochs
+    for key, entries in lists.items():
+        iterated = PHASES[key.rpartition(".")[2]].iterated
+        most = recipe.rounds if iterated else 1
+        if len(entries) > most:
+            why = "one a round" if iterated else "a baseline is trained once"
+            raise UserError(f"{key}: expected at most {most} ({why}), found {len(entries)} of them")
+
+
+def _check_rows(recipe: Recipe) -> None:
+    """As far as it is known before there are shards: some rows are left to train on."""
+    known = recipe.data.rows
+    if recipe.data.source == "world" and recipe.world:
+        known = min(known or recipe.world.rows, recipe.world.rows)
+    if known is not None:
+        check_channel_rows(recipe, known)
+
+
+def check_channel_rows(recipe: Recipe, num_rows: int) -> None:
+    """Raises UserError where the rows kept for the channel leave none to train on."""
+    if 0 < num_rows <= recipe.train.channel_rows:
+        raise UserError(
+            f"train.channel_rows: expected fewer than the {num_rows:,} rows that there are, so "
+            f"that some are trained on; found {recipe.train.channel_rows:,}"
         )

@@ -71,4 +71,8 @@ Url = Annotated[
     AfterValidator(_printable),
     Rule("an address such as http://localhost:8000/v1"),
 ]
+Epochs = Annotated[int, Field(ge=0, le=10_000)]
+EpochsByRound = Annotated[
+    Epochs | list[Epochs], Rule("a whole number from 0 to 10,000, or a list of them, one a round")
+]
 Each = Annotated[list[T], AfterValidator(_different)]  # a list that names nothing twice

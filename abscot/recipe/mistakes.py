@@ -28,6 +28,8 @@ def first_mistake(error: pydantic.ValidationError) -> tuple[Place, str]:
     place = tuple(part for part in first["loc"] if part != "[key]")
     if first["type"] == "unexpected_keyword_argument":
         return place, _unknown(place)
+    if choice := _choice_in(place):
+        return choice, f"{_dotted(choice)}: {_sentence(_rule_at(choice), first['input'])}"
     if first["type"] == "value_error" and not _is_leaf(place):
         key, _, words = str(first["ctx"]["error"]).partition(": ")
         place = (*place, *key.split("."))
@@ -87,7 +89,31 @@ def _expected(error: dict, place: Place) -> str:
         known = words.removeprefix("one of ").split(", ")
         close = difflib.get_close_matches(str(error["input"]), known, n=1)
         near = f"; did you mean {close[0]}?" if close else ""
-    return f"expected {words}, found {found(error['input'])}{near}"
+    return f"{_sentence(words, error['input'])}{near}"
+
+
+def _sentence(expected: str, value: Any) -> str:
+    return f"expected {expected}, found {found(value)}"
+
+
+def _choice_in(place: Place) -> Place | None:
+    """The place of the value in `place` that may be of several types: behind it pydantic names the
+    type that it has tried, first the one that has the whole value as its input.
+    """
+    hint = Recipe
+    for depth, key in enumerate(place):
+        if inner := _section_of(hint):
+            hint = typing.get_type_hints(inner, include_extras=True)[key]
+        elif typing.get_origin(plain := _plain(hint)) in (dict, list):
+            hint = typing.get_args(plain)[-1]
+        elif len([o for o in typing.get_args(plain) if o is not type(None)]) > 1:
+            return place[:depth]
+    return None
+
+
+def _plain(hint: Any) -> Any:
+    """A type without what is annotated to it."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
 def _rule_at(place: Place) -> str:

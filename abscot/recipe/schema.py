@@ -15,6 +15,7 @@ from abscot.recipe.bounds import (
     Count,
     Decay,
     Each,
+    EpochsByRound,
     Few,
     Line,
     Name,
@@ -29,7 +30,6 @@ from abscot.recipe.bounds import (
     section,
 )
 
-Epochs = Annotated[int, Field(ge=0, le=10_000)]
 # The names of the tables that a recipe chooses from; tests hold both to each other.
 PhaseName = Literal["A", "B", "sft_no_cot", "sft_cot", "pause"]
 ModeName = Literal[
@@ -194,7 +194,7 @@ class TrainConfig:
     )  # phase name -> lr, where it differs
     # phase name -> epochs where they differ; a list: round by round, the last for all that follow;
     # 0: the phase is left out
-    phase_epochs: dict[PhaseName, Epochs | list[Epochs]] = field(default_factory=dict)
+    phase_epochs: dict[PhaseName, EpochsByRound] = field(default_factory=dict)
     # rows that no phase trains on: on them the channel is measured where the answer cannot see the
     # CoT, the share of rows whose whole answer is right, and logged
     channel_rows: Amount = 0

@@ -84,6 +84,22 @@ FILES = {
     "a mode twice": ("eval:\n  modes: [abstract, abstract]\n", ":2:", "twice"),
     "an unknown benchmark": ("eval:\n  benchmarks: [math50]\n", ":2:", "math500"),
     "an unknown phase": ("train:\n  phase_lr: {C: 1e-4}\n", ":2:", "train.phase_lr.C"),
+    "epochs that are neither one nor a list": (
+        "train:\n  phase_epochs: {A: x}\n",
+        ":2:",
+        "train.phase_epochs.A: expected a whole number from 0 to 10,000, or a list of them, one a "
+        'round, found "x"',
+    ),
+    "epochs of a round that are no number": (
+        "train:\n  phase_epochs:\n    A:\n    - 1\n    - x\n",
+        ":3:",
+        "train.phase_epochs.A: expected a whole number from 0 to 10,000, or a list of them, one a "
+        'round, found [1, "x"]',
+    ),
+    "an end by a channel that is not measured": (
+        "world: {}\ntrain:\n  until_channel: 0.9\n",
+        "train.channel_rows: expected 1 or more",
+    ),
     "an unknown tracker": ("trackers: [mlflow]\n", ":1:", "trackers[0]"),
     "a file for no benchmark": ("eval:\n  files: {maths: x.jsonl}\n", ":2:", "eval.files.maths"),
     "no size of a batch": ("train:\n  global_batch_examples: null\n", "exactly one of"),
@@ -155,7 +171,20 @@ eval.trace_top_p=2 eval.m_min=-1 eval.m_min=500 eval.m_max=0 eval.m_max=2
 eval.max_reasoning_tokens=0 eval.max_answer_tokens=0 eval.max_answer_tokens=-1
 eval.mode_answer_tokens={x:1} eval.mode_answer_tokens={abstract:0} eval.files={world:1}
 eval.files.gsm=x eval.judge_url=localhost eval.judge_url=ftp://x eval.judge_model=
-eval.channel_problems=0
+eval.channel_problems=0 schedule=papr schedule= schedule=[paper] schedule=1 traces.sources=grounded
+traces.sources=[grounded] traces.sources.A=grounded traces.sources.A=[] traces.sources.A=null
+traces.sources.A=[ground] traces.sources.A=[1] traces.sources.A={} traces.sources.C=[model]
+traces.best_of=0 traces.best_of=-1 traces.best_of=1.5 traces.best_of=two traces.best_of=1000000
+grounding=5 grounding.layer=-0.1 grounding.layer=1.1 grounding.layer=.nan grounding.layer=third
+grounding.position=start grounding.tokens_per_step=0 grounding.tokens_per_step=1.5
+grounding.fit_steps=0 grounding.fit_steps=-1 grounding.fit_steps=all grounding.codebook=5
+grounding.codebook=[] train.phase_epochs=2 train.phase_epochs.A=two train.phase_epochs.A=-1
+train.phase_epochs.A=1.5 train.phase_epochs.A=null train.phase_epochs.A=true
+train.phase_epochs.A=[] train.phase_epochs.A=[-1] train.phase_epochs.A=[1,null]
+train.phase_epochs.A=[[1]] train.phase_epochs.A=1000000 train.channel_rows=-1
+train.channel_rows=0.5 train.channel_rows=all train.channel_every_steps=0
+train.channel_every_steps=-1 train.until_channel=0 train.until_channel=1.1
+train.until_channel=-0.5 train.until_channel=often
 """.split()
 OVERRIDES = {
     "a name of 101 letters": "name=" + "n" * 101,
