@@ -191,24 +191,43 @@ def trace_seconds(
     trace_tokens: float,
     *,
     mfu: float,
+    samples: int = 1,
     bandwidth_share: float = 0.6,
 ) -> float:
     """GPU seconds to prefill `prompt_tokens` (one per row) and to decode `trace_tokens` more per
-    row.
+    row, `samples` times from the same prefill.
 
     Prefill runs at `mfu`. Decoding reads, each step, all weights once and the KV cache of as many
     rows as fit beside the weights in 0.9 of the memory (at most 256), at `bandwidth_share` of the
     bandwidth.
     """
     lengths = prompt_tokens.astype(float)
-    prefill = shape.forward_flops(lengths.sum(), (lengths * (lengths + 1) / 2).sum()) / (
-        mfu * gpu.flops
-    )
+    prefill = _forward_flops(shape, prompt_tokens) / (mfu * gpu.flops)
     weights = BF16_BYTES * shape.parameters
     row_bytes = shape.kv_bytes_per_token * (lengths.mean() + trace_tokens)
     together = float(np.clip((0.9 * gpu.memory_gb * GB - weights) / row_bytes, 1, 256))
     step_s = (weights + together * row_bytes) / (bandwidth_share * gpu.bandwidth)
-    return prefill + len(lengths) * trace_tokens * step_s / together
+    return prefill + samples * len(lengths) * trace_tokens * step_s / together
+
+
+def states_seconds(
+    shape: ModelShape, gpu: Gpu, tokens: np.ndarray, layers: int, *, mfu: float
+) -> float:
+    """GPU seconds of a forward of causal texts (`tokens`: one per row) through the first `layers`
+    layers, without the head.
+    """
+    return _forward_flops(shape, tokens) * layers / shape.layers / (mfu * gpu.flops)
+
+
+def scoring_seconds(shape: ModelShape, gpu: Gpu, tokens: np.ndarray, *, mfu: float) -> float:
+    """GPU seconds of the log-probabilities of all tokens of texts (`tokens`: one per row)."""
+    head = 2 * shape.hidden * shape.vocab * float(tokens.sum())
+    return (_forward_flops(shape, tokens) + head) / (mfu * gpu.flops)
+
+
+def _forward_flops(shape: ModelShape, tokens: np.ndarray) -> float:
+    lengths = tokens.astype(float)
+    return shape.forward_flops(lengths.sum(), (lengths * (lengths + 1) / 2).sum())
 
 
 def disk_bytes(

@@ -6,16 +6,17 @@ import numpy as np
 
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
-from abscot.common.hardware import GPUS
 from abscot.common.log import format_s
 from abscot.generation.trace_set import TraceSet
-from abscot.method.lineage import Training, trainings, trainings_of
-from abscot.method.phases import PHASES
+from abscot.method.lineage import Training, trainings
+from abscot.method.phases import loop
+from abscot.method.schedules import GROUNDED, loop_epochs
 from abscot.method.sequence import document_lengths
-from abscot.model.shape import QWEN3, ModelShape
+from abscot.model.shape import FP32_BYTES, QWEN3, ModelShape
 from abscot.packing.make_plan import make_plan
 from abscot.pipeline import estimate
 from abscot.pipeline.preflight_advice import advice
+from abscot.pipeline.preflight_hours import CODEBOOK, Work
 from abscot.pipeline.preflight_lengths import Lengths, describe, lengths_of
 from abscot.pipeline.sizing import Sizing
 from abscot.recipe.load import local_path
@@ -34,8 +35,10 @@ def preflight(
     """
     run = Run.of(recipe)
     shape, lengths = shape_of(recipe, run), lengths_of(recipe, run, lengths_file)
-    first_round = trainings_of(recipe, run, 1)
-    phases = [_phase(training, shape, lengths, world_size) for training in first_round]
+    planned = trainings(recipe, run)
+    firsts = [next((t for t in planned if t.phase == phase), None) for phase in loop()]
+    phases = [_phase(first, shape, lengths, world_size) for first in firsts if first]
+    by_name = {phase["phase"]: phase for phase in phases}
     bin_tokens = max(phase["max_bin_tokens"] for phase in phases)
     sizing = Sizing(recipe, shape, world_size, bin_tokens)
     report = {
@@ -49,25 +52,34 @@ def preflight(
         "phases": phases,
         "memory": list(sizing.settings()),
         "cpu_rank_bytes": sizing.cpu_rank_memory(),
-        "hours": _hours(recipe, run, shape, lengths, phases, world_size, mfu),
-        "disk": _disk(sizing, lengths, phases),
+        "until_channel": recipe.train.until_channel,
+        "hours": Work(recipe, run, shape, lengths, by_name).hours(world_size, mfu),
+        "disk": _disk(sizing, lengths, planned, by_name),
     }
     return {**report, "advice": list(advice(recipe, shape, report))}
 
 
-def _disk(sizing: Sizing, lengths: Lengths, phases: list[dict]) -> dict[str, float]:
-    recipe = sizing.recipe
-    traces = sum(phase["rows"] for phase in phases) * recipe.rounds * recipe.traces.m_max
-    every = recipe.train.export_every_steps
-    on_the_way = sum((phase["steps"] - 1) // every for phase in phases) if every else 0
+def _disk(
+    sizing: Sizing, lengths: Lengths, planned: list[Training], phases: dict[str, dict]
+) -> dict[str, float]:
+    recipe, of = sizing.recipe, [phases[training.phase.name] for training in planned]
+    traces = sum(phase["trace_rows"] for phase in of) * recipe.traces.m_max
+    every, on_the_way = recipe.train.export_every_steps, 0
+    if every:
+        steps = [p["steps_per_epoch"] * t.epochs for p, t in zip(of, planned, strict=True)]
+        on_the_way = sum((n - 1) // every for n in steps)
     parts = estimate.disk_bytes(
         sizing.shape,
         row_tokens=sum(int(part.sum()) for part in (lengths.prompt, lengths.cot, lengths.answer)),
         trace_tokens=traces,
-        models=1 + recipe.rounds * (len(phases) + on_the_way),
+        models=1 + len(planned) + on_the_way,
         checkpoints=recipe.train.keep_checkpoints,
         saved_bytes=sizing.trainable * OPTIMIZERS[recipe.optimizer.name].bytes_per_parameter,
     )
+    if any(training.trace_source == GROUNDED for training in planned):
+        # Centroids of each code of a step, means of each place, and a spread.
+        vectors = recipe.grounding.tokens_per_step * recipe.codebook_size + recipe.traces.m_max + 2
+        parts["codebook"] = float(FP32_BYTES * vectors * sizing.shape.hidden)
     return {**parts, "total": sum(parts.values())}
 
 
@@ -100,8 +112,8 @@ def shape_of(recipe: Recipe, run: Run) -> ModelShape:
 
 
 def _phase(training: Training, shape: ModelShape, lengths: Lengths, world_size: int) -> dict:
-    """One epoch of a phase in round 1, planned as it will be; other rounds and epochs are
-    like it.
+    """One epoch of a phase in its first round, planned as it will be; other rounds and epochs are
+    like it. epochs: round by round; steps: of the first.
     """
     recipe, phase, train = training.recipe, training.phase, training.recipe.train
     traces = np.full(len(lengths.prompt), recipe.traces.m_max)
@@ -120,18 +132,19 @@ def _phase(training: Training, shape: ModelShape, lengths: Lengths, world_size: 
         global_batch_examples=train.global_batch_examples,
         global_batch_tokens=train.global_batch_tokens,
         pair_cost=shape.pair_cost,
-        round_=1,
+        round_=training.round,
         phase=phase.name,
         rows=rows,
     )
     sums = {name: int(documents[name][rows].sum()) for name in ("total", "supervised", "pairs")}
     bin_tokens = np.add.reduceat(documents["total"][plan.rows], plan.bin_starts[:-1])
-    epochs = training.epochs
     return {
         "phase": phase.name,
         "rows": len(rows),
-        "epochs": epochs,
-        "steps": plan.num_steps * epochs,
+        "trace_rows": len(training.trace_rows(len(lengths.prompt))),
+        "epochs": [loop_epochs(recipe, phase, r) for r in range(1, recipe.rounds + 1)],
+        "steps_per_epoch": plan.num_steps,
+        "steps": plan.num_steps * training.epochs,
         "tokens": sums["total"],
         "supervised_tokens": sums["supervised"],
         "bins": plan.num_bins,
@@ -139,47 +152,8 @@ def _phase(training: Training, shape: ModelShape, lengths: Lengths, world_size: 
         "fill": sums["total"] / (plan.num_bins * train.capacity_tokens),
         "max_bin_tokens": int(bin_tokens.max()),
         "utilisation": plan.utilisation(world_size),
-        "flops": epochs * shape.training_flops(sums["total"], sums["pairs"], sums["supervised"]),
+        "flops": shape.training_flops(sums["total"], sums["pairs"], sums["supervised"]),
     }
-
-
-def _hours(
-    recipe: Recipe,
-    run: Run,
-    shape: ModelShape,
-    lengths: Lengths,
-    phases: list[dict],
-    world_size: int,
-    mfu: float,
-) -> list[dict]:
-    """GPU-hours and hours on `world_size` GPUs of all rounds, by GPU kind."""
-    answers = []
-    for gpu in GPUS:
-        stages = {}  # GPU-hours of one stage
-        for phase in phases:
-            name = phase["phase"]
-            prompts = lengths.prompt + (lengths.cot if PHASES[name].sees_cot else 0)
-            share = phase["rows"] / len(prompts)
-            traces_s = share * estimate.trace_seconds(
-                shape, gpu, prompts, recipe.traces.m_max, mfu=mfu
-            )
-            stages[f"traces {name}"] = traces_s / 3600
-            stages[f"train {name}"] = (
-                phase["flops"] / phase["utilisation"] / (mfu * gpu.flops) / 3600
-            )
-        planned = trainings(recipe, run)
-        train = sum(stages[f"train {t.phase.name}"] for t in planned)
-        trace = sum(stages[f"traces {t.phase.name}"] for t in planned if t.trace_model)
-        answers.append(
-            {
-                "gpu": gpu.name,
-                "training_gpu_hours": train,
-                "trace_gpu_hours": trace,
-                "stage_gpu_hours": stages,
-                "wall_hours": (train + trace) / world_size,
-            }
-        )
-    return answers
 
 
 def stage_walltimes(
@@ -189,16 +163,17 @@ def stage_walltimes(
     not known.
     """
     try:
-        hours = next(h for h in preflight(recipe, world_size, mfu)["hours"] if h["gpu"] == gpu)[
-            "stage_gpu_hours"
-        ]
+        hours = next(h for h in preflight(recipe, world_size, mfu)["hours"] if h["gpu"] == gpu)
     except UserError:
         return {}
+    most = "at most " if recipe.train.until_channel else ""
     walltimes = {}
-    for training in trainings(recipe, Run.of(recipe)):
-        for kind in ("traces", "train"):
-            time_s = 3600 * hours[f"{kind} {training.phase.name}"] / world_size
-            about = f"about {format_s(time_s)} on {world_size} x {gpu} at MFU {mfu:.2f}"
-            random = kind == "traces" and training.trace_model is None
-            walltimes[f"{kind}_{training.tag}"] = "minutes: random traces" if random else about
+    for stage, gpu_hours in hours["stage_gpu_hours"].items():
+        gpus = 1 if stage == CODEBOOK else world_size
+        time = format_s(3600 * gpu_hours / gpus)
+        limit = most if stage.startswith("train") else ""
+        walltimes[stage] = f"{limit}about {time} on {gpus} x {gpu} at MFU {mfu:.2f}"
+        if not gpu_hours:
+            made = "a codebook that is there" if stage == CODEBOOK else "random traces"
+            walltimes[stage] = f"minutes: {made}"
     return walltimes

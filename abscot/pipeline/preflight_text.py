@@ -6,6 +6,8 @@ from abscot.common.table import Table
 from abscot.model.shape import GB
 from abscot.pipeline.preflight_lengths import PERCENTILES
 
+MB = 1e6
+
 
 def render(report: dict) -> str:
     """The report as text for a terminal."""
@@ -28,37 +30,43 @@ def render(report: dict) -> str:
         (name, *(f"{values[c]:,}" for c in columns)) for name, values in data["lengths"].items()
     ]
     out += ["", Table(("tokens", *columns), tuple(rows)).text(), ""]
-    out += [_phase_table(report), "", _memory_table(report), "", _hours_table(report), ""]
+    out += [_phase_table(report), "", _memory_table(report), ""]
+    out += [_stage_table(report), "", _hours_table(report), *_upper_bounds(report), ""]
     cpu = report["cpu_rank_bytes"]
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in cpu.items() if name != "total")
     alone = "the optimizer's step and the loading come alone"
     out.append(
         f"A rank on a CPU instead: {cpu['total'] / GB:.1f} GB at its peak ({parts}; {alone})\n"
     )
-    disk = ", ".join(f"{name} {size / GB:,.1f} GB" for name, size in report["disk"].items())
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in report["disk"].items())
     out.append(f"Disk: {disk}")
     return "\n".join(out + [f"\nADVICE: {line}" for line in report["advice"]])
 
 
+def _size(size_bytes: float) -> str:
+    small = size_bytes < 0.1 * GB
+    return f"{size_bytes / MB:,.1f} MB" if small else f"{size_bytes / GB:,.1f} GB"
+
+
 def _phase_table(report: dict) -> str:
     heads = (
-        "phase (each round)",
+        "phase",
         "rows",
-        "epochs",
-        "steps",
+        "epochs by round",
+        "steps per epoch",
         "tokens per epoch",
         "bins",
         "bins per step",
         "fill",
         "utilisation",
-        "FLOPs",
+        "FLOPs per epoch",
     )
     rows = [
         (
             p["phase"],
             f"{p['rows']:,}",
-            str(p["epochs"]),
-            f"{p['steps']:,}",
+            ", ".join(map(str, p["epochs"])),
+            f"{p['steps_per_epoch']:,}",
             f"{p['tokens']:,}",
             f"{p['bins']:,}",
             f"{p['bins_per_step']:.0f}",
@@ -85,18 +93,40 @@ def _memory_table(report: dict) -> str:
     return Table(heads, tuple(rows)).text()
 
 
+def _stage_table(report: dict) -> str:
+    """Traces that are not here are drawn at random, in minutes."""
+    stages = [h["stage_gpu_hours"] for h in report["hours"]]
+    rows = [
+        (stage, *(f"{of[stage]:,.2f}" for of in stages)) for stage in stages[0] if stages[0][stage]
+    ]
+    return Table(("GPU-h of a stage", *(h["gpu"] for h in report["hours"])), tuple(rows)).text()
+
+
+def _upper_bounds(report: dict) -> list[str]:
+    if not report["until_channel"]:
+        return []
+    return [
+        f"Upper bounds: a phase ends before its epochs do once {report['until_channel']:.0%} of "
+        "the answers come through (train.until_channel)"
+    ]
+
+
 def _hours_table(report: dict) -> str:
     heads = (
         f"all rounds, MFU {report['mfu']:.2f}",
         "training GPU-h",
-        "trace GPU-h",
+        "of the channel",
+        "sampled traces GPU-h",
+        "grounding stage GPU-h",
         f"wall on {report['world']}",
     )
     rows = [
         (
             h["gpu"],
             f"{h['training_gpu_hours']:,.1f}",
+            f"{h['channel_gpu_hours']:,.1f}",
             f"{h['trace_gpu_hours']:,.1f}",
+            f"{h['grounding_gpu_hours']:,.1f}",
             format_s(3600 * h["wall_hours"]),
         )
         for h in report["hours"]

@@ -1,9 +1,11 @@
-"""The preflight: lengths, remedies, unknown bases."""
+"""The preflight: lengths, remedies, unknown bases, schedules."""
 
 import pytest
 
 from abscot.common.errors import UserError
-from abscot.pipeline.preflight import preflight
+from abscot.model.shape import QWEN3
+from abscot.pipeline.preflight import preflight, stage_walltimes
+from abscot.pipeline.preflight_text import render
 from abscot.recipe.load import ROOT, load_recipe
 
 FULL = str(ROOT / "launch" / "recipes" / "qwen3-4b-full-600k.yaml")
@@ -98,3 +100,94 @@ def test_models_on_their_way_are_counted_on_the_disk(tmp_path):
     # After steps 3, 6 and 9; after step 5, as step 10 is the last.
     assert models_bytes("train.export_every_steps=3") == pytest.approx((5 + 4 * 3) * each)
     assert models_bytes("train.export_every_steps=5") == pytest.approx((5 + 4) * each)
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Of 80 rows of 110 tokens and answers of 20: (keys of the recipe -> report, recipe)."""
+    file = tmp_path / "lengths.csv"
+    file.write_text("10,100,20\n" * 80)
+    keys = ["staging=reuse", "train.global_batch_examples=8", "train.epochs=1", "rounds=3"]
+    keys += ["schedule=paper", f"run_root={tmp_path}"]
+
+    def planned(*more: str) -> dict:
+        return preflight(load_recipe(FULL, [*keys, *more]), 2, 0.4, file)
+
+    return planned
+
+
+def h100(report: dict) -> dict:
+    return next(h for h in report["hours"] if h["gpu"] == "H100 80 GB")
+
+
+def test_a_grounded_schedule_costs_a_part_of_a_forward_for_each_trace_set(few):
+    found = h100(few("schedule=grounded", "grounding.layer=0.25", "grounding.fit_steps=10"))
+    stages = found["stage_gpu_hours"]
+    assert list(stages) == [
+        "codebook",
+        *("traces_pi1_phaseA", "train_pi1_phaseA", "traces_pi1_phaseB", "train_pi1_phaseB"),
+        *("traces_pi2_phaseB", "train_pi2_phaseB", "traces_pi3_phaseB", "train_pi3_phaseB"),
+    ]
+    # X and C of each row through 9 of 36 layers, without a head.
+    each = QWEN3["4B"].forward_flops(80 * 110, 80 * 110 * 111 / 2) / 4 / (0.4 * 989e12) / 3600
+    assert stages["traces_pi1_phaseA"] == stages["traces_pi3_phaseB"] == pytest.approx(each)
+    # 2 steps of 40 tokens in each row: 10 of 160.
+    assert stages["codebook"] == pytest.approx(each / 16)
+    assert found["grounding_gpu_hours"] == pytest.approx(4 * each + each / 16)
+    assert found["trace_gpu_hours"] == 0
+    # A codebook that is there is not fitted, and all steps are no more than all steps.
+    taken = h100(few("schedule=grounded", "grounding.codebook=x"))["stage_gpu_hours"]
+    whole = h100(few("schedule=grounded", "grounding.layer=0.25"))["stage_gpu_hours"]
+    assert taken["codebook"] == 0 and whole["codebook"] == pytest.approx(each)
+
+
+def test_a_phase_costs_what_its_epochs_are_in_each_round(few):
+    one = h100(few())["stage_gpu_hours"]
+    other = h100(few("train.phase_epochs={A: [4, 0], B: [1, 0, 2]}", "rounds=3"))
+    stages = other["stage_gpu_hours"]
+    assert list(stages)[:4] == list(one)[:4] and "train_pi2_phaseA" not in stages
+    assert stages["train_pi1_phaseA"] == pytest.approx(4 * one["train_pi1_phaseA"])
+    assert stages["train_pi3_phaseB"] == pytest.approx(2 * one["train_pi1_phaseB"])
+    assert stages["train_pi1_phaseB"] == pytest.approx(one["train_pi1_phaseB"])
+    assert one["traces_pi1_phaseA"] == 0 < one["traces_pi1_phaseB"]
+
+
+def test_more_candidates_and_a_cot_in_sight_cost_more(few):
+    def hours(*keys: str) -> float:
+        return h100(few(*keys))["stage_gpu_hours"]["traces_pi1_phaseB"]
+
+    one, four = hours(), hours("traces.best_of=4")
+    assert 4 * one < four < 10 * one  # scored too
+    assert one < hours("traces.sources.B=[model_with_cot]") < 2 * one
+
+
+def test_measuring_the_channel_is_counted_and_may_end_a_phase_early(few):
+    keys = ("train.channel_rows=8", "train.channel_every_steps=3")
+    report = few(*keys, "train.until_channel=0.9")
+    phase, found = report["phases"][0], h100(report)
+    # 9 steps of the 72 rows that are left: after 3, 6 and 9, and at the end.
+    assert (phase["rows"], phase["trace_rows"], phase["steps"]) == (72, 80, 9)
+    forward = 8 / 72 * phase["flops"] / 3 / (0.4 * 989e12) / 3600
+    assert found["channel_gpu_hours"] == pytest.approx(3 * 4 * forward)
+    assert "Upper bounds: a phase ends before" in render(report)
+    assert "90% of the answers" in render(report) and "Upper bounds" not in render(few(*keys))
+
+
+def test_the_text_says_what_the_grounding_stage_takes(few):
+    text = render(few("schedule=grounded"))
+    assert "grounding stage GPU-h" in text and "2, 0, 0" in text
+    vectors = 64 + 128 + 2
+    assert f"codebook {4 * vectors * 2560 / 1e6:.1f} MB" in text
+    assert few()["disk"].get("codebook") is None
+
+
+def test_walltimes_follow_the_schedule(tmp_path):
+    keys = [f"run_root={tmp_path}", "data.rows=6000", "schedule=grounded", "rounds=2"]
+    found = stage_walltimes(load_recipe(FULL, keys), 8)
+    assert list(found)[0] == "codebook" and "on 1 x H100" in found["codebook"]
+    assert "on 8 x H100" in found["traces_pi2_phaseB"] and "train_pi2_phaseA" not in found
+    more = ["train.channel_rows=50", "train.until_channel=0.9", "traces.sources.A=[random]"]
+    found = stage_walltimes(load_recipe(FULL, [*keys, *more, "grounding.codebook=x"]), 8)
+    assert found["traces_pi1_phaseA"] == "minutes: random traces"
+    assert found["codebook"].startswith("minutes: a codebook")
+    assert found["train_pi1_phaseA"].startswith("at most about ")
