@@ -4,6 +4,7 @@ torch is imported where it is needed: a command that only starts other commands 
 it.
 """
 
+import contextlib
 import platform
 import re
 from dataclasses import dataclass
@@ -70,6 +71,21 @@ def inference_dtype(requested: str) -> str:
     if requested != "auto":
         return {"bf16": "bfloat16", "fp32": "float32"}[requested]
     return "bfloat16" if torch.cuda.is_available() or cpu_has_bf16() else "float32"
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Inside, the CPU adds in one order, however many cores it has."""
+    import threadpoolctl
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory_bytes() -> int:
