@@ -60,7 +60,12 @@ def main() -> int:
     from abscot.common.files import is_done
     from abscot.generation.trace_jobs import generate, open_job
     from abscot.method.lineage import Training
-    from abscot.pipeline.fan_out import chunks_of, generate_on_this_machine
+    from abscot.method.schedules import GROUNDED
+    from abscot.pipeline.fan_out import (
+        chunks_of,
+        generate_on_this_machine,
+        processes_for_grounding,
+    )
     from abscot.pipeline.lease import exclusive
     from abscot.recipe.run import Run, claim
 
@@ -70,11 +75,14 @@ def main() -> int:
         return 0
     job = open_job(training)
     claim(recipe)
+    grounded = training.trace_source == GROUNDED
+    if grounded and args.shard is None and args.of is None:
+        of = processes_for_grounding(of)
     if args.shard is None and of > 1 and job.maker is not None:
         return generate_on_this_machine(
             [sys.executable, *sys.argv],
             min(of, len(job.chunks())),
-            recipe.inference.tensor_parallel,
+            1 if grounded else recipe.inference.tensor_parallel,
         )
     shard, of = (0, 1) if args.shard is None else (args.shard, of)
     with exclusive(training.run.root, *chunks_of(job, shard, of)):

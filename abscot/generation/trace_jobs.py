@@ -8,7 +8,9 @@ whoever finishes the last one merges them.
 
 import contextlib
 import fcntl
+import functools
 import json
+import operator
 import os
 import shutil
 import time
@@ -26,12 +28,14 @@ from abscot.common.files import fingerprint, is_done, removed_on_error, require
 from abscot.common.log import Progress, log
 from abscot.data.shards import ShardStore
 from abscot.generation import collapse
+from abscot.generation.codebook import Codebook
 from abscot.generation.trace_records import (
     JOB,
     SCHEMA,
     VERSION,
     Choices,
     ChunkMeta,
+    GroundedCounts,
     Sampling,
     SetMeta,
     TraceStats,
@@ -42,7 +46,7 @@ from abscot.generation.trace_records import (
 from abscot.generation.trace_set import TraceSet, publish_set
 from abscot.generation.trace_sources import Item, ModelTraces, RandomTraces, Source
 from abscot.method.lineage import Training
-from abscot.method.schedules import MODEL_WITH_COT, RANDOM, SAMPLED
+from abscot.method.schedules import GROUNDED, MODEL_WITH_COT, RANDOM, SAMPLED
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.recipe.schema import Recipe, TraceConfig
 
@@ -121,6 +125,8 @@ class TraceJob:
             : self.recipe.traces.probe_prompts
         ]
         samples = range(1, self.recipe.traces.probe_samples + 1)
+        if self.training.trace_source == GROUNDED:
+            samples = ()  # of a code there is only one
         probe = [replace(items[i], sample=s) for i in sorted(probed) for s in samples]
         return [*chunks, probe]
 
@@ -133,8 +139,10 @@ def open_job(training: Training, imported: bool = False) -> TraceJob:
     Raises MissingInput.
     """
     recipe, run = training.recipe, training.run
-    makers = [] if imported else filter(None, [training.trace_maker])
+    makers = [] if imported else [m for m in [training.trace_maker] if m]
     require(run.base, run.shards, *makers)
+    if run.codebook in makers:
+        Codebook.of_run(run)  # refused here, once, and not by each shard
     tokenizer = load_tokenizer(run.base, recipe.model.trust_remote_code)
     vocab, store = AbstractVocab.of(tokenizer, recipe.codebook_size), ShardStore(run.shards)
     return TraceJob(training, store, vocab, training.trace_rows(len(store)))
@@ -193,6 +201,10 @@ def _source(job: TraceJob, engine) -> Source:
     recipe, phase = job.recipe, job.training.phase
     key = (recipe.seed, job.training.round, phase.name)
     source = job.training.trace_source
+    if source == GROUNDED:
+        from abscot.generation.grounding import GroundedTraces
+
+        return GroundedTraces(recipe, job.training.run, job.store, job.vocab)
     if source == RANDOM:
         return RandomTraces(job.store, job.vocab, recipe.traces, key)
     if engine is None:
@@ -211,6 +223,7 @@ def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -
         seconds=time.monotonic() - start,
         cut_prompts=source.cut_prompts - cut,
         choices=source.choices,
+        grounded=source.grounded,
     )
     columns = [[i.row for i in items], [i.id for i in items], [i.sample for i in items], traces]
     table = pa.table(columns, schema=SCHEMA.with_metadata({"meta": meta.model_dump_json()}))
@@ -284,8 +297,14 @@ def _publish(job: TraceJob, chunks: list[list[Item]]) -> None:
         cut_prompts=sum(m.cut_prompts for m in made),
         best_of=job.recipe.traces.best_of if job.training.trace_source in SAMPLED else None,
         **sum((m.choices for m in made), Choices()).statistics(),
+        grounded=_grounded(made),
     )
     publish_set(job.final, table.drop_columns("sample"), job.identity(), stats)
+
+
+def _grounded(made: tuple[ChunkMeta, ...]) -> GroundedCounts | None:
+    counts = [m.grounded for m in made if m.grounded]
+    return functools.reduce(operator.add, counts) if counts else None
 
 
 def statistics_of(

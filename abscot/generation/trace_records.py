@@ -1,6 +1,7 @@
 """The files of a trace set, typed: what is read back is what was written, or is refused by name."""
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 from typing import Annotated
@@ -119,14 +120,52 @@ class Choices(Record):
         }
 
 
+class GroundedCounts(Record):
+    """Of grounded traces: the steps of their CoTs, and how often each code is used.
+
+    cut_rows: rows of more steps than states, whose steps are coded in runs; filled_rows: of so few
+    steps that each has more codes than asked for; rows_without_steps: have one code or more all the
+    same; blank_steps: lines without a letter or digit, not counted as steps. code_counts: [levels]
+    [codes].
+    """
+
+    steps: NonNegativeInt
+    blank_steps: NonNegativeInt
+    cut_rows: NonNegativeInt
+    filled_rows: NonNegativeInt
+    rows_without_steps: NonNegativeInt
+    code_counts: list[list[NonNegativeInt]]
+
+    def __add__(self, other: "GroundedCounts") -> "GroundedCounts":
+        mine, theirs = self.model_dump(), other.model_dump()
+        levels = itertools.zip_longest(
+            mine.pop("code_counts"), theirs.pop("code_counts"), fillvalue=[]
+        )
+        counts = [
+            [a + b for a, b in itertools.zip_longest(*level, fillvalue=0)] for level in levels
+        ]
+        return GroundedCounts(code_counts=counts, **{k: v + theirs[k] for k, v in mine.items()})
+
+    @property
+    def dead_codes(self) -> list[int]:
+        """On each level, the codes that no state has."""
+        return [counts.count(0) for counts in self.code_counts]
+
+    @property
+    def top_code_shares(self) -> list[float]:
+        """On each level, the share of the code that most states have."""
+        return [max(counts) / max(sum(counts), 1) for counts in self.code_counts]
+
+
 class ChunkMeta(Record):
-    """Of one chunk file: how long it took, prompts that were cut to fit the window, and what was
-    chosen where the best of several candidates is kept.
+    """Of one chunk file: how long it took, prompts that were cut to fit the window, what was chosen
+    where the best of several candidates is kept, and what grounded traces count.
     """
 
     seconds: NonNegativeFloat
     cut_prompts: NonNegativeInt
     choices: Choices = Choices()
+    grounded: GroundedCounts | None = None
 
 
 class TraceStats(Record):
@@ -171,6 +210,7 @@ class TraceStats(Record):
     other_prompt_similarity: float | None = None
     prompt_similarity_gain: float | None = None
     prompt_similarity_gain_se: float | None = None
+    grounded: GroundedCounts | None = None
     warnings: list[str]
 
     @pydantic.model_validator(mode="after")

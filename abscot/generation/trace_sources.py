@@ -9,7 +9,7 @@ import numpy as np
 from abscot.common.draws import keyed_seed, rng
 from abscot.data.shards import ShardStore
 from abscot.generation.requests import Engine, Request, codebook_tokens_of, trace_request
-from abscot.generation.trace_records import Choices
+from abscot.generation.trace_records import Choices, GroundedCounts
 from abscot.method.sequence import answered_prompt, fit_prompt, trace_prompt, z_tokens
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
@@ -28,11 +28,12 @@ class Item:
 
 class Source(Protocol):
     """cut_prompts: prompts that did not fit the window and lost their middle. choices: what was
-    chosen for training traces. Both count up.
+    chosen for training traces. Both count up. grounded: of the last call of `traces`.
     """
 
     cut_prompts: int
     choices: Choices
+    grounded: GroundedCounts | None
 
     def traces(self, items: list[Item]) -> list[list[int]]: ...
 
@@ -40,7 +41,7 @@ class Source(Protocol):
 class RandomTraces:
     """Traces that no model made (paper section 3.2). key: (seed, round, phase), of the draws."""
 
-    cut_prompts, choices = 0, Choices()
+    cut_prompts, choices, grounded = 0, Choices(), None
 
     def __init__(self, store: ShardStore, vocab: AbstractVocab, config: TraceConfig, key: tuple):
         self.store, self.config, self.key = store, config, key
@@ -73,6 +74,8 @@ class ModelTraces:
     candidates the one with the highest log p(y | x, z) is kept, the first one of equals.
     key: (seed, round, phase), of the draws.
     """
+
+    grounded = None
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from abscot.common.files import is_done
 from abscot.common.hardware import local_gpus
 from abscot.common.log import log
 from abscot.common.process import PARENT
-from abscot.common.ranks import without_ranks
+from abscot.common.ranks import cores_per_rank, without_ranks
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import Job
 from abscot.generation.trace_jobs import TraceJob, generate, open_job
@@ -17,6 +17,8 @@ from abscot.method.lineage import Model, Training, round_models, trainings
 from abscot.pipeline.lease import exclusive
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
+
+MOST_ON_CPU = 4  # processes that code CoTs, without a GPU
 
 
 def answers_of(jobs: list[Job], sample: int | None = None) -> list[str]:
@@ -78,6 +80,16 @@ def training_behind(recipe: Recipe, run: Run, model: Model) -> Training:
             f"{model.name} makes none; leave it out"
         )
     return follows[0]
+
+
+def processes_for_grounding(shards: int) -> int:
+    """That code CoTs on this machine: one a GPU, else one a core, and few, for each loads the
+    base; `shards` at least.
+    """
+    import torch
+
+    here = local_gpus() if torch.cuda.is_available() else min(MOST_ON_CPU, cores_per_rank())
+    return max(shards, here)
 
 
 def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int:

@@ -8,7 +8,15 @@ from pathlib import Path
 from abscot.common.errors import UserError
 from abscot.common.files import finished
 from abscot.evaluation.results import META_SUFFIX, is_whole, meta_file, result_name
-from abscot.method.lineage import Model, Training, baseline_trainings, round_models, trainings_of
+from abscot.method.lineage import (
+    Model,
+    Training,
+    baseline_trainings,
+    round_models,
+    trainings,
+    trainings_of,
+)
+from abscot.method.schedules import GROUNDED
 from abscot.pipeline.launchers import Launch, ranks_to_train_on
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -30,7 +38,7 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        """world, extend, prepare, traces, train or evaluate: its launch script."""
+        """world, extend, prepare, codebook, traces, train or evaluate: its launch script."""
         return self.launch.script.removesuffix(".py")
 
     def done(self) -> bool:
@@ -72,19 +80,30 @@ def before_rounds(recipe: Recipe, run: Run) -> list[Stage]:
 
 
 def round_stages(recipe: Recipe, run: Run, round_: int) -> list[Stage]:
-    """For each phase its traces, its training and export; then the evaluation of the round."""
+    """For each phase its traces, its training and export; then the evaluation of the round. The
+    codebook comes before the first traces that are made with it.
+    """
     stages = []
+    grounded = [t for t in trainings(recipe, run) if t.trace_source == GROUNDED]
     for training in trainings_of(recipe, run, round_):
+        stages += [codebook_stage(recipe, run, round_)] * (training in grounded[:1])
         stages += [trace_stage(training)] * training.reads_traces
         stages.append(train_stage(training))
     model = round_models(recipe, run)[round_]
     return [*stages, evaluation_stage(run, model, recipe.eval.benchmarks)]
 
 
+def codebook_stage(recipe: Recipe, run: Run, round_: int) -> Stage:
+    inputs = (run.base, run.shards)
+    return Stage("codebook", round_, inputs, (run.codebook,), Launch("codebook.py"))
+
+
 def trace_stage(training: Training) -> Stage:
     recipe, run = training.recipe, training.run
     inputs = (run.base, run.shards, *filter(None, [training.trace_maker]))
     engines = recipe.inference.tensor_parallel if recipe.traces.shards > 1 else 0
+    if training.trace_source == GROUNDED:
+        engines = 1  # nothing is asked of vLLM: a process a GPU
     arguments = ("--round", str(training.round), "--phase", training.phase.name)
     launch = Launch("traces.py", arguments, gpus_per_engine=engines)
     outputs = (training.traces,)

@@ -1,0 +1,30 @@
+"""Makes codebook/: the codes of grounded traces, centroids of the base's hidden states at steps of
+CoTs; or takes the one of grounding.codebook.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from abscot import cli
+from abscot.common import files
+from abscot.pipeline.lease import claimed
+from abscot.recipe.run import Run
+
+
+def main() -> None:
+    args = cli.recipe_parser(__doc__).parse_args()
+    recipe = cli.recipe_of(args)
+    files.require(Run.of(recipe).base, Run.of(recipe).shards)
+    with claimed(recipe) as run:
+        if files.is_done(run.codebook):
+            print(f"{run.codebook}: already done")
+            return
+        from abscot.generation.codebook_job import make_codebook
+
+        make_codebook(recipe, run)
+        print(f"{run.codebook}: done")
+
+
+cli.run(main)
