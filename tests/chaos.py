@@ -27,6 +27,7 @@ from kit.tiny_run import training_of
 from kit.training_run import (
     TAG,
     ask_to_stop,
+    channel_of,
     finish,
     make,
     ranks_of,
@@ -92,13 +93,17 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "deepspeed" in name}
 
 
-def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
+def chaos(root: Path, moments: list[str], seed: int, reference, **settings) -> dict:
     """What became of a run that was disturbed at these moments, beside `reference`, the undisturbed
-    run of as many epochs.
+    run of as many epochs. settings: of both, as `make` takes them.
     """
     draw, shared = random.Random(seed), shared_memory()
     recipe, run = make(
-        root, epochs=reference[0].train.epochs, checkpoint_every_steps=1, export_every_steps=3
+        root,
+        epochs=reference[0].train.epochs,
+        checkpoint_every_steps=1,
+        export_every_steps=3,
+        **settings,
     )
     hits = sum(disturb(recipe, run, moment, draw) for moment in moments)
     code, output = finish(start(recipe, run))
@@ -109,6 +114,7 @@ def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
     same_steps = [[step[key] for key in SAME] for step in ours] == [
         [step[key] for key in SAME] for step in theirs
     ]
+    same_channel = channel_of(run) == channel_of(reference[1])
     mine, other = weights(run), weights(reference[1])
     same_weights = mine.keys() == other.keys() and all(
         torch.equal(mine[name], other[name]) for name in other
@@ -125,7 +131,7 @@ def chaos(root: Path, moments: list[str], seed: int, reference) -> dict:
             for step in theirs
             if times[step["step"]] > 1
         ),
-        "bit_identical": same_steps and same_weights,
+        "bit_identical": same_steps and same_channel and same_weights,
         "audit": list(finding.faults) or "every row exactly once per epoch",
         "exported": training_of(recipe, run, 1, "A").exported_steps(),
         "curve": curve_steps(run) == [step["step"] for step in theirs],

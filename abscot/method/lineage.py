@@ -84,6 +84,11 @@ class Training:
         return self.phase.trace_source == "model"
 
     @property
+    def measures_channel(self) -> bool:
+        """Its answers see nothing of the CoT but its traces, and rows are kept to measure that."""
+        return self.reads_traces and bool(self.phase.hidden) and self.recipe.train.channel_rows > 0
+
+    @property
     def ends_round(self) -> bool:
         return self.phase.iterated and self == trainings_of(self.recipe, self.run, self.round)[-1]
 
@@ -163,7 +168,7 @@ class Training:
         """The rows that its trace set covers: those it trains on, and those on which it measures
         the channel.
         """
-        measured = channel_rows(self.recipe, num_rows) if self.phase.hidden else []
+        measured = channel_rows(self.recipe, num_rows) if self.measures_channel else []
         return np.union1d(self.rows(num_rows), measured).astype(np.int64)
 
 

@@ -13,7 +13,7 @@ from abscot.common.log import log
 from abscot.model import attention
 from abscot.model.cpu_linear import upcast_linears
 from abscot.model.lora import with_lora
-from abscot.model.loss import supervised_loss
+from abscot.model.loss import right_tokens, supervised_loss
 from abscot.recipe.schema import Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -35,19 +35,21 @@ class SupervisedLM(torch.nn.Module):
         self.parts = (bare.model, bare.get_output_embeddings())
         self.parts[1].forward = types.MethodType(_loss_forward(chunk_tokens), self.parts[1])
 
-    def forward(self, input_ids, position_ids, labels, segment_id, layout):
+    def forward(self, input_ids, position_ids, labels, segment_id, layout, greedy=False):
         """input_ids, position_ids, labels: int64 [1, T]; segment_id: int8 [1, T]. Returns fp32
-        scalars (total, z, y).
+        scalars (total, z, y); where `greedy`, bool [1, T]: the labels that greedy decoding writes.
         """
         decoder, head = self.parts
         hidden = attention.hidden_states(
             decoder, layout, input_ids=input_ids, position_ids=position_ids
         )
-        return head(hidden, labels, segment_id)
+        return head(hidden, labels, segment_id, greedy)
 
 
 def _loss_forward(chunk_tokens: int):
-    def forward(head, hidden, labels, segment_id):
+    def forward(head, hidden, labels, segment_id, greedy=False):
+        if greedy:
+            return right_tokens(hidden, head.weight, labels, chunk_tokens)
         sums = supervised_loss(hidden, head.weight, labels, segment_id, chunk_tokens=chunk_tokens)
         return sums.total, sums.z, sums.y
 

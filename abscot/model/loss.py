@@ -52,6 +52,22 @@ def supervised_loss(
     return LossSums(total, losses[in_z].sum(), losses[in_y].sum(), int(in_z.sum()), int(in_y.sum()))
 
 
+@torch.no_grad()
+def right_tokens(
+    hidden: torch.Tensor, lm_head_weight: torch.Tensor, labels: torch.Tensor, chunk_tokens: int
+) -> torch.Tensor:
+    """bool [1, T]: where a label stands that greedy decoding would write. Shapes, and how many
+    logits exist at a time, as in `supervised_loss`.
+    """
+    right = torch.zeros_like(labels, dtype=torch.bool)
+    compute = compute_dtype(lm_head_weight)
+    matrix = lm_head_weight.to(compute)
+    for rows in (labels[0, 1:] != IGNORE).nonzero().flatten().split(chunk_tokens):
+        logits = hidden[0, rows].to(compute) @ matrix.t()
+        right[0, rows + 1] = logits.argmax(1) == labels[0, rows + 1]
+    return right
+
+
 class _SummedHeadLoss(torch.autograd.Function):
     """(sum, each row's) cross-entropy of hidden [rows, H] and targets [rows]; only the sum has a
     gradient.

@@ -90,6 +90,10 @@ class Documents:
             )
         return lengths
 
+    def row_name(self, row: int) -> str:
+        """For people."""
+        return f"{self.store.directory}: row {row} ({self.store.row(row).id})"
+
     def batch(self, rows: np.ndarray | None) -> Batch:
         """The bin of `rows`; None makes the dummy of an idle rank: a few tokens, nothing
         supervised.

@@ -44,7 +44,7 @@ def make_plan(
         raise ValueError("exactly one of global_batch_examples and global_batch_tokens")
     rows = np.arange(len(lengths_tokens)) if rows is None else np.asarray(rows)
     tokens = np.asarray(lengths_tokens, dtype=np.int64)
-    _check_rows(rows, tokens, capacity_tokens, row_name)
+    check_rows(rows, tokens, capacity_tokens, row_name)
     costs = tokens * COST_SCALE + np.rint(
         np.asarray(attention_pairs) * (pair_cost * COST_SCALE)
     ).astype(np.int64)
@@ -154,9 +154,10 @@ def _pack_into_steps(
     return bin_of, per_step
 
 
-def _check_rows(
+def check_rows(
     rows: np.ndarray, lengths: np.ndarray, capacity: int, row_name: Callable[[int], str]
 ) -> None:
+    """Raises UserError for no rows, and for one that is longer than a bin, by its name."""
     if not len(rows):
         raise UserError(
             "no rows to train on: the shard store (or this phase's part of it) is empty; see "

@@ -40,7 +40,7 @@ def plan_of(training: Training, documents: Documents) -> Plan:
             lengths["supervised"],
             **options,
             rows=rows,
-            row_name=lambda row: f"{training.run.shards}: row {row} ({store.row(row).id})",
+            row_name=documents.row_name,
         )
 
     train = training.recipe.train

@@ -199,7 +199,8 @@ class TrainConfig:
     # CoT, the share of rows whose whole answer is right, and logged
     channel_rows: Amount = 0
     channel_every_steps: Count = 50  # between two measurements
-    # share at which such a phase ends before its epochs do; null: never
+    # share at which such a phase ends before its epochs do, null: never; the learning rate is
+    # planned over all epochs: `constant` and `wsd` are at their peak then, `cosine` on its way down
     until_channel: Rate | None = None
 
     @model_validator(mode="after")

@@ -58,6 +58,9 @@ class PhaseData:
             epochs=int(self.plan.epochs.max()) + 1,
             seed=self.training.recipe.seed,
             peak_lr=self.training.peak_lr,
+            until_channel=(
+                self.training.recipe.train.until_channel if self.training.measures_channel else None
+            ),
         )
 
 

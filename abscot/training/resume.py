@@ -5,7 +5,7 @@ from pathlib import Path
 from abscot.common import files, ranks
 from abscot.common.errors import DamagedInput, UserError
 from abscot.training import checkpoint
-from abscot.training.record import steps_before
+from abscot.training.record import log_before
 from abscot.training.together import on_all_ranks, on_first_rank
 
 
@@ -55,7 +55,7 @@ def _check_log(found: list[Path], plan_hash: str, train_log: Path) -> None:
     """The steps before the newest of `found` must stand in the log, or it would have a gap."""
     needed = checkpoint.state_of(found[-1]).step
     try:
-        logged = len(steps_before(train_log, needed, plan_hash))
+        logged = len(log_before(train_log, needed, plan_hash).steps)
         what = f"{train_log}: holds {logged} of the {needed} steps before {found[-1]}"
     except UserError as error:
         logged, what = 0, str(error)

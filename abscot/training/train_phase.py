@@ -12,10 +12,12 @@ from abscot.method.lineage import Training
 from abscot.model.handover import ExportMeta, Probe, surprisals
 from abscot.recipe.run import claim
 from abscot.training import checkpoint
+from abscot.training.channel import Channel
 from abscot.training.export import export
 from abscot.training.model_engine import init_ranks
 from abscot.training.optimizer import lr_at
 from abscot.training.phase_data import PhaseData, load_data
+from abscot.training.record import TrainLog
 from abscot.training.together import held_by_first_rank, on_all_ranks, on_first_rank
 from abscot.training.trainer import Trainer, Work
 
@@ -53,16 +55,24 @@ def _clear(training: Training) -> None:
 def _train(training: Training, device: torch.device) -> None:
     recipe, tag = training.recipe, training.tag
     data = load_data(training)
+    channel = Channel.of(data)
     trainer = Trainer(work_of(training, data), device, data.most_expensive_batch())
-    num_steps = data.plan.num_steps
+    num_steps, done = data.plan.num_steps, trainer.state.step
     export_on_the_way(training, data, trainer)  # a training that goes on may lack the last one
-    with Progress(num_steps, "steps", f"train {tag}", done=trainer.state.step) as progress:
-        for step, micro_batches in data.batches(trainer.state.step):
+    with (
+        Progress(num_steps, "steps", f"train {tag}", done) as progress,
+        contextlib.closing(data.batches(done)) as batches,
+    ):
+        while not trainer.has_ended:
+            step, micro_batches = next(batches)
             lr = lr_at(step.index, num_steps, training.peak_lr, recipe.train)
-            entry = trainer.step(step, micro_batches, lr, data.seconds_at_peak(step))
-            progress.update(1, entry.summary())
-            trainer.keep(is_last=trainer.state.step == num_steps)
+            trainer.step(step, micro_batches, lr, data.seconds_at_peak(step))
+            if channel and channel.is_due(trainer.state.step, num_steps):
+                trainer.measured(channel.measure(trainer.model_engine, step.index))
+            progress.update(1, trainer.log.content.summary())
+            trainer.keep()
             export_on_the_way(training, data, trainer)
+    log_end(training.title, trainer.log.content)
     meta = export_meta(training, data, trainer)
     lm = trainer.model_engine.module.lm
     export(lm, training.start, training.export, training.adapter, meta)
@@ -88,7 +98,7 @@ def export_on_the_way(training: Training, data: PhaseData, trainer: Trainer) -> 
     wait for it; what then is missing is made when the training goes on.
     """
     every, step = training.recipe.train.export_every_steps, trainer.state.step
-    if not every or step % every or not 0 < step < data.plan.num_steps:
+    if not every or step % every or step == 0 or trainer.has_ended:
         return
     target = training.intermediate(step)
     if on_first_rank(lambda: _is_of(training, target, trainer.state.plan_hash)):
@@ -98,6 +108,14 @@ def export_on_the_way(training: Training, data: PhaseData, trainer: Trainer) -> 
     export(trainer.model_engine.module.lm, training.start, target, None, meta)
     torch.distributed.barrier()
     log(f"{training.tag}: {target} in {time.monotonic() - began_s:.1f} s")
+
+
+def log_end(title: str, content: TrainLog) -> None:
+    """Says where the channel stands, and whether that ended the training."""
+    if closed := content.closed_channel(title):
+        log(closed)
+    elif content.end < content.meta.num_steps:
+        log(f"{title}: {content.channel[-1].summary()}, ends after {content.steps_text} steps")
 
 
 def _is_of(training: Training, target: Path, plan_hash: str) -> bool:

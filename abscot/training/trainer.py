@@ -29,8 +29,9 @@ from abscot.training import checkpoint
 from abscot.training.checkpoint import TrainState
 from abscot.training.model_engine import build_model_engine
 from abscot.training.optimizer import set_lr, set_optimizer_step
-from abscot.training.record import StepEntry, StepLog, Trackers, TrainLogMeta
+from abscot.training.record import ChannelEntry, StepEntry, StepLog, Trackers, TrainLogMeta
 from abscot.training.resume import newest
+from abscot.training.together import on_first_rank
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Work:
 
 
 class Trainer:
-    """Built on every rank. `state` says how far it is; `step` and `keep` take it on."""
+    """Built on every rank. `state` says how far it is, has_ended whether it is whole; `step`,
+    `measured` and `keep` take it on.
+    """
 
     def __init__(self, work: Work, device: torch.device, rehearsal: Batch):
         """Loads the model of work.start, rehearses, and goes on from the newest checkpoint.
@@ -71,7 +74,8 @@ class Trainer:
             self.state = checkpoint.load(self.model_engine, saved, self.optimizer)
             log(f"{work.name}: goes on from {saved}, made on {self.state.world_size} ranks")
         self.log = StepLog(work.train_log, self.state.step, work.meta)
-        self.curves = Trackers(recipe, work.run, work.name, self.log.steps)
+        self.curves = Trackers(recipe, work.run, work.name, self.log.content)
+        self.has_ended = on_first_rank(lambda: self.state.step >= self.log.content.end)
         self.stop = StopRequest(signal.SIGTERM, signal.SIGUSR1)
         self.clock = SaveClock(recipe.train, device)
 
@@ -151,16 +155,24 @@ class Trainer:
             plan_hash=self.state.plan_hash,
             world_size=ranks.world_size(),
         )
+        self._note(entry)
+
+    def measured(self, entry: ChannelEntry) -> None:
+        """Records the channel after the step before; where it is open, that was the last step."""
+        self._note(entry)
+
+    def _note(self, entry: StepEntry | ChannelEntry) -> None:
         self.log.add(entry)
         self.curves.log(entry)
+        self.has_ended = self.state.step >= self.log.content.end
 
-    def keep(self, is_last: bool) -> None:
+    def keep(self) -> None:
         """Saves where it is due, at the last step, and where a rank was asked to stop.
 
         Raises SystemExit(75) in the last case, if steps are left: the same command goes on.
         """
         train = self.work.recipe.train
-        if self.stop_agreed or is_last or self.clock.is_due(self.state.step):
+        if self.stop_agreed or self.has_ended or self.clock.is_due(self.state.step):
             self.log.flush()
             checkpoint.save(
                 self.model_engine,
@@ -170,7 +182,7 @@ class Trainer:
                 self.optimizer,
             )
             self.clock.saved()
-        if self.stop_agreed and not is_last:
+        if self.stop_agreed and not self.has_ended:
             log(
                 f"{self.work.name}: asked to stop, saved at step {self.state.step}; the same "
                 "command goes on from there"

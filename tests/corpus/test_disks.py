@@ -29,7 +29,7 @@ from abscot.recipe.run import Run, claim
 from abscot.recipe.schema import WorldConfig
 from abscot.reporting import report
 from abscot.training.phase_data import load_data
-from abscot.training.record import StepEntry, Trackers
+from abscot.training.record import StepEntry, Trackers, TrainLog
 from kit import raw_data, synthetic_run
 from kit.corpus import one_line
 from kit.tiny_run import make_model, make_tiny_run, tiny_recipe, tiny_tokenizer, training_of
@@ -327,7 +327,8 @@ def test_a_file_that_cannot_be_written_whole_keeps_its_old_text(tmp_path):
 def test_curves_without_room_are_one_line(capfd, tmp_path):
     recipe, run = tiny_recipe(tmp_path), Run(tmp_path / "run")
     recipe.trackers = ["tensorboard"]
-    curves = Trackers(recipe, run, "pi1_phaseA", [])
+    nothing = TrainLog(meta=synthetic_run.train_log_meta(), steps=[])
+    curves = Trackers(recipe, run, "pi1_phaseA", nothing)
     entry = StepEntry.model_construct(**dict.fromkeys(StepEntry.model_fields, 1))
 
     def write():

@@ -6,22 +6,27 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from abscot.common import files
-from abscot.method.phases import PHASES
+from abscot.method.lineage import channel_rows
+from abscot.method.masks import dense_mask
+from abscot.method.phases import PHASES, SEGMENT_Y
 from abscot.packing.plan import Plan
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import LoraConfig
 from abscot.training.optimizer import lr_at
-from chaos import chaos
+from abscot.training.phase_data import load_data
+from chaos import SAME, chaos
 from kit.tiny_run import training_of
 from kit.training_run import (
     TAG,
     ask_to_stop,
+    channel_of,
     finish,
     make,
     on_ranks,
@@ -42,8 +47,15 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
     rank and goes on with two, with four and with one under ZeRO-2, is the phase of two ranks: rows
     exactly, losses and gradients nearly. The ranks accumulate 4, 2 or 1 micro-batches per step.
     """
-    two_ranks, whole = trained(tmp_path / "two", dtype="fp32", epochs=2)
-    recipe, run = make(tmp_path / "one", ranks=1, dtype="fp32", epochs=2, checkpoint_every_steps=1)
+    settings = {
+        "dtype": "fp32",
+        "data": {"rows": 48},
+        "epochs": 2,
+        "channel_rows": 8,
+        "channel_every_steps": 1,
+    }
+    two_ranks, whole = trained(tmp_path / "two", **settings)
+    recipe, run = make(tmp_path / "one", ranks=1, checkpoint_every_steps=1, **settings)
     for ranks in (1, 2, 4):
         process, before = start(on_ranks(recipe, ranks), run), saved_step(run)
         wait_for(lambda: saved_step(run) > before or process.poll() is not None)  # noqa: B023
@@ -71,6 +83,64 @@ def test_one_two_and_four_ranks_take_the_same_steps_and_go_on_from_each_other(tm
         )
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
+    measured, again = channel_of(whole), channel_of(run)
+    assert [entry["step"] for entry in again] == list(range(10))
+    for a, b in zip(measured, again, strict=True):
+        assert a["channel_tokens"] == pytest.approx(b["channel_tokens"], abs=0.03)
+        assert a["channel_tokens"] > 0 and a["rows"] == b["rows"] == 8
+    assert measured[-1] == pytest.approx(channel_by_hand(two_ranks, whole), abs=0.03)
+
+
+def channel_by_hand(recipe, run) -> dict:
+    """The last entry of its log, from the exported model: each row alone, a dense mask, all logits,
+    and the answer as it would be decoded.
+    """
+    training = training_of(recipe, run, 1, "A")
+    documents = load_data(training).documents
+    lm = transformers.AutoModelForCausalLM.from_pretrained(
+        training.export, dtype=torch.float32, attn_implementation="eager"
+    )
+    rows, right = channel_rows(recipe, len(documents.store)), []
+    for row in rows:
+        batch = documents.batch(np.array([row]))
+        mask = dense_mask(batch.document_id, batch.segment_id, training.phase.hidden)
+        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        with torch.no_grad():
+            logits = lm(batch.input_ids, attention_mask=mask.view(1, 1, *mask.shape[-2:])).logits
+        answer = (batch.segment_id[0] == SEGMENT_Y).nonzero().flatten()
+        right.append(logits[0, answer - 1].argmax(1) == batch.input_ids[0, answer])
+    return {
+        "step": 9,
+        "rows": len(rows),
+        "channel": sum(bool(of_row.all()) for of_row in right) / len(rows),
+        "channel_tokens": float(torch.cat(right).float().mean()),
+    }
+
+
+def test_a_phase_ends_where_its_channel_opens_whatever_kills_it(tmp_path):
+    """All answers are alike, so that the channel opens soon. Measuring moves no loss."""
+    settings = {
+        "data": {"rows": 56, "answer": lambda row: 7},
+        "channel_rows": 16,
+        "channel_every_steps": 2,
+        "until_channel": 0.8,
+    }
+    recipe, run = reference = trained(tmp_path / "whole", epochs=6, **settings)
+    end = len(steps_of(run))
+    shares = [entry["channel"] for entry in channel_of(run)]
+    assert end < 30 and end == 2 * len(shares)
+    assert shares[-1] >= 0.8 > max(shares[:-1])
+    assert files.read_done(run.checkpoints(TAG) / "export")["step"] == end
+    result = chaos(tmp_path / "killed", ["step", "save", "export"], 0, reference, **settings)
+    assert result["kills"] == 3 and result["bit_identical"] and result["curve"]
+    assert result["steps"] == end and not result["left_over"]
+    assert result["audit"] == "every row exactly once per epoch"  # no fault
+    assert result["exported"] == list(range(3, end, 3))
+    seldom = {**settings, "channel_every_steps": 10**6, "until_channel": None}
+    _, unmeasured = trained(tmp_path / "unmeasured", epochs=6, **seldom)
+    assert [entry["step"] for entry in channel_of(unmeasured)] == [29]
+    same = [[step[key] for key in SAME] for step in steps_of(unmeasured)[:end]]
+    assert same == [[step[key] for key in SAME] for step in steps_of(run)]
 
 
 def test_killed_and_stopped_it_goes_on_bit_identically(tmp_path):

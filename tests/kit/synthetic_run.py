@@ -25,7 +25,7 @@ from abscot.method.phases import baselines
 from abscot.method.vocab import codebook_tokens
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run, claim
-from abscot.training.record import StepEntry, TrainLog, TrainLogMeta
+from abscot.training.record import ChannelEntry, StepEntry, TrainLog, TrainLogMeta
 
 BENCHMARKS = ("world", "gsm8k")
 
@@ -202,6 +202,11 @@ def step_entry(step: int, **change) -> StepEntry:
         examples=16,
         rows_digest=0,
     )
+    return entry.model_copy(update=change)
+
+
+def channel_entry(step: int, channel: float, **change) -> ChannelEntry:
+    entry = ChannelEntry(step=step, rows=200, channel=channel, channel_tokens=0.5 + channel / 2)
     return entry.model_copy(update=change)
 
 

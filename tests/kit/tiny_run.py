@@ -102,10 +102,10 @@ def _tiny_run(tmp_path_factory):
 
 
 def make_tiny_run(
-    root: Path, rows: int = 40, question="question {}".format
+    root: Path, rows: int = 40, question="question {}".format, answer="{}".format
 ) -> tuple[Recipe, Run, AbstractVocab]:
     """base/ (random weights, doubling as every other model's source) and shards/ of a tiny run;
-    question: row -> prompt.
+    question: row -> prompt; answer: row -> what stands in the box.
     """
     recipe = tiny_recipe(root, rows)
     run, tokenizer = Run.of(recipe), tiny_tokenizer()
@@ -113,7 +113,7 @@ def make_tiny_run(
     run.config.write_text(dump(recipe))
     make_model(run.base, tokenizer, seed=0)
     with files.publish(run.shards) as directory:
-        write_shards(directory, ChatTokenizer(tokenizer), rows, question)
+        write_shards(directory, ChatTokenizer(tokenizer), rows, question, answer)
     return recipe, run, AbstractVocab.of(tokenizer)
 
 
@@ -149,7 +149,11 @@ def tiny_model(seed: int, **changes):
 
 
 def write_shards(
-    directory: Path, chat: ChatTokenizer, rows: int, question="question {}".format
+    directory: Path,
+    chat: ChatTokenizer,
+    rows: int,
+    question="question {}".format,
+    answer="{}".format,
 ) -> None:
     writer = ShardWriter(directory / "shard_00000.arrow")
     for i in range(rows):
@@ -158,8 +162,8 @@ def write_shards(
             f"{a} + {b} = {a + b}" for a, b in draw.integers(1, 99, (draw.integers(1, 6), 2))
         )
         prompt = chat.prompts([[{"role": "user", "content": question(i)}]])[0]
-        (tokens, steps), answer = chat.cots([cot])[0], chat.answers([f"\\boxed{{{i}}}"])[0]
-        writer.add(Row(f"row/{i}", prompt, tokens, steps, answer, "tiny"))
+        (tokens, steps), y = chat.cots([cot])[0], chat.answers([f"\\boxed{{{answer(i)}}}"])[0]
+        writer.add(Row(f"row/{i}", prompt, tokens, steps, y, "tiny"))
     manifest = manifest_of(directory, [writer.close()], {}, chat)
     (directory / "manifest.json").write_text(json.dumps(manifest))
 

@@ -98,6 +98,10 @@ def steps_of(run: Run) -> list[dict]:
     return json.loads(run.train_log(TAG).read_text())["steps"]
 
 
+def channel_of(run: Run) -> list[dict]:
+    return json.loads(run.train_log(TAG).read_text())["channel"]
+
+
 def weights(run: Run) -> dict:
     return load_file(run.checkpoints(TAG) / "export" / "model-00001.safetensors")
 

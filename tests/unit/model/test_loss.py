@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from abscot.bench.tools import synthetic_bin
 from abscot.method.phases import SEGMENT_Y, SEGMENT_Z
 from abscot.method.sequence import IGNORE
-from abscot.model.loss import _fused_cross_entropy_, supervised_loss
+from abscot.model.loss import _fused_cross_entropy_, right_tokens, supervised_loss
 
 HIDDEN, VOCAB = 24, 300
 
@@ -61,6 +61,20 @@ def test_sums_by_segment():
         assert count == (only != IGNORE).sum()
         assert not got.requires_grad
     assert (sums.z + sums.y).item() == pytest.approx(sums.total.item())
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 1024])
+def test_right_tokens_are_those_that_greedy_decoding_writes(chunk_tokens):
+    packed, hidden, weight = inputs()
+    greedy = (hidden[0, :-1] @ weight.t()).argmax(1)
+    labels = packed.labels.clone()
+    supervised = (labels[0] != IGNORE).nonzero().flatten()
+    labels[0, supervised[::2]] = greedy[supervised[::2] - 1]  # every other one is made right
+    right = right_tokens(hidden, weight, labels, chunk_tokens)
+    expected = torch.zeros_like(labels[0], dtype=torch.bool)
+    expected[1:] = labels[0, 1:] == greedy
+    assert torch.equal(right[0], expected) and len(supervised) // 2 < right.sum() < len(supervised)
+    assert not right_tokens(hidden, weight, torch.full_like(labels, IGNORE), 7).any()
 
 
 def test_nothing_supervised_still_has_gradients():
