@@ -1,5 +1,5 @@
 """Proof from the plans and the train logs that every (epoch, row) was trained on exactly once
-per phase.
+per phase, and at most once in one that ended when its channel was open.
 
 A phase's plan (plans/TAG.npz) says which rows each step has. Its log says, for each optimizer step
 that is part of the model, which rows the ranks fed: `rows_digest`, made by every rank from its
@@ -23,7 +23,9 @@ from abscot.training.record import StepEntry, TrainLog, TrainLogMeta
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found out about one phase; no faults means proven."""
+    """What was found out about one phase; no faults means proven. steps: those that make it whole;
+    opened: the channel at which it ended before all that were planned.
+    """
 
     tag: str
     epochs: int
@@ -31,6 +33,8 @@ class Finding:
     steps: int
     trained: int  # (epoch, row) pairs in the log
     faults: tuple[str, ...]
+    planned_steps: int = 0
+    opened: float | None = None
 
 
 def audit(recipe: Recipe, run: Run) -> list[Finding]:
@@ -56,9 +60,15 @@ def _audit_training(training: Training, num_rows: int) -> Finding:
             return Finding(tag, epochs, len(rows), 0, 0, (f"not trained: no {path}",))
     log = TrainLog.read(log_path)
     plan, _ = Plan.load(plan_path)
-    faults = [*_plan_faults(plan, log.meta, rows, epochs), *_step_faults(plan, log.steps)]
+    end = min(log.opening.step + 1, plan.num_steps) if log.opening else plan.num_steps
+    faults = [
+        *_plan_faults(plan, log.meta, rows, epochs),
+        *_channel_faults(training, plan, log),
+        *_step_faults(plan, log.steps, end),
+    ]
     trained = sum(entry.examples for entry in log.steps)
-    return Finding(tag, epochs, len(rows), plan.num_steps, trained, tuple(faults))
+    opened = log.opening.channel if end < plan.num_steps else None
+    return Finding(tag, epochs, len(rows), end, trained, tuple(faults), plan.num_steps, opened)
 
 
 def _plan_faults(plan: Plan, meta: TrainLogMeta, rows: np.ndarray, epochs: int):
@@ -78,15 +88,39 @@ def _plan_faults(plan: Plan, meta: TrainLogMeta, rows: np.ndarray, epochs: int):
             )
 
 
-def _step_faults(plan: Plan, steps: list[StepEntry]):
-    """Is every step in the log exactly once, in order, with exactly the plan's rows?"""
+def _channel_faults(training: Training, plan: Plan, log: TrainLog):
+    """May its channel have ended it? It was measured when it was due, on the rows that the recipe
+    keeps, and held against what the recipe says.
+    """
+    train, measured = training.recipe.train, [entry.step + 1 for entry in log.channel]
+    until = train.until_channel if training.measures_channel else None
+    if log.meta.until_channel != until:
+        yield f"ended by a channel of {log.meta.until_channel}, the recipe says {until}"
+    if not training.measures_channel:
+        if measured:
+            yield f"a channel measured after {measured[0]} steps, where there is none"
+        return
+    due = range(train.channel_every_steps, len(log.steps) + 1, train.channel_every_steps)
+    last = [len(log.steps)] * (len(log.steps) == plan.num_steps)
+    if measured != sorted({*due, *last}):
+        yield (
+            f"the channel measured after {len(measured)} steps, which are not those after which "
+            f"it was due"
+        )
+
+
+def _step_faults(plan: Plan, steps: list[StepEntry], end: int):
+    """Is every step up to `end` in the log exactly once, in order, with exactly the plan's rows,
+    and none behind it?
+    """
     numbers = [entry.step for entry in steps]
-    if numbers != list(range(plan.num_steps)):
-        missing = sorted(set(range(plan.num_steps)) - set(numbers))
+    if numbers != list(range(end)):
+        missing = sorted(set(range(end)) - set(numbers))
         twice = len(numbers) - len(set(numbers))
+        behind = sum(number >= end for number in numbers)
         where = f" (first: {missing[0]})" if missing else ""
-        others = f"{twice} logged twice, or out of order"
-        yield f"{len(missing)} of {plan.num_steps} steps missing{where}, {others}"
+        others = f"{twice} logged twice, {behind} behind the end, or out of order"
+        yield f"{len(missing)} of {end} steps missing{where}, {others}"
     for entry in steps:
         if entry.step not in range(plan.num_steps):
             continue
@@ -101,11 +135,14 @@ def _step_faults(plan: Plan, steps: list[StepEntry]):
 def render(findings: list[Finding]) -> str:
     lines = []
     for f in findings:
-        verdict = (
-            "every row exactly once per epoch"
-            if not f.faults
-            else f"MISMATCH ({len(f.faults)}): " + "; ".join(f.faults[:3])
-        )
+        verdict = "every row exactly once per epoch"
+        if f.opened is not None:
+            verdict = (
+                f"every row at most once per epoch, as planned up to the end: the channel reached "
+                f"{f.opened:.2f} after {f.steps:,} of {f.planned_steps:,} steps"
+            )
+        if f.faults:
+            verdict = f"MISMATCH ({len(f.faults)}): " + "; ".join(f.faults[:3])
         lines.append(
             f"{f.tag}: {f.rows:,} rows x {f.epochs} epochs, {f.trained:,} trained in {f.steps:,} "
             f"steps: {verdict}"

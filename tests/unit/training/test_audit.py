@@ -16,7 +16,7 @@ from abscot.recipe.load import ROOT, dump, load_recipe
 from abscot.recipe.run import Run
 from abscot.training.audit import audit, render
 from abscot.training.record import TrainLog
-from kit.synthetic_run import step_entry, train_log_meta, write_manifest
+from kit.synthetic_run import channel_entry, step_entry, train_log_meta, write_manifest
 
 
 @pytest.fixture
@@ -30,13 +30,16 @@ def trained(tmp_path):
             "train.epochs=2",
             "staging=partition",
             "train.capacity_tokens=64",
+            "train.channel_rows=8",
+            "train.channel_every_steps=2",
+            "train.until_channel=0.9",
         ],
     )
     run = Run.of(recipe)
     with publish(run.shards) as directory:
-        write_manifest(directory, rows=40)
+        write_manifest(directory, rows=48)
     run.config.write_text(dump(recipe))
-    lengths = np.random.default_rng(0).integers(1, 64, 40)
+    lengths = np.random.default_rng(0).integers(1, 64, 48)
     for round_ in (1, 2):
         for phase in loop():
             tag = phase.tag(round_)
@@ -50,7 +53,7 @@ def trained(tmp_path):
                 global_batch_examples=4,
                 round_=round_,
                 phase=phase.name,
-                rows=Training(recipe, run, phase, round_).rows(40),
+                rows=Training(recipe, run, phase, round_).rows(48),
             )
             plan.save(run.plan_of(tag), "key")
             planned = [plan.step(k) for k in range(plan.num_steps)]
@@ -58,8 +61,12 @@ def trained(tmp_path):
                 step_entry(k, examples=step.examples, rows_digest=rows_digest(step.rows))
                 for k, step in enumerate(planned)
             ]
-            meta = train_log_meta(tag=tag, plan_hash=plan.hash)
-            TrainLog(meta=meta, steps=steps).write(run.train_log(tag))
+            meta = train_log_meta(tag=tag, plan_hash=plan.hash, num_steps=plan.num_steps)
+            measured = []
+            if Training(recipe, run, phase, round_).measures_channel:
+                meta = meta.model_copy(update={"until_channel": 0.9})
+                measured = [channel_entry(step, 0.1) for step in (1, 3, 5)]
+            TrainLog(meta=meta, steps=steps, channel=measured).write(run.train_log(tag))
     return recipe, run
 
 
@@ -97,6 +104,42 @@ def test_each_kind_of_mismatch_is_found(trained, change, fault):
     edit(run, "pi1_phaseB", change)
     faulty = [f for f in audit(recipe, run) if f.faults]
     assert [f.tag for f in faulty] == ["pi1_phaseB"] and fault in render(faulty)
+
+
+def opened_after(log: dict, steps: int) -> None:
+    """As if the channel had opened then: the training ended."""
+    log["steps"] = log["steps"][:steps]
+    log["channel"] = [entry for entry in log["channel"] if entry["step"] < steps]
+    log["channel"][-1]["channel"] = 0.95
+
+
+def test_a_phase_that_ended_when_its_channel_was_open_is_proven(trained):
+    recipe, run = trained
+    edit(run, "pi1_phaseA", lambda log: opened_after(log, 4))
+    finding = audit(recipe, run)[0]
+    assert not finding.faults and (finding.steps, finding.trained) == (4, 14)
+    assert "every row at most once per epoch" in render([finding])
+    assert "the channel reached 0.95 after 4 of 6 steps" in render([finding])
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        (lambda log: log["steps"].pop(), "1 of 4 steps missing"),
+        (lambda log: log["steps"].pop(1), "1 of 4 steps missing"),
+        (lambda log: log["steps"].append({**log["steps"][-1], "step": 4}), "1 behind the end"),
+        (lambda log: log["steps"][3].update(rows_digest=1), "step 3: the ranks fed"),
+        (lambda log: log["channel"].pop(), "2 of 6 steps missing"),
+        (lambda log: log["channel"].pop(0), "not those after which it was due"),
+        (lambda log: log["channel"][-1].update(channel=0.85), "2 of 6 steps missing"),
+        (lambda log: log["meta"].update(until_channel=0.5), "ended by a channel of 0.5"),
+    ],
+)
+def test_a_gap_is_found_where_a_channel_ended_the_phase(trained, change, fault):
+    recipe, run = trained
+    edit(run, "pi1_phaseA", lambda log: (opened_after(log, 4), change(log)))
+    faulty = [f for f in audit(recipe, run) if f.faults]
+    assert [f.tag for f in faulty] == ["pi1_phaseA"] and fault in render(faulty)
 
 
 def test_a_plan_that_leaves_out_a_row_is_found(trained):
