@@ -96,11 +96,14 @@ def _last_words(run: Run, stage: Stage) -> str:
 
 
 def _train_summary(stage: Stage) -> str:
-    """The last loss of a trained phase."""
+    """The last loss of a trained phase, and its channel, with the steps where it ended it."""
     if stage.kind != "train" or not stage.training.train_log.is_file():
         return ""
-    steps = TrainLog.read(stage.training.train_log).steps
-    return f"loss {steps[-1].loss:.3f}" if steps else ""
+    content = TrainLog.read(stage.training.train_log)
+    says = [f"loss {entry.loss:.3f}" for entry in content.steps[-1:]]
+    says += [f"channel {entry.channel:.2f}" for entry in content.channel[-1:]]
+    says += [f"{content.steps_text} steps"] * (content.end < content.meta.num_steps)
+    return ", ".join(says)
 
 
 def _grid(statuses: list[StageStatus]) -> Table:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from abscot.reporting.plot_style import GRID, LOSS, SOFT, log_ticks, phase_colour
+from abscot.reporting.plot_style import GRID, LOSS, MODE, SOFT, log_ticks, phase_colour
 from abscot.reporting.run_data import RunData
 from abscot.training.record import StepEntry
 
@@ -18,10 +18,12 @@ def training(data: RunData):
         2, 1, figsize=(9, 5.2), sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.12}
     )
     titles = {training.tag: training.title for training in data.trainings_and_baselines}
-    start, labelled = 0, set()
+    start, labelled, channel = 0, set(), []
     for number, (tag, steps) in enumerate(logs.items()):
         x = start + np.arange(1, len(steps) + 1)
         _losses(above, x, steps, labelled)
+        channel += [(start + entry.step + 1, entry.channel) for entry in data.logs[tag].channel]
+        channel += [(np.nan, np.nan)]  # a phase's curve ends with it
         below.plot(x, [s.lr for s in steps], color=SOFT, linewidth=1.5)
         stripe = {"color": GRID, "alpha": 0.55 * (number % 2), "linewidth": 0}
         for axes in (above, below):
@@ -38,6 +40,9 @@ def training(data: RunData):
             fontsize=9,
         )
         start += len(steps)
+    measured = not np.isnan(channel).all()
+    if measured:
+        _channel(above, channel)
     above.set_ylabel("loss, nats per supervised token")
     above.set_ylim(bottom=0)
     above.legend(ncols=3, loc="upper right")
@@ -50,8 +55,20 @@ def training(data: RunData):
     return (
         figure,
         "Loss (thin: each step, thick: running mean) and learning rate of every phase, on one "
-        "axis of steps.",
+        "axis of steps" + ("; dots: the channel, on rows kept out." if measured else "."),
     )
+
+
+def _channel(axes, points: list[tuple[float, float]]) -> None:
+    """The channel over the steps, on an axis of its own at the right."""
+    right = axes.twinx()
+    x, share = np.array(points).T
+    colour = MODE["channel"]
+    right.plot(x, 100 * share, color=colour, marker="o", markersize=3, linewidth=1.2)
+    axes.plot([], [], color=colour, marker="o", markersize=3, linewidth=1.2, label="channel")
+    right.set_ylabel("channel, % of answers", color=colour)
+    right.set_ylim(0, 105)
+    right.grid(False)
 
 
 def _losses(axes, x: np.ndarray, steps: list[StepEntry], labelled: set[str]) -> None:

@@ -94,6 +94,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         *difference_blocks(data),
         Heading("Training"),
         *figure("training.png"),
+        *_closed_channels(data),
         phase_table(data),
         Heading("Traces"),
         *_collapse(data),
@@ -165,6 +166,14 @@ def _ladder(data: RunData) -> list[Block]:
         )
         blocks += [Heading("The channel", 3), channel, Paragraph(note, note=True)]
     return blocks
+
+
+def _closed_channels(data: RunData) -> list[Block]:
+    """The phases that have trained all their epochs, and whose channel is still not open."""
+    titles = {t.tag: t.title for t in data.trainings}
+    found = [log.closed_channel(titles[tag]) for tag, log in data.logs.items() if tag in titles]
+    lines = tuple(line for line in found if line)
+    return [Warnings(lines)] if lines else []
 
 
 def _collapse(data: RunData) -> list[Block]:

@@ -141,9 +141,9 @@ def phase_table(data: RunData) -> Table:
 
 def _phase_cells(log: TrainLog) -> tuple[str, ...]:
     """Losses are means over the first and the last tenth of the steps."""
-    steps, planned = log.steps, log.meta.num_steps
+    steps, channel = log.steps, "".join(f", channel {e.channel:.2f}" for e in log.channel[-1:])
     if not steps:
-        return (f"0 of {planned}", *[NONE] * 9)
+        return (log.steps_text, *[NONE] * 9)
     tenth = max(1, len(steps) // 10)
 
     def ends(name: str) -> str:
@@ -154,7 +154,7 @@ def _phase_cells(log: TrainLog) -> tuple[str, ...]:
 
     wall_s, tokens = sum(s.wall_s for s in steps), sum(s.tokens for s in steps)
     return (
-        str(planned) if len(steps) == planned else f"{len(steps)} of {planned}",
+        log.steps_text + channel,
         str(len({s.epoch for s in steps})),
         f"{tokens:,}",
         f"{sum(s.supervised_tokens for s in steps):,}",

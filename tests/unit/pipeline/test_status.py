@@ -17,7 +17,7 @@ from abscot.pipeline.stages import Stage, stages_of
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
 from abscot.training.record import TrainLog
-from kit.synthetic_run import add_results, step_entry, train_log_meta
+from kit.synthetic_run import add_results, channel_entry, step_entry, train_log_meta
 
 
 @pytest.fixture
@@ -97,6 +97,10 @@ def test_a_finished_phase_shows_its_last_loss(run):
     steps = [step_entry(0, loss=2.0), step_entry(1, loss=0.4321)]
     TrainLog(meta=train_log_meta(), steps=steps).write(run.train_log("pi1_phaseA"))
     assert "done 1:15 loss 0.432" in status.screen(run.root)
+    meta = train_log_meta(num_steps=9, until_channel=0.9)
+    opened = TrainLog(meta=meta, steps=steps, channel=[channel_entry(1, 0.95)])
+    opened.write(run.train_log("pi1_phaseA"))
+    assert "done 1:15 loss 0.432, channel 0.95, 2 of 9 steps" in status.screen(run.root)
 
 
 def test_a_failure_is_told_in_one_line_with_its_log(run):

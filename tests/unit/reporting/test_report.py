@@ -13,9 +13,10 @@ from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
-from abscot.reporting import report, run_data, tables
+from abscot.reporting import plot_training, report, run_data, tables
 from abscot.reporting.blocks import to_html, to_markdown
-from kit.synthetic_run import BENCHMARKS, add_results, add_traces, make_run
+from abscot.training.record import TrainLog
+from kit.synthetic_run import BENCHMARKS, add_results, add_traces, channel_entry, make_run
 
 
 def text_of(run: Run) -> str:
@@ -208,6 +209,25 @@ def test_a_phase_at_work_is_not_taken_for_a_finished_one(tmp_path):
     log = json.loads(run.train_log("pi1_phaseB").read_text())
     files.write_json_atomic(run.train_log("pi1_phaseB"), {**log, "steps": log["steps"][:40]})
     assert "| pi1_phaseB | 40 of 120 |" in text_of(run)
+
+
+def test_the_channel_stands_beside_the_steps_and_one_that_stayed_closed_is_named(tmp_path):
+    run = make_run(tmp_path, rounds=2)
+    for tag, steps, last in (("pi1_phaseA", 60, 0.97), ("pi2_phaseA", 120, 0.31)):
+        log = TrainLog.read(run.train_log(tag))
+        meta = log.meta.model_copy(update={"until_channel": 0.95, "epochs": 4})
+        channel = [channel_entry(29, 0.1), channel_entry(steps - 1, last)]
+        TrainLog(meta=meta, steps=log.steps[:steps], channel=channel).write(run.train_log(tag))
+    text = text_of(run)
+    assert "| pi1_phaseA | 60 of 120, channel 0.97 |" in text
+    assert "| pi2_phaseA | 120, channel 0.31 |" in text
+    assert "**Warning:** round 2 A: channel 0.31 of 0.95 after all 4 epochs" in text
+    assert "round 1 A: channel" not in text
+    figure, caption = plot_training.training(run_data.read(run))
+    assert "dots: the channel" in caption
+    (line,) = figure.axes[-1].lines
+    points = [tuple(point) for point in line.get_xydata() if point[0] == point[0]]
+    assert points == [(30, 10), (60, 97), (210, 10), (300, 31)]  # of all phases end to end
 
 
 def test_collapsed_traces_are_named(tmp_path):
