@@ -18,6 +18,7 @@ from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 from abscot.reporting import published
 from abscot.reporting.run_data import RunData
+from abscot.reporting.used import points
 
 NONE = "–"
 BASE_LABELS = {"verbal": "verbal CoT", "thinking": "thinking", "no_cot": "no CoT"}
@@ -96,7 +97,7 @@ def ladder_table(data: RunData) -> Table:
                 and reference is not found
                 and reference.scores.keys() & found.scores.keys()
             ):
-                difference = _points(paired_difference(found.scores, reference.scores)[0])
+                difference = points(paired_difference(found.scores, reference.scores)[0])
             tokens = (f"{found.reasoning_tokens:.1f}", f"{found.total_tokens.value:.1f}")
             any_ = f"{100 * found.accuracy_any:.1f}"
             right = (str(found.problems), *_percent(found.accuracy), any_, difference)
@@ -135,7 +136,7 @@ def channel_table(data: RunData) -> Table | None:
             mean = sum(without.scores[i] for i in shared) / len(shared)
             gap = (
                 f"{100 * mean:.1f}",
-                *_points(paired_difference(channel.scores, without.scores)[0]).split(" ", 1),
+                *points(paired_difference(channel.scores, without.scores)[0]).split(" ", 1),
             )
         with_cot = _percent(channel.accuracy)
         cells.append(
@@ -161,7 +162,3 @@ def is_run(data: RunData) -> bool:
 
 def _percent(interval: Interval) -> tuple[str, str]:
     return f"{100 * interval.value:.1f}", f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def _points(interval: Interval) -> str:
-    return f"{100 * interval.value:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"

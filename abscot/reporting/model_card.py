@@ -16,7 +16,7 @@ from abscot.method.vocab import codebook_tokens
 from abscot.model.shape import max_position
 from abscot.recipe.load import ROOT, local_path
 from abscot.recipe.schema import Recipe
-from abscot.reporting import published
+from abscot.reporting import published, used
 from abscot.reporting.run_data import RunData
 
 BODY = Template(r"""
@@ -36,7 +36,7 @@ $results
 Accuracy with its 95% interval (bootstrap over problems), of answers in a closed `\boxed{}` where mathematics
 or a choice is asked; any: with answers that stand in no box. Tokens are means over answers, counted from ids.
 
-${published}## Usage
+${used}${published}## Usage
 
 The abstract trace and the answer are decoded in two stages. Both work on token ids: a round trip through text
 would lose the abstract tokens.
@@ -182,6 +182,7 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         results=_results(
             [s for s in data.scored if s.model in ("base", final, *(p.name for p in baselines()))]
         ),
+        used="".join(f"{line}\n\n" for line in used.sentences(used.of_run(data), final)),
         published=_published() if published.any_beside(recipe.eval.benchmarks) else "",
         model_id=json.dumps(model_id),
         context_tokens=context_tokens,

@@ -7,7 +7,7 @@ from abscot.method.lineage import round_model
 from abscot.pipeline.lease import REPORT, exclusive
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
-from abscot.reporting import model_card
+from abscot.reporting import model_card, used
 from abscot.reporting.blocks import (
     Block,
     Code,
@@ -78,11 +78,11 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
     def figure(file: str) -> list[Block]:
         return [Figure(file, figures[file])] if file in figures else []
 
-    recipe = data.recipe
+    recipe, uses = data.recipe, used.of_run(data)
     return [
         Heading(f"Abstract chain of thought: {recipe.name}", 1),
         Paragraph(_subtitle(recipe)),
-        *[Paragraph(line) for line in _headline(data)],
+        *[Paragraph(line) for line in (*_headline(data), *_whether_used(data, uses))],
         *_unfinished(data),
         Heading("Results"),
         results_table(data),
@@ -92,6 +92,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         *figure("rounds.png"),
         *_ladder(data),
         *difference_blocks(data),
+        *_uses(uses),
         Heading("Training"),
         *figure("training.png"),
         *_closed_channels(data),
@@ -174,6 +175,25 @@ def _closed_channels(data: RunData) -> list[Block]:
     found = [log.closed_channel(titles[tag]) for tag, log in data.logs.items() if tag in titles]
     lines = tuple(line for line in found if line)
     return [Warnings(lines)] if lines else []
+
+
+def _whether_used(data: RunData, uses: list[used.Use]) -> list[str]:
+    """Of the last model that was asked with other traces, a sentence or two per benchmark."""
+    final = round_model(data.recipe, data.run, data.recipe.rounds).name
+    return used.sentences(uses, final)
+
+
+def _uses(uses: list[used.Use]) -> list[Block]:
+    table = used.table(uses)
+    if table is None:
+        return []
+    note = (
+        "Another's: behind the trace that the same model makes for another problem of the "
+        "benchmark. Shuffled: behind its own trace in a drawn order. Without: mode no_cot of the "
+        "same model. Differences, own trace less the other, are paired, with 95% intervals: one "
+        "that does not hold 0 is no accident."
+    )
+    return [Heading("Are the traces used?", 3), table, Paragraph(note, note=True)]
 
 
 def _collapse(data: RunData) -> list[Block]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from abscot.common import files
 from abscot.common.draws import rng
@@ -19,7 +20,7 @@ from abscot.evaluation.results import (
     write_rows,
 )
 from abscot.generation import collapse
-from abscot.generation.trace_records import STATS, TraceStats
+from abscot.generation.trace_records import SET_SCHEMA, STATS, TRACES, TraceStats
 from abscot.method.lineage import round_models, trainings
 from abscot.method.phases import baselines
 from abscot.method.vocab import codebook_tokens
@@ -84,9 +85,13 @@ def add_results(
     **change,
 ):
     draw = rng(mode, model, benchmark)
-    chance, reasoning = {"verbal": (0.93, 140), "thinking": (0.93, 140), "no_cot": (0.22, 0)}.get(
-        mode, (0.35 + 0.12 * round_, 18 - 3 * round_)
-    )
+    chance, reasoning = {
+        "verbal": (0.93, 140),
+        "thinking": (0.93, 140),
+        "no_cot": (0.22, 0),
+        "abstract_swapped": (0.2, 18 - 3 * round_),
+    }.get(mode, (0.35 + 0.12 * round_, 18 - 3 * round_))
+    traced = mode.startswith("abstract")
     rows = []
     if "correct" in change:
         change.setdefault("correct_any", change["correct"])
@@ -96,7 +101,7 @@ def add_results(
             n_response = int(draw.integers(6, 12))
             gold = int(draw.integers(100))
             correct = bool(draw.random() < chance)
-            trace = draw.integers(64, size=n_reasoning if mode == "abstract" else 0)
+            trace = draw.integers(64, size=n_reasoning if traced else 0)
             tokens = [codebook_tokens()[i] for i in trace]
             answer = gold if correct else gold + 1
             row = result_row(
@@ -104,6 +109,7 @@ def add_results(
                 sample=sample,
                 problem=f"Ann has {gold} pens and gets none. How many?",
                 gold=str(gold),
+                trace_of=f"p{(index + 1) % problems:03}" if mode == "abstract_swapped" else None,
                 trace_ids=list(range(len(tokens))),
                 trace_tokens=tokens,
                 response=f"\\boxed{{{answer}}}",
@@ -134,10 +140,10 @@ def add_results(
         max_answer_tokens=1024,
         answer_temperature=0.0,
         answer_top_p=1.0,
-        trace_temperature=0.0 if mode == "abstract" else None,
-        trace_top_p=1.0 if mode == "abstract" else None,
-        m_min=4 if mode == "abstract" else None,
-        m_max=128 if mode == "abstract" else None,
+        trace_temperature=0.0 if traced else None,
+        trace_top_p=1.0 if traced else None,
+        m_min=4 if traced else None,
+        m_max=128 if traced else None,
         **dict(Totals.counted(rows)),
         rows_sha256=files.sha256_file(rows_file(run, name)),
         wall_s=12.5,
@@ -239,5 +245,13 @@ def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:
     found = collapse.statistics(values, offsets, range(64), m_max, {}, 0)
     warned = collapse.warnings(found, recipe.traces.m_min, m_max)
     stats = TraceStats(source="sampled", cut_prompts=0, empty_traces=0, warnings=warned, **found)
+    codes = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()))
+    columns = [range(len(lengths)), [f"row/{i}" for i in range(len(lengths))], codes]
     with files.publish(run.traces(tag)) as directory:
+        write_traces(directory, pa.table(columns, schema=SET_SCHEMA))
         files.write_json_atomic(directory / STATS, stats.model_dump(exclude_none=True))
+
+
+def write_traces(directory: Path, table: pa.Table) -> None:
+    with pa.ipc.new_file(str(directory / TRACES), SET_SCHEMA) as writer:
+        writer.write_table(table)
