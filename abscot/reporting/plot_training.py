@@ -1,5 +1,7 @@
 """Pictures of the training: losses, and the traces that each phase read."""
 
+from collections import Counter
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -24,6 +26,8 @@ def training(data: RunData):
         _losses(above, x, steps, labelled)
         channel += [(start + entry.step + 1, entry.channel) for entry in data.logs[tag].channel]
         channel += [(np.nan, np.nan)]  # a phase's curve ends with it
+        if any(step.loss_z for step in steps):
+            _entropies(data, above, tag, (start + 0.5, start + len(steps) + 0.5), labelled)
         below.plot(x, [s.lr for s in steps], color=SOFT, linewidth=1.5)
         stripe = {"color": GRID, "alpha": 0.55 * (number % 2), "linewidth": 0}
         for axes in (above, below):
@@ -44,8 +48,8 @@ def training(data: RunData):
     if measured:
         _channel(above, channel)
     above.set_ylabel("loss, nats per supervised token")
-    above.set_ylim(bottom=0)
-    above.legend(ncols=3, loc="upper right")
+    above.set_ylim(0, 1.12 * above.get_ylim()[1])  # room for the legend
+    above.legend(ncols=5, loc="upper right")
     below.set_ylabel("learning rate")
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     below.set_xlabel("optimizer steps, all phases end to end")
@@ -55,7 +59,9 @@ def training(data: RunData):
     return (
         figure,
         "Loss (thin: each step, thick: running mean) and learning rate of every phase, on one "
-        "axis of steps" + ("; dots: the channel, on rows kept out." if measured else "."),
+        "axis of steps. Dotted: the entropy of codes that are all alike; dashed: of the codes of "
+        "the traces that a phase reads."
+        + (" Dots: the channel, on rows kept out." if measured else ""),
     )
 
 
@@ -85,6 +91,20 @@ def _losses(axes, x: np.ndarray, steps: list[StepEntry], labelled: set[str]) -> 
             labelled.add(label)
 
 
+def _entropies(data: RunData, axes, tag: str, span: tuple[float, float], labelled: set) -> None:
+    """What a loss z is to be compared with, as level lines over the steps of one phase."""
+    lines = {
+        "codes all alike": (data.uniform_entropy, "dotted"),
+        "codes of the traces": (data.codes_entropy(tag), "dashed"),
+    }
+    for label, (entropy, style) in lines.items():
+        if entropy is not None:
+            named = {} if label in labelled else {"label": label}
+            colour = LOSS["loss_z"][1]
+            axes.plot(span, [entropy] * 2, color=colour, linewidth=1.1, linestyle=style, **named)
+            labelled.add(label)
+
+
 def _smooth(y: np.ndarray) -> np.ndarray:
     """Centred running mean over a twentieth of the phase, narrower at its ends."""
     half = max(1, len(y) // 40)
@@ -95,16 +115,22 @@ def _smooth(y: np.ndarray) -> np.ndarray:
 
 
 def trace_lengths(data: RunData):
-    """One histogram per trace set: rounds down, phases across."""
+    """One histogram per trace set, in the order of training: as many across as the fullest round
+    has.
+    """
     if not data.traces:
         return None
     m_min, m_max = data.recipe.traces.m_min, data.recipe.traces.m_max
-    rounds, readers = data.recipe.rounds, [t for t in data.trainings if t.reads_traces]
-    size = (9, 0.6 + 1.75 * rounds)
-    across = len(readers) // rounds
-    figure, grid = plt.subplots(rounds, across, figsize=size, sharex=True, squeeze=False)
+    readers = [t for t in data.trainings if t.reads_traces]
+    across = max(Counter(t.round for t in readers).values())
+    down = -(-len(readers) // across)
+    size = (9, 0.6 + 1.75 * down)
+    figure, grid = plt.subplots(down, across, figsize=size, sharex=True, squeeze=False)
+    for axes in grid.flat[len(readers) :]:
+        axes.remove()
+    panels = grid.flat[: len(readers)]
     width = max(1, (m_max + 1) // 64)
-    for axes, training in zip(grid.flat, readers, strict=True):
+    for axes, training in zip(panels, readers, strict=True):
         tag = training.tag
         axes.set_title(training.title)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
@@ -132,7 +158,8 @@ def trace_lengths(data: RunData):
         mean, spread = stats.get("length_mean", 0), stats.get("length_std", 0)
         note = f"mean {mean:.1f}, sd {spread:.1f}, n {histogram.sum():,}"
         axes.set_title(note, loc="right", fontsize=8.5, fontweight="normal", color=SOFT)
-    for axes in grid[-1]:
+    for axes in panels[-across:]:
+        axes.tick_params(labelbottom=True)
         axes.set_xlabel("trace length, abstract tokens")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(-0.5 - 0.01 * m_max, m_max + 0.5 + 0.02 * m_max)

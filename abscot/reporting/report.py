@@ -41,6 +41,12 @@ RESULTS_NOTE = (
     "cut: answers at their limit."
 )
 
+PHASES_NOTE = (
+    "Losses are nats per supervised token. Entropy of codes, in nats: of those of the trace set "
+    "and of codes that are all alike (ln M). A model that knows how often each code occurs and "
+    "nothing more has about the first one as its loss z, which counts <endabstract> too."
+)
+
 
 def write(run: Run) -> Path:
     """Writes report/ of a run, and the card of final/ where there is one; returns the path of
@@ -97,6 +103,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         *figure("training.png"),
         *_closed_channels(data),
         phase_table(data),
+        Paragraph(PHASES_NOTE, note=True),
         Heading("Traces"),
         *_collapse(data),
         *figure("trace_lengths.png"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +87,16 @@ class RunData:
     @property
     def tags(self) -> list[str]:
         return [training.tag for training in self.trainings]
+
+    def codes_entropy(self, tag: str) -> float | None:
+        """Of the codes of a training's trace set, in nats; None where there is no finished set."""
+        bits = self.traces.get(tag, {}).get("unigram_entropy_bits")
+        return None if bits is None else bits * math.log(2)
+
+    @property
+    def uniform_entropy(self) -> float:
+        """Of codes that are all alike, in nats."""
+        return math.log(self.recipe.codebook_size)
 
     def of(self, mode: str, model: str, benchmark: str) -> Summary | None:
         return next(

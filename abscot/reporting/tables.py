@@ -124,6 +124,7 @@ def phase_table(data: RunData) -> Table:
         "supervised",
         "loss",
         "loss z",
+        "entropy of codes",
         "loss y",
         "top LR",
         "time",
@@ -131,7 +132,9 @@ def phase_table(data: RunData) -> Table:
     )
     tags = dict.fromkeys([*data.tags, *data.logs])
     rows = tuple(
-        (tag, *_phase_cells(data.logs[tag])) if tag in data.logs else (tag, "missing", *[NONE] * 9)
+        (tag, *_phase_cells(data.logs[tag], (data.codes_entropy(tag), data.uniform_entropy)))
+        if tag in data.logs
+        else (tag, "missing", *[NONE] * 10)
         for tag in tags
     )
     return Table(
@@ -139,11 +142,11 @@ def phase_table(data: RunData) -> Table:
     )
 
 
-def _phase_cells(log: TrainLog) -> tuple[str, ...]:
+def _phase_cells(log: TrainLog, entropy: tuple[float | None, float]) -> tuple[str, ...]:
     """Losses are means over the first and the last tenth of the steps."""
     steps, channel = log.steps, "".join(f", channel {e.channel:.2f}" for e in log.channel[-1:])
     if not steps:
-        return (log.steps_text, *[NONE] * 9)
+        return (log.steps_text, *[NONE] * 10)
     tenth = max(1, len(steps) // 10)
 
     def ends(name: str) -> str:
@@ -152,13 +155,18 @@ def _phase_cells(log: TrainLog) -> tuple[str, ...]:
             return NONE
         return f"{np.mean(values[:tenth]):.3f} → {np.mean(values[-tenth:]):.3f}"
 
+    of_set, uniform = entropy
+    codes = f"{NONE if of_set is None else f'{of_set:.3f}'} of {uniform:.3f}"
     wall_s, tokens = sum(s.wall_s for s in steps), sum(s.tokens for s in steps)
     return (
         log.steps_text + channel,
         str(len({s.epoch for s in steps})),
         f"{tokens:,}",
         f"{sum(s.supervised_tokens for s in steps):,}",
-        *map(ends, ("loss", "loss_z", "loss_y")),
+        ends("loss"),
+        ends("loss_z"),
+        codes if any(step.loss_z for step in steps) else NONE,
+        ends("loss_y"),
         f"{max(s.lr for s in steps):.1e}",
         format_s(wall_s),
         f"{tokens / wall_s:,.0f}" if wall_s else NONE,

@@ -224,10 +224,31 @@ def test_the_channel_stands_beside_the_steps_and_one_that_stayed_closed_is_named
     assert "**Warning:** round 2 A: channel 0.31 of 0.95 after all 4 epochs" in text
     assert "round 1 A: channel" not in text
     figure, caption = plot_training.training(run_data.read(run))
-    assert "dots: the channel" in caption
+    assert "Dots: the channel" in caption
     (line,) = figure.axes[-1].lines
     points = [tuple(point) for point in line.get_xydata() if point[0] == point[0]]
     assert points == [(30, 10), (60, 97), (210, 10), (300, 31)]  # of all phases end to end
+
+
+def test_a_schedule_that_leaves_phases_out_is_drawn(tmp_path):
+    run = make_run(tmp_path, rounds=3, schedule="grounded", **{"eval.benchmarks": "[world]"})
+    report.write(run)
+    assert (run.report / "trace_lengths.png").exists()
+
+
+def test_loss_z_stands_beside_the_entropy_of_the_codes(tmp_path):
+    """64 codes that are all alike have ln 64 nats; the synthetic ones of phase B are far from
+    alike.
+    """
+    run = make_run(tmp_path, rounds=1)
+    (run.traces("pi1_phaseB") / "DONE").unlink()
+    table = tables.phase_table(run_data.read(run))
+    at = table.columns.index("entropy of codes")
+    assert table.columns[at - 1] == "loss z"
+    cells = {row[0]: row[at] for row in table.rows}
+    of_set, uniform = cells["pi1_phaseA"].split(" of ")
+    assert uniform == "4.159" and 4 < float(of_set) < 4.159
+    assert cells["pi1_phaseB"] == "– of 4.159"
 
 
 def test_collapsed_traces_are_named(tmp_path):
