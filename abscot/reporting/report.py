@@ -7,7 +7,7 @@ from abscot.method.lineage import round_model
 from abscot.pipeline.lease import REPORT, exclusive
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
-from abscot.reporting import model_card, used
+from abscot.reporting import meaning, model_card, used
 from abscot.reporting.blocks import (
     Block,
     Code,
@@ -109,6 +109,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         *figure("trace_lengths.png"),
         *figure("token_frequency.png"),
         *trace_blocks(data),
+        *_meaning(data),
         Heading("Examples"),
         *example_blocks(data),
         Heading("Recipe and environment"),
@@ -201,6 +202,21 @@ def _uses(uses: list[used.Use]) -> list[Block]:
         "that does not hold 0 is no accident."
     )
     return [Heading("Are the traces used?", 3), table, Paragraph(note, note=True)]
+
+
+def _meaning(data: RunData) -> list[Block]:
+    found = meaning.of_run(data)
+    if not found:
+        return []
+    note = (
+        "The code at each position beside the state after its step. Used: traces of so many codes "
+        "a step; the others are not looked at. Purity: share of traces whose state is the most "
+        "common one of their code; by chance: that of the same codes dealt out at random. NMI: "
+        "mutual information, normalised; AMI: with what chance gives taken off, the one to go by "
+        "where traces are few. Both are below 1 where several codes mean one state."
+    )
+    title = Heading("What the codes say of the state", 3)
+    return [title, *meaning.tables(found), Paragraph(note, note=True)]
 
 
 def _collapse(data: RunData) -> list[Block]:

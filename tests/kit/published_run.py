@@ -36,8 +36,9 @@ def finished(tmp_path_factory) -> Run:
     make_model(run.base, tiny_tokenizer(), seed=0)
     for path in (run.root / "final", run.checkpoints("pi1_phaseA") / "export"):
         shutil.copytree(run.base, path)
-    with files.publish(run.world):
-        pass
+    with files.publish(run.world) as directory:
+        for name in ("rows", "heldout"):
+            (directory / f"{name}.jsonl").write_text("")
     report.write(run)
     (run.results / ".half.partial").write_text("{}")
     run.logs.mkdir()

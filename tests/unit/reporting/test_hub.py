@@ -53,7 +53,7 @@ def test_a_dry_run_lists_every_file_and_the_sizes(finished):
         f"{weights / 1e3:.1f} kB  final/model.safetensors" in done.stdout
         and "nothing was uploaded" in done.stdout
     )
-    assert "teacher_traces/ (4 files)" in done.stdout and "base/" not in done.stdout
+    assert "teacher_traces/ (6 files)" in done.stdout and "base/" not in done.stdout
     none = command(finished.root)
     assert none.returncode == 2 and none.stderr.startswith("error: --repo: expected OWNER/NAME")
 
