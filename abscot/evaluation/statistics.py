@@ -55,11 +55,19 @@ def paired_difference(a: dict[str, float], b: dict[str, float]) -> tuple[Interva
     """Mean of a - b over the problems that both have (id -> score), with its interval; and how many
     they are.
 
-    Pairing removes the difficulty of the problems from the noise. Raises ValueError where they
-    share none.
+    Pairing removes the difficulty of the problems from the noise. Where all problems differ by the
+    same, resamples have no spread: the interval then reaches as far as the most problems that may
+    be otherwise (the exact bound of their share), each to the other end of -1..1.
+
+    Raises ValueError where they share none.
     """
     shared = sorted(a.keys() & b.keys())
-    return bootstrap_mean([a[i] - b[i] for i in shared]), len(shared)
+    differences = [a[i] - b[i] for i in shared]
+    if len(set(differences)) == 1:
+        value, others = differences[0], 1 - TAIL ** (1 / len(shared))
+        interval = Interval(value, value - others * (1 + value), value + others * (1 - value))
+        return interval, len(shared)
+    return bootstrap_mean(differences), len(shared)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -102,7 +102,7 @@ def _without(found: Against, swapped: Against | None) -> str:
         return f"Without a trace it is {other}: nothing shows that traces add to it."
     gain = found.difference.value
     taken = ""
-    if swapped:
+    if swapped and swapped.falls:
         taken = (
             f", of which another problem's trace takes {100 * swapped.difference.value / gain:.0f}%"
         )

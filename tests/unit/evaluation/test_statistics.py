@@ -74,6 +74,24 @@ def test_pairing_removes_the_difficulty_of_the_problems():
     assert bootstrap_mean(list(b.values())).low < bootstrap_mean(list(a.values())).high
 
 
+def test_a_few_problems_that_all_differ_by_the_same_prove_little():
+    """As a sign test has it: 5 of 5 problems may be chance at 95%, 6 of 6 may not; and 300 that do
+    not differ at all leave 1.2 points open.
+    """
+
+    def difference(problems: int, a: float, b: float):
+        scores = [dict.fromkeys(range(problems), value) for value in (a, b)]
+        return paired_difference(*scores)[0]
+
+    assert difference(5, 1.0, 0.0).low < 0 < difference(6, 1.0, 0.0).low
+    assert difference(6, 0.0, 1.0).high < 0 and difference(6, 0.0, 1.0).low == -1
+    same = difference(300, 1.0, 1.0)
+    assert (same.value, same.high) == (
+        0,
+        pytest.approx(0.0122, abs=1e-4),
+    ) and same.low == -same.high
+
+
 def test_pass_at_k_is_the_unbiased_estimate():
     assert pass_at_k(4, 0, 2) == 0 and pass_at_k(4, 3, 2) == 1
     assert pass_at_k(4, 1, 2) == pytest.approx(0.5)

@@ -63,6 +63,8 @@ def test_too_few_problems_to_tell():
     found = said(16, problems=20, swapped={"right": 15, "flipped": 3})
     assert "Accuracy is 80.0, with another problem's trace 75.0 (difference +5.0 [-" in found
     assert found.endswith("too few problems to say whether the traces are used.")
+    assert "too few problems" in said(3, problems=3, swapped=0)
+    assert "too few problems" in said(3, problems=3, swapped=3)
 
 
 def test_the_order_of_traces():
