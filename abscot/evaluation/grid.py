@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from abscot.common.errors import UserError
 from abscot.evaluation.benchmarks import BENCHMARKS
-from abscot.method.lineage import model_named, round_models
+from abscot.method.lineage import model_named, run_models
 from abscot.recipe import yaml_text
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -52,7 +52,7 @@ class Grid:
             if key not in KEYS:
                 raise UserError(f"{file}: unknown key {key[:80]}; expected {', '.join(KEYS)}")
         grid = cls(
-            given.get("models", [model.name for model in round_models(recipe, run)]),
+            given.get("models", [model.name for model in run_models(recipe, run)]),
             given.get("benchmarks", recipe.eval.benchmarks),
             given.get("seeds", recipe.eval.samples),
         )

@@ -11,7 +11,7 @@ model. A phase without epochs is left out. A baseline starts from the base.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +197,11 @@ def baseline_trainings(recipe: Recipe, run: Run) -> list[Training]:
     return [training for training in made if training.epochs]
 
 
+def listed_baselines(recipe: Recipe, run: Run) -> list[Training]:
+    """Those that are part of the run (recipe.baselines)."""
+    return [t for t in baseline_trainings(recipe, run) if t.tag in recipe.baselines]
+
+
 def baseline_epochs(recipe: Recipe, phase: Phase) -> int:
     """Epochs of a baseline over its rows: train.phase_epochs, else as many as make it train on as
     many answers as all rounds together, rounded to whole ones.
@@ -258,22 +263,22 @@ def round_models(recipe: Recipe, run: Run) -> list[Model]:
     ]
 
 
+def run_models(recipe: Recipe, run: Run) -> list[Model]:
+    """The models that the run's own stages ask: those of its rounds, and its baselines."""
+    return [*round_models(recipe, run), *map(_model, listed_baselines(recipe, run))]
+
+
 def phase_models(recipe: Recipe, run: Run) -> list[Model]:
     """What the phases inside a round make, by their tags, and the baselines."""
-    inside = [(t, t.round) for t in trainings(recipe, run) if not t.ends_round]
-    once = [(t, None) for t in baseline_trainings(recipe, run)]
-    return [
-        Model(t.tag, t.export, round_, _modes(recipe, t.phase)) for t, round_ in (*inside, *once)
-    ]
+    inside = [t for t in trainings(recipe, run) if not t.ends_round]
+    return [_model(t) for t in (*inside, *baseline_trainings(recipe, run))]
 
 
 def intermediate_models(recipe: Recipe, run: Run) -> list[Model]:
     """The models that trainings have exported on their way, as far as they are there."""
-    inside = [(t, t.round) for t in trainings(recipe, run)]
-    once = [(t, None) for t in baseline_trainings(recipe, run)]
     return [
-        Model(path.name, path, round_, _modes(recipe, t.phase))
-        for t, round_ in (*inside, *once)
+        replace(_model(t), name=path.name, directory=path)
+        for t in (*trainings(recipe, run), *baseline_trainings(recipe, run))
         for path in map(t.intermediate, t.exported_steps())
     ]
 
@@ -286,8 +291,12 @@ def step_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _modes(recipe: Recipe, phase: Phase) -> tuple[str, ...]:
-    return (phase.asked_in,) if phase.asked_in else tuple(recipe.eval.modes)
+def _model(training: Training) -> Model:
+    """What a training makes, by its tag, asked as its phase is."""
+    asked_in = training.phase.asked_in
+    modes = (asked_in,) if asked_in else tuple(training.recipe.eval.modes)
+    round_ = training.round if training.phase.iterated else None
+    return Model(training.tag, training.export, round_, modes)
 
 
 def model_named(recipe: Recipe, run: Run, name: str) -> Model | None:

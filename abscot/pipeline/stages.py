@@ -2,7 +2,7 @@
 here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from abscot.common.errors import UserError
@@ -12,6 +12,8 @@ from abscot.method.lineage import (
     Model,
     Training,
     baseline_trainings,
+    listed_baselines,
+    phase_models,
     round_models,
     trainings,
     trainings_of,
@@ -26,7 +28,8 @@ from abscot.recipe.schema import Recipe
 class Stage:
     """One command of a run. It is done when all its outputs are (a directory by its DONE file, a
     result by a meta file that vouches for its rows) and its checkpoints are gone. round: 0 for what
-    comes before the rounds. training: whose traces it makes, or which it does.
+    comes before the rounds. training: whose traces it makes, which it does, or, of a baseline,
+    whose model it asks.
     """
 
     name: str
@@ -65,7 +68,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     stages = before_rounds(recipe, run)
     for round_ in range(1, recipe.rounds + 1):
         stages += round_stages(recipe, run, round_)
-    return stages
+    return stages + baseline_stages(recipe, run)
 
 
 def before_rounds(recipe: Recipe, run: Run) -> list[Stage]:
@@ -96,6 +99,15 @@ def round_stages(recipe: Recipe, run: Run, round_: int) -> list[Stage]:
 def codebook_stage(recipe: Recipe, run: Run, round_: int) -> Stage:
     inputs = (run.base, run.shards)
     return Stage("codebook", round_, inputs, (run.codebook,), Launch("codebook.py"))
+
+
+def baseline_stages(recipe: Recipe, run: Run) -> list[Stage]:
+    """The baselines of the run: trained and asked with its last round."""
+    models, stages = {model.name: model for model in phase_models(recipe, run)}, []
+    for training in listed_baselines(recipe, run):
+        asked = evaluation_stage(run, models[training.tag], recipe.eval.benchmarks)
+        stages += [train_stage(training), replace(asked, training=training)]
+    return [replace(stage, round=recipe.rounds) for stage in stages]
 
 
 def trace_stage(training: Training) -> Stage:

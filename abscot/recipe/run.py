@@ -75,10 +75,10 @@ def claim(recipe: Recipe) -> Run:
     text = dump(recipe)
     if run.config.is_file():
         old = load_recipe(run.config)
-        difference = _first_difference(_shaping(old), _shaping(recipe))
-        if difference and _has_made_something(run):
+        found = difference(old, recipe)
+        if found and _has_made_something(run):
             raise UserError(
-                f"{run.config}: this run was made with another recipe ({difference}); give this "
+                f"{run.config}: this run was made with another recipe ({found}); give this "
                 f"one its own --set name=OTHER, or delete {run.root}"
             )
         if old != recipe and rank() == 0:
@@ -104,6 +104,7 @@ WITHOUT_WORK = {"config.yaml", "logs", ".leases", "tensorboard"}
 NOT_SHAPING = {
     "inference",
     "eval",
+    "baselines",
     "hang_minutes",
     "trackers",
     "train.num_gpus",
@@ -128,7 +129,9 @@ def _shaping(recipe: Recipe) -> dict[str, object]:
     return flat
 
 
-def _first_difference(old: dict, new: dict) -> str | None:
+def difference(there: Recipe, here: Recipe) -> str | None:
+    """The first key that shapes a model and differs, in words; None where none does."""
+    old, new = _shaping(there), _shaping(here)
     for key in {**old, **new}:
         if old.get(key) != new.get(key):
             return f"{key} is {old.get(key)!r} there, {new.get(key)!r} here"

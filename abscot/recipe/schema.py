@@ -32,6 +32,7 @@ from abscot.recipe.bounds import (
 
 # The names of the tables that a recipe chooses from; tests hold both to each other.
 PhaseName = Literal["A", "B", "sft_no_cot", "sft_cot", "pause"]
+BaselineName = Literal["sft_no_cot", "sft_cot", "pause"]
 ModeName = Literal[
     "verbal",
     "thinking",
@@ -300,6 +301,8 @@ class Recipe:
     rounds: Few = 3  # T
     # where traces come from and how many epochs a phase has (abscot/method/schedules.py)
     schedule: ScheduleName = "paper"
+    # trained and asked with the last round; launch/ladder.py takes all
+    baselines: Each[BaselineName] = field(default_factory=list)
     # partition: each phase sees its own part of the data (paper)
     staging: Literal["reuse", "partition"] = "reuse"
     # M; vLLM allows 1,024 ids, the end of a trace among them

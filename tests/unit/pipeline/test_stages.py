@@ -2,7 +2,8 @@
 
 import pytest
 
-from abscot.pipeline.stages import stages_of
+from abscot.evaluation.grid import Grid
+from abscot.pipeline.stages import select, stages_of
 from abscot.recipe.load import load_recipe
 from kit.recipes import RECIPES
 
@@ -27,3 +28,19 @@ def test_every_shipped_recipe_plans_its_rounds(path, tmp_path):
         made |= set(stage.outputs)
     final = tmp_path / recipe.name / "final"
     assert final in made
+
+
+def test_the_baselines_of_a_run_are_trained_and_asked_with_its_last_round(tmp_path):
+    keys = [f"run_root={tmp_path}", "rounds=2", "baselines=[pause, sft_no_cot]"]
+    recipe = load_recipe(None, keys)
+    names = [stage.name for stage in select(recipe, "2")]
+    assert names[names.index("evaluate_final") + 1 :] == [
+        "train_sft_no_cot",
+        "evaluate_sft_no_cot",
+        "train_pause",
+        "evaluate_pause",
+    ]
+    assert not any("pause" in stage.name for r in "01" for stage in select(recipe, r))
+    assert Grid.of(recipe, None).models == ["base", "round1", "final", "sft_no_cot", "pause"]
+    none = load_recipe(None, [*keys, "train.phase_epochs={pause: 0}"])
+    assert "train_pause" not in [stage.name for stage in stages_of(none)]

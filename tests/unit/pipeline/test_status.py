@@ -177,3 +177,13 @@ def test_the_script_runs_from_anywhere(run):
         text=True,
     )
     assert ended.returncode == 0 and ended.stdout.startswith(f"{run.root.name}: 0 of ")
+
+
+def test_a_baseline_of_the_run_has_columns_of_its_own(tmp_path):
+    keys = [f"run_root={tmp_path}", "name=b", "rounds=1", "baselines=[pause]"]
+    run = claim(load_recipe(None, keys))
+    finish(run, "evaluate_final")
+    lines = [line.split() for line in status.screen(run.root).splitlines() if line]
+    head = max(number for number, words in enumerate(lines) if words[0] == "round")
+    assert lines[head][-5:] == ["evaluate", "train", "pause", "evaluate", "pause"]
+    assert lines[head + 2][-4:] == ["done", "1:15", "waiting", "waiting"]

@@ -10,7 +10,8 @@ import pytest
 from abscot.data.formats import ADAPTERS
 from abscot.evaluation.benchmarks import BENCHMARKS
 from abscot.evaluation.modes import MODES
-from abscot.method.phases import PHASES
+from abscot.method.phases import PHASES, baselines
+from abscot.method.schedules import SCHEDULES
 from abscot.model.attention import BACKENDS
 from abscot.recipe import schema
 from abscot.recipe.keys import PAGE, page
@@ -31,13 +32,15 @@ def test_every_key_has_a_word_of_explanation():
     "names, table",
     [
         (schema.PhaseName, PHASES),
+        (schema.BaselineName, [phase.name for phase in baselines()]),
+        (schema.ScheduleName, SCHEDULES),
         (schema.ModeName, MODES),
         (schema.BenchmarkName, BENCHMARKS),
         (typing.get_type_hints(schema.DataConfig)["format"], ADAPTERS),
         (typing.get_type_hints(schema.ModelConfig)["attention"], {"auto": None, **BACKENDS}),
         (typing.get_type_hints(schema.OptimizerConfig)["name"], OPTIMIZERS),
     ],
-    ids="phases modes benchmarks formats attention optimizers".split(),
+    ids="phases baselines schedules modes benchmarks formats attention optimizers".split(),
 )
 def test_a_recipe_chooses_from_the_tables(names, table):
     assert set(typing.get_args(names)) == set(table)
