@@ -25,8 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
 
-    from abscot.pipeline import runner
-    from abscot.pipeline.ladder import ladder_recipe, ladder_stages
+    from abscot.pipeline.ladder import dry_run, ladder_recipe, run_ladder
     from abscot.recipe.run import Run
     from abscot.reporting import report, run_data
     from abscot.reporting.ladder import channel_table, equalised, ladder_table
@@ -34,11 +33,10 @@ def main() -> None:
 
     recipe, run = ladder_recipe(recipe), Run.of(recipe)
     print(equalised(recipe), flush=True)
-    stages = ladder_stages(recipe)
     if args.dry_run:
-        runner.dry_run(recipe, stages)
+        dry_run(recipe)
         return
-    runner.run_stages(recipe, stages)
+    run_ladder(recipe)
     index = report.write(run)
     data = run_data.read(run)
     tables = (ladder_table(data), channel_table(data))

@@ -55,12 +55,13 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def publish(final: Path, meta: dict | None = None):
+def publish(final: Path, meta: dict | None = None, known: dict[str, str] | None = None):
     """Yields a temporary directory that becomes `final` at the end, DONE file and all, or not at
     all. An error in between removes the temporary one.
 
-    The caller may fill `meta` while it works; it is stored in DONE. An old unfinished `final` is
-    replaced. Raises UserError, before any work, where something else has its place.
+    The caller may fill `meta` and `known` (see `seal`) while it works; they are stored in DONE. An
+    old unfinished `final` is replaced. Raises UserError, before any work, where something else has
+    its place.
     """
     if final.is_symlink() or (final.exists() and not final.is_dir()):
         raise UserError(f"{final}: a link or a file where a directory is made; remove it")
@@ -71,7 +72,7 @@ def publish(final: Path, meta: dict | None = None):
     with naming(final), removed_on_error(temp):
         temp.mkdir()
         yield temp
-        seal(temp, meta)
+        seal(temp, meta, known)
         if final.exists():
             shutil.rmtree(final)
         os.replace(temp, final)

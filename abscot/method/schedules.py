@@ -42,12 +42,20 @@ SCHEDULES = {
         sources={"A": (GROUNDED,), "B": (GROUNDED,)}, epochs={"A": (2, 0), "B": (2, 1)}
     ),
 }
+CUSTOM = "custom"  # a recipe that says itself where the traces of the loop come from
 T = TypeVar("T")
 
 
 def in_round(values: Sequence[T], round_: int) -> T:
     """The entry for a round (from 1) of a list whose last one holds for all that follow."""
     return values[min(round_, len(values)) - 1]
+
+
+def schedule_of(recipe: Recipe) -> str:
+    """The name of the schedule that a recipe follows; CUSTOM where traces.sources changes it."""
+    return (
+        CUSTOM if {phase.name for phase in loop()} & set(recipe.traces.sources) else recipe.schedule
+    )
 
 
 def trace_source(recipe: Recipe, phase: Phase, round_: int) -> str:
