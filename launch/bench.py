@@ -7,6 +7,7 @@
   python launch/bench.py plan        time, balance and fill of a plan of 600k rows, beside TRL's
   python launch/bench.py loader      tokens/s, memory, resume of the batches, beside two libraries
   python launch/bench.py traces      constrained traces per second, beside vLLM and transformers
+  python launch/bench.py ablations   a grounded run of the world, each time with one thing changed
   python launch/bench.py mask        the mask of one packed bin as a picture
 
 plan, loader and traces take options of their own: python launch/bench.py plan --help. TRL and
@@ -36,6 +37,7 @@ BENCHMARKS = {  # name -> module with `run() -> dict`, which prints its tables o
     "plan": "abscot.bench.plan",
     "loader": "abscot.bench.loader",
     "traces": "abscot.bench.traces",
+    "ablations": "abscot.bench.ablations",
     "mask": "abscot.bench.mask",
 }
 

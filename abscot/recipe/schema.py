@@ -59,7 +59,7 @@ class WorldConfig:
     real data.
     """
 
-    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8000  # training rows
+    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 4200  # training rows
     heldout: Few = 300  # evaluation problems
     cups: Annotated[int, Field(ge=2, le=26)] = 6  # in the row; a guess is right 1 time in so many
     swaps: Annotated[int, Field(ge=1, le=30)] = 6  # per problem, each a step of its CoT

@@ -1,0 +1,131 @@
+"""What is it that teaches? The first round of a grounded run again and again, each time with one
+changed thing.
+
+  python launch/bench.py ablations runs/tiny-cpu                  all of them, beside that run
+  python launch/bench.py ablations runs/tiny-cpu --only M=8 "without A" --workers 2
+
+Base and shards are the run's own where the change leaves them as they are, and every variant trains
+on as many answers as the run's first round. What is done is not done again.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+from abscot.common.arguments import whole_number
+from abscot.common.errors import UserError
+from abscot.common.log import log
+from abscot.common.ranks import CORES_PER_RANK
+from abscot.common.table import Table
+from abscot.method.lineage import round_model, trainings
+from abscot.pipeline.sibling import share
+from abscot.recipe.load import ROOT, load_recipe
+from abscot.recipe.run import Run, open_run
+from abscot.recipe.schema import Recipe
+from abscot.reporting import run_data
+
+FIRST_ROUND = ("rounds=1", "train.phase_epochs={A: 2, B: 2}")
+OWN_SAMPLES = "traces.sources={A: [grounded], B: [model]}"
+LAYERS = (0.0, 0.34, 0.67, 1.0)
+VARIANTS: dict[str, tuple[str, ...]] = {  # what is changed -> the keys that change it
+    "nothing": (),
+    "no A, B twice as long": ("train.phase_epochs={A: 0, B: 4}",),
+    **{
+        f"layer {layer:g}, {at}": (f"grounding.layer={layer}", f"grounding.position={at}")
+        for at in ("end", "before_result")
+        for layer in LAYERS
+    },
+    **{f"M={size}": (f"codebook_size={size}",) for size in (8, 16)},
+    "two tokens a step": ("grounding.tokens_per_step=2", "traces.m_max=12"),
+    "B on its own samples": (OWN_SAMPLES,),
+    **{f"B on the best of {k}": (OWN_SAMPLES, f"traces.best_of={k}") for k in (4, 8)},
+    "B on samples in the CoT's sight": ("traces.sources={A: [grounded], B: [model_with_cot]}",),
+    "random traces in A, own in B": ("schedule=paper",),
+}
+ASKED = "eval.modes=[abstract, abstract_swapped]"
+
+
+def run(options: list[str] = ()) -> dict:
+    """Runs the variants that are not done, and prints the table. Raises UserError where the run is
+    not of the world, or follows another schedule.
+    """
+    args = _parser().parse_args(options)
+    main_run, recipe = open_run(args.run)
+    if recipe.world is None or recipe.schedule != "grounded":
+        raise UserError(f"{args.run}: expected a run of the world with schedule `grounded`")
+    recipes = {name: variant(main_run, recipe, number) for number, name in enumerate(VARIANTS)}
+    wanted = args.only or list(VARIANTS)
+    with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
+        made = {name: pool.submit(_make, recipe, recipes[name]) for name in wanted}
+    refused = {name: line.result() for name, line in made.items() if line.result()}
+    rows = {name: refused.get(name) or measured(recipes[name]) for name in wanted}
+    print(table(rows).text())
+    return {"variants": rows}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench.py ablations", allow_abbrev=False)
+    parser.add_argument(
+        "run", metavar="RUN", help="a grounded run of the world, whose base is used"
+    )
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--workers", type=whole_number(1), default=1, help="variants at a time")
+    return parser
+
+
+def variant(main_run: Run, recipe: Recipe, number: int) -> Recipe:
+    """The recipe of the variant of that number: a run beside the main one."""
+    keys = (*FIRST_ROUND, *list(VARIANTS.values())[number], ASKED)
+    name = f"name={recipe.name}-ablation{number:02}"
+    place = f"run_root={recipe.run_root}"
+    return load_recipe(main_run.config, [*keys, name, place])
+
+
+def _make(recipe: Recipe, changed: Recipe) -> str | None:
+    """Trains and asks one variant. Returns the line that refused it, None where it is done."""
+    share(recipe, changed)
+    config, environ = Run.of(changed).config, {**os.environ, CORES_PER_RANK: "1"}
+    steps = (
+        ["round.py", "--round", "all", "--without-evaluation"],
+        ["evaluate.py", "--model", round_model(changed, Run.of(changed), 1).name],
+    )
+    for script, *arguments in steps:
+        command = [sys.executable, str(ROOT / "launch" / script), "--recipe", str(config)]
+        ended = subprocess.run([*command, *arguments], env=environ, capture_output=True, text=True)
+        if ended.returncode:
+            return (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1]
+    log(f"{changed.name}: done")
+    return None
+
+
+def measured(recipe: Recipe) -> dict[str, float | None]:
+    """In percent: accuracy, and with another problem's trace; the channel at the end of phase A;
+    loss on Z at the end of the last phase, nats.
+    """
+    data = run_data.read(Run.of(recipe))
+    final = round_model(recipe, data.run, 1).name
+    accuracy, swapped = (
+        100 * data.of(mode, final, "world").accuracy.value for mode in recipe.eval.modes
+    )
+    logs = [data.logs[training.tag] for training in trainings(recipe, data.run)]
+    channels = [each.channel for log in logs for each in log.channel]
+    tail = logs[-1].steps[-10:]
+    return {
+        "accuracy": accuracy,
+        "swapped": swapped,
+        "channel": 100 * channels[-1] if channels else None,
+        "loss_z": sum(step.loss_z for step in tail) / len(tail),
+    }
+
+
+def table(rows: dict[str, dict | str]) -> Table:
+    cells = [
+        (name, row, "–", "–", "–")
+        if isinstance(row, str)
+        else (name, *("–" if value is None else f"{value:.2f}" for value in row.values()))
+        for name, row in rows.items()
+    ]
+    columns = ("changed", "accuracy %", "another's trace %", "channel %", "loss z")
+    return Table(columns, tuple(cells), 1)
