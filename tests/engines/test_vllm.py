@@ -150,6 +150,19 @@ def test_edited_modes_edit_the_trace_of_the_abstract_mode(found):
     ]
 
 
+def test_swapped_traces_are_those_of_the_problems_that_are_named(found):
+    """The prefix cache has their prompts from mode abstract, which the same engine was asked."""
+    rows, metas = found["answers"]["rows"], found["answers"]["metas"]
+    theirs = {row["id"]: row["trace_ids"] for row in rows["abstract"]}
+    swapped = rows["abstract_swapped"]
+    assert [row["trace_ids"] for row in swapped] == [theirs[row["trace_of"]] for row in swapped]
+    assert all(row["trace_of"] != row["id"] for row in swapped)
+    assert {row["trace_of"] for row in swapped} == theirs.keys()
+    computed = {mode: meta["prompt_tokens_computed"] for mode, meta in metas.items()}
+    assert computed["abstract_swapped"][0] == computed["abstract"][0] < computed["verbal"][0]
+    assert computed["abstract_swapped"][1] == computed["abstract_permuted"][1]
+
+
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same_file(found):
     assert found["answers"]["resumed"] == found["answers"]["rows"]["abstract"]
     assert found["answers"]["left_over"] == []

@@ -9,6 +9,7 @@ import pytest
 
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
+from abscot.evaluation import evaluate as evaluation
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import jobs_of
 from abscot.evaluation.results import read_result
@@ -41,12 +42,12 @@ class Engine:
 
 @pytest.fixture
 def swapped(tmp_path):
-    """(keys of eval) -> its job for mode abstract_swapped of the base, and the one for abstract."""
+    """(keys of eval) -> the jobs of the base for abstract_swapped, abstract, abstract_permuted."""
     recipe, run, _ = make_tiny_run(tmp_path)
 
     def jobs(**keys):
         asked = dataclasses.replace(recipe.eval, answer_temperature=0.5, **keys)
-        modes = ["abstract_swapped", "abstract"]
+        modes = ["abstract_swapped", "abstract", "abstract_permuted"]
         return jobs_of(dataclasses.replace(recipe, eval=asked), run, "base", modes, None)
 
     return jobs
@@ -66,8 +67,18 @@ def test_the_trace_is_that_of_the_problem_that_is_named(swapped):
     assert {row.trace_of for row in rows_of(jobs[1])} == {None}
 
 
+def test_one_engine_is_started_for_all_three_modes(swapped, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        evaluation, "VllmEngine", lambda model, config: started.append(model) or Engine()
+    )
+    jobs = swapped()
+    evaluate(jobs)
+    assert len(started) == 1 and all(job.done() for job in jobs)
+
+
 def test_cells_and_kills_change_nothing(swapped):
-    (job, _) = jobs = swapped(samples=2)
+    (job, *_) = jobs = swapped(samples=2)
     evaluate(jobs[:1], Engine())
     whole = job.result.read_bytes()
     job.meta.unlink()
@@ -92,7 +103,7 @@ def test_only_the_problems_that_are_asked_take_part(swapped):
 
 def test_a_kept_answer_behind_the_trace_of_another_problem_is_refused(swapped, tmp_path):
     """A problem was put into the file in between: the traces go another way round."""
-    (job, _) = swapped()
+    (job, *_) = swapped()
     with pytest.raises(KeyboardInterrupt):
         evaluate([job], Engine(killed_after=4))
     file = tmp_path / "sums.jsonl"
