@@ -18,7 +18,13 @@ from abscot.reporting.blocks import (
     to_html,
     to_markdown,
 )
-from abscot.reporting.ladder import channel_table, equalised, is_run, ladder_table
+from abscot.reporting.ladder import (
+    channel_table,
+    equalised,
+    ladder_table,
+    read_ladder,
+    schedules_table,
+)
 from abscot.reporting.published import NOTE as PUBLISHED_NOTE
 from abscot.reporting.published import any_beside
 from abscot.reporting.run_data import RunData, read
@@ -158,15 +164,21 @@ def _unfinished(data: RunData) -> list[Block]:
 
 
 def _ladder(data: RunData) -> list[Block]:
-    """The paper's rows where the baselines were trained, and the channel where it was measured."""
-    blocks: list[Block] = []
-    if is_run(data):
+    """All rows where baselines or other schedules were trained, and the channel where it was
+    measured.
+    """
+    ladder, blocks = read_ladder(data), []
+    if ladder.is_there:
         note = (
-            f"{equalised(data.recipe)} Answers and supervised tokens: what the train logs count "
-            "behind the base. The difference to SFT (no CoT) is paired, in points."
+            f"{equalised(data.recipe, [d.recipe for d in ladder.beside])} Answers and supervised "
+            "tokens: what the train logs count behind the base. Swapped: the answer behind the "
+            "trace of another problem; shuffled: behind its own in another order. Differences are "
+            "paired, in points."
         )
-        blocks += [Heading("The ladder", 3), ladder_table(data), Paragraph(note, note=True)]
-    channel = channel_table(data)
+        blocks += [Heading("The ladder", 3), ladder_table(ladder), Paragraph(note, note=True)]
+        blocks += [*filter(None, [schedules_table(ladder)])]
+        blocks += [Warnings(ladder.left_out)] * bool(ladder.left_out)
+    channel = channel_table(ladder)
     if channel:
         note = (
             "Channel: phase A's model is given the gold CoT, samples a trace in its sight and "

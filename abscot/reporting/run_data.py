@@ -13,7 +13,7 @@ from abscot.data.manifest import Manifest
 from abscot.evaluation.results import META_SUFFIX, ResultMeta, ResultRow, read_result
 from abscot.evaluation.statistics import Summary, summarise
 from abscot.generation.trace_set import stats_of
-from abscot.method.lineage import Training, baseline_trainings, round_models, step_of, trainings
+from abscot.method.lineage import Training, baseline_trainings, run_models, step_of, trainings
 from abscot.recipe import yaml_text
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run, open_run
@@ -159,9 +159,9 @@ def _read_results(data: RunData, meta_path: Path) -> None:
 
 def _missing_cells(data: RunData) -> list[tuple[str, str, str, int]]:
     return [
-        (mode, model.name, benchmark, model.round)
+        (mode, model.name, benchmark, model.round or 0)
         for benchmark in data.recipe.eval.benchmarks
-        for model in round_models(data.recipe, data.run)
+        for model in run_models(data.recipe, data.run)
         for mode in model.modes
         if not data.of(mode, model.name, benchmark)
     ]

@@ -82,17 +82,19 @@ def add_results(
     round_: int,
     problems: int = 200,
     samples: int = 1,
+    chance: float | None = None,
     **change,
 ):
+    """chance: of a right answer; None: the mode's."""
     draw = rng(mode, model, benchmark)
-    chance, reasoning = {
+    of_mode, reasoning = {
         "verbal": (0.93, 140),
         "thinking": (0.93, 140),
         "no_cot": (0.22, 0),
         "abstract_swapped": (0.2, 18 - 3 * round_),
     }.get(mode, (0.35 + 0.12 * round_, 18 - 3 * round_))
     traced = mode.startswith("abstract")
-    rows = []
+    chance, rows = of_mode if chance is None else chance, []
     if "correct" in change:
         change.setdefault("correct_any", change["correct"])
     for index in range(problems):

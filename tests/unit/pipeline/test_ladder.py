@@ -1,15 +1,18 @@
 """The ladder's runs and stages."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+from abscot.common import files
 from abscot.method.phases import baselines
 from abscot.pipeline.ladder import ladder_recipe, ladder_siblings, ladder_stages
 from abscot.recipe.load import ROOT, load_recipe
-from abscot.recipe.run import Run
+from abscot.recipe.run import Run, claim
 from kit.recipes import RECIPES
+from kit.synthetic_run import add_phase, add_results, write_manifest
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -43,10 +46,52 @@ def test_a_bare_name_is_a_shipped_recipe_and_a_dry_run_writes_nothing(tmp_path):
     arguments = ["--recipe", "tiny-cpu", "--dry-run", "--set", f"run_root={tmp_path / 'r'}"]
     command = [sys.executable, str(ROOT / "launch" / "ladder.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "epochs of sft_no_cot 6" in done.stdout
+    assert done.returncode == 0 and "in whole epochs: sft_no_cot 6" in done.stdout
     own, beside = done.stdout.split("schedule; world, extend, prepare, evaluate_base: linked from ")
     assert "world.py" in own and "--phase pause" in own
     assert "world.py" not in beside and "--phase pause" not in beside
     for text in (own, beside):
         assert "--model pi1_phaseA" in text and "--model final" in text
     assert not (tmp_path / "r").exists()
+
+
+def finish(recipe) -> None:
+    """Puts there what the stages of one run of the ladder make."""
+    run = claim(recipe)
+    write_manifest(run.shards, rows=40)
+    for stage in ladder_stages(recipe):
+        for output in stage.outputs:
+            if output.suffix:
+                mode, model, benchmark = output.name.removesuffix(".meta.json").rsplit("_", 2)
+                if model == "phaseA":
+                    mode, model = "channel", "_".join(output.name.split("_")[1:3])
+                add_results(run, mode, model, benchmark, stage.round, problems=20)
+            elif not files.is_done(output):
+                output.mkdir(parents=True, exist_ok=True)
+                if stage.kind != "traces":
+                    (output / "config.json").write_text('{"max_position_embeddings": 512}')
+                    files.seal(output)
+        if stage.kind == "train":
+            add_phase(run, stage.training.tag, recipe, steps=3)
+
+
+def test_json_is_alone_on_stdout_and_what_is_done_is_not_done_again(tmp_path):
+    keys = [f"run_root={tmp_path}", "name=r", "rounds=1", "world={cups: 3}"]
+    recipe = ladder_recipe(load_recipe(None, keys))
+    (other,) = ladder_siblings(recipe)
+    for of_one_run in (recipe, other):
+        finish(of_one_run)
+    command = [sys.executable, str(ROOT / "launch" / "ladder.py"), "--json"]
+    command += [word for key in keys for word in ("--set", key)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["label"] for row in rows][-2:] == [
+        "Abstract-CoT (paper), round 1",
+        "Abstract-CoT (grounded), round 1",
+    ]
+    assert {"label", "accuracy", "tokens", "swapped", "permuted"} <= set(rows[0])
+    assert rows[-1]["run"] == "r-grounded" and rows[-1]["swapped"] is not None
+    assert "evaluate_final: done before" in done.stderr and "done in" not in done.stderr
+    for run in (Run.of(recipe), Run.of(other)):
+        assert (run.report / "index.html").is_file()
