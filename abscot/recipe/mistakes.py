@@ -14,9 +14,11 @@ from abscot.recipe.schema import Recipe
 from abscot.recipe.yaml_text import Place
 
 # Keys of older recipes, and what they are now.
-MOVED = {f"train.{key}": f"optimizer.{key}" for key in ("weight_decay", "beta1", "beta2")} | {
-    f"eval.{key}": f"eval.answer_{key}" for key in ("temperature", "top_p")
-}
+MOVED = (
+    {f"train.{key}": f"optimizer.{key}" for key in ("weight_decay", "beta1", "beta2")}
+    | {f"eval.{key}": f"eval.answer_{key}" for key in ("temperature", "top_p")}
+    | {"train.schedule": "train.lr_schedule"}
+)
 
 
 def first_mistake(error: pydantic.ValidationError) -> tuple[Place, str]:

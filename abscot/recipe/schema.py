@@ -176,7 +176,7 @@ class TrainConfig:
     lr: Rate = 1e-5  # peak
     new_rows_lr: Rate | None = None  # learning rate of the embedding table; null: lr
     # over the true number of steps of the phase
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    lr_schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     warmup_ratio: Share = 0.05  # share of the steps
     min_lr_ratio: Share = 0.0  # of the peak, at the last step
     grad_clip: Positive = 1.0  # global norm

@@ -161,9 +161,9 @@ def lr_at(step: int, num_steps: int, peak: float, config: TrainConfig) -> float:
         "cosine": warmup,
         "wsd": max(warmup, math.floor(0.8 * num_steps)),
         "constant": num_steps,
-    }[config.schedule]
+    }[config.lr_schedule]
     if step < start:
         return peak
     done = (step - start) / (num_steps - start)
-    shape = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if config.lr_schedule == "cosine" else 1 - done
     return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)

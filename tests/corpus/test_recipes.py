@@ -151,7 +151,7 @@ traces.probe_samples=-1 train.deepspeed= train.deepspeed=3 train.capacity_tokens
 train.capacity_tokens=-1 train.capacity_tokens=12 train.global_batch_examples=0
 train.global_batch_examples=-32 train.global_batch_tokens=0 train.epochs=0 train.epochs=-1
 train.epochs=0.5 train.epochs=1000000 train.lr=0 train.lr=-1 train.lr=2 train.lr=.inf
-train.lr=.nan train.lr=fast train.new_rows_lr=-1 train.new_rows_lr=0 train.schedule=linear
+train.lr=.nan train.lr=fast train.new_rows_lr=-1 train.new_rows_lr=0 train.lr_schedule=linear
 train.warmup_ratio=-1 train.warmup_ratio=2 train.min_lr_ratio=-0.1 train.min_lr_ratio=1.1
 train.grad_clip=0 train.grad_clip=-1 train.checkpoint_every_steps=0
 train.checkpoint_every_steps=-1 train.checkpoint_every_minutes=0 train.checkpoint_every_minutes=-5

@@ -21,9 +21,9 @@ def test_cosine_follows_the_formula_and_spends_no_step_at_zero():
 
 
 def test_wsd_holds_then_falls_and_constant_holds():
-    lrs = schedule(100, schedule="wsd", warmup_ratio=0.1, min_lr_ratio=0.1)
+    lrs = schedule(100, lr_schedule="wsd", warmup_ratio=0.1, min_lr_ratio=0.1)
     assert set(lrs[10:81]) == {1.0} and lrs[90] == pytest.approx(0.55) and lrs[-1] > 0.1
-    assert set(schedule(10, schedule="constant", warmup_ratio=0.0)) == {1.0}
+    assert set(schedule(10, lr_schedule="constant", warmup_ratio=0.0)) == {1.0}
 
 
 def test_one_step_is_taken_at_the_peak():
