@@ -1,15 +1,22 @@
 """Grounded traces: what the base holds in mind at each step of a CoT, as codes of the codebook."""
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
+from abscot.common.files import is_done
 from abscot.common.hardware import one_thread
+from abscot.common.log import log
 from abscot.data.shards import ShardStore
 from abscot.generation.codebook import Codebook
 from abscot.generation.codebook_job import Steps, states_of
-from abscot.generation.trace_records import GroundedCounts
+from abscot.generation.cot_steps import Reading
+from abscot.generation.trace_records import GroundedCounts, SetMeta
+from abscot.generation.trace_set import TraceSet
 from abscot.generation.trace_sources import Item
+from abscot.method.lineage import Training, trainings
+from abscot.method.schedules import GROUNDED
 from abscot.method.vocab import AbstractVocab
 from abscot.model.states import Document, HiddenStates
 from abscot.recipe.run import Run
@@ -17,12 +24,21 @@ from abscot.recipe.schema import Recipe
 
 
 class GroundedTraces:
-    """The codes of the steps of each row. The base is loaded when the first trace is made."""
+    """The codes of the steps of each row. made: the same traces, where another training has them
+    already. The base is loaded when the first trace is made.
+    """
 
     cut_prompts = 0
 
-    def __init__(self, recipe: Recipe, run: Run, store: ShardStore, vocab: AbstractVocab):
-        self.recipe, self.run, self.store = recipe, run, store
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Run,
+        store: ShardStore,
+        vocab: AbstractVocab,
+        made: TraceSet | None = None,
+    ):
+        self.recipe, self.run, self.store, self.made = recipe, run, store, made
         self.ids = np.array(vocab.codebook_ids, np.int32)
         self.codebook = Codebook.of_run(run)
         self.grounded: GroundedCounts | None = None
@@ -42,17 +58,11 @@ class GroundedTraces:
             self.grounded = None
             return []
         readings = [self.steps.reading(item.row) for item in items]
-        documents = [
-            Document(self.steps.tokens(item.row), reading.positions)
-            for item, reading in zip(items, readings, strict=True)
-        ]
+        traces = list(self._known(items) if self.made else self._coded(items, readings))
         counts = np.zeros((self.codebook.levels, len(self.ids)), np.int64)
-        traces = []
-        for states, reading in zip(self.model.of(documents), readings, strict=True):
-            codes = self.codebook.codes(states, reading.codes_per_state)
-            for level, of_level in enumerate(codes.T):
-                np.add.at(counts[level], of_level, 1)
-            traces.append(self.ids[codes.ravel()[: self.recipe.traces.m_max]])
+        for trace, reading in zip(traces, readings, strict=True):
+            level = np.arange(len(trace)) % reading.codes_per_state
+            np.add.at(counts, (level, self._code_of(trace)), 1)
         usual = min(self.recipe.grounding.tokens_per_step, self.recipe.traces.m_max)
         self.grounded = GroundedCounts(
             steps=sum(r.steps for r in readings),
@@ -63,3 +73,36 @@ class GroundedTraces:
             code_counts=counts.tolist(),
         )
         return traces
+
+    def _code_of(self, trace: np.ndarray) -> np.ndarray:
+        order = np.argsort(self.ids)
+        return order[np.searchsorted(self.ids, trace, sorter=order)]
+
+    def _known(self, items: list[Item]) -> Iterator[np.ndarray]:
+        return (self.made.trace(item.row) for item in items)
+
+    def _coded(self, items: list[Item], readings: list[Reading]) -> Iterator[np.ndarray]:
+        documents = [
+            Document(self.steps.tokens(item.row), reading.positions)
+            for item, reading in zip(items, readings, strict=True)
+        ]
+        for states, reading in zip(self.model.of(documents), readings, strict=True):
+            codes = self.codebook.codes(states, reading.codes_per_state)
+            yield self.ids[codes.ravel()[: self.recipe.traces.m_max]]
+
+
+def made_before(
+    training: Training, store: ShardStore, rows: np.ndarray, identity: SetMeta
+) -> TraceSet | None:
+    """The published traces of another training that are those of this one: same codebook, same
+    rules, all its rows.
+    """
+    for other in trainings(training.recipe, training.run):
+        if other == training or other.trace_source != GROUNDED or not is_done(other.traces):
+            continue
+        traces = TraceSet.load(other.traces, store, other.round, other.phase.name)
+        differ = set(identity.differences(traces.meta)) - {"round", "phase", "rows", "rows_sha256"}
+        if not differ and np.isin(rows, traces.rows).all():
+            log(f"traces {training.tag}: those of {other.tag}")
+            return traces
+    return None

@@ -202,9 +202,10 @@ def _source(job: TraceJob, engine) -> Source:
     key = (recipe.seed, job.training.round, phase.name)
     source = job.training.trace_source
     if source == GROUNDED:
-        from abscot.generation.grounding import GroundedTraces
+        from abscot.generation.grounding import GroundedTraces, made_before
 
-        return GroundedTraces(recipe, job.training.run, job.store, job.vocab)
+        made = made_before(job.training, job.store, job.rows, job.identity())
+        return GroundedTraces(recipe, job.training.run, job.store, job.vocab, made)
     if source == RANDOM:
         return RandomTraces(job.store, job.vocab, recipe.traces, key)
     if engine is None:
