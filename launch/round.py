@@ -5,7 +5,8 @@
   python launch/round.py --round all   everything, then the report
   python launch/round.py --round all --dry-run   the stages, what they read and write, commands
 
-A stage that is done is skipped; a stage that was killed goes on or starts again.
+The recipe's `baselines` are trained and asked with the last round. A stage that is done is skipped;
+a stage that was killed goes on or starts again.
 """
 
 import sys

@@ -44,13 +44,54 @@ buckets of 50M elements (200 MB); parameters below 100k elements stay whole on e
 the CPU none); up to 1G elements are kept gathered. Batch sizes, clipping, accumulation, optimizer
 and schedule are the recipe's: a DeepSpeed file that sets one is refused.
 
-A baseline of the ladder trains rounds x (epochs of A + epochs of B) epochs, 6 in the tiny recipe,
-rounded to whole ones, so that it sees each answer as often as all rounds together;
-`train.phase_epochs` overrides that. Not equal are the supervised tokens beside the answers (Z, or C
-of `sft_cot`), and the schedule: every phase has its own.
-
 This page is made by `python -m abscot.recipe.keys` from `abscot/recipe/schema.py`; a test holds it
 to that.
+
+## Schedules
+
+`schedule` says where the traces of each phase come from, round by round, and how many times
+`train.epochs` it has; a list's last entry holds for all rounds that follow:
+
+| `schedule` | row of the ladder | traces of A | traces of B | epochs of A | epochs of B |
+|---|---|---|---|---|---|
+| `paper` | `Abstract-CoT (paper)` | `random`, `model` | `model` | 1 | 1 |
+| `grounded` | `Abstract-CoT (grounded)` | `grounded` | `grounded` | 2, 0 | 2, 1 |
+
+`random`: codebook tokens drawn by the seed. `grounded`: a code for each step of the CoT, from the
+base's hidden states. `model`: sampled from the model of the training before, by A with the CoT in
+sight, by B from the prompt. `model_with_cot`, for B: sampled with the CoT in sight.
+
+`paper` is the method as published: the model's own traces from the second training on. `grounded`
+opens the channel in one long phase A and then trains B alone, on traces that say something. In
+three rounds both train on each answer as often. `launch/ladder.py` runs the schedule that the
+recipe does not name as a run beside it, `NAME-paper` or `NAME-grounded`: the same recipe without
+`traces.sources` and `train.phase_epochs` of A and B, and without `train.until_channel`.
+
+`traces.sources` and `train.phase_epochs` (epochs, no factors; 0 leaves the phase out) make a
+schedule of your own. With other sources it is `Abstract-CoT (custom)` in the ladder, which runs
+both named ones beside it:
+
+```yaml
+schedule: grounded
+rounds: 3
+traces:
+  sources:
+    B: [grounded, model_with_cot]   # rounds 2 and 3: a teacher that sees the CoT
+  best_of: 4                        # of what a model samples
+train:
+  phase_epochs:
+    A: [4, 0]                       # round 1 alone
+    B: [2, 1]
+  channel_rows: 200
+  until_channel: 0.95               # A ends when 95% of these rows are right
+```
+
+A baseline (`baselines`, or all in the ladder) trains on each answer as often as all rounds of its
+run together: the epochs of A and B of all rounds, 6 in the tiny recipe, with `staging: partition`
+their mean, rounded to whole ones; `train.phase_epochs` overrides that. Not equal are the supervised
+tokens beside the answers (Z, or C of `sft_cot`), and the course of the learning rate: every phase
+has its own. Where `until_channel` ends a phase early, the rounds train on fewer answers than the
+baselines; the ladder shows how many.
 """
 
 

@@ -10,11 +10,12 @@ import pytest
 from abscot.data.formats import ADAPTERS
 from abscot.evaluation.benchmarks import BENCHMARKS
 from abscot.evaluation.modes import MODES
-from abscot.method.phases import PHASES, baselines
-from abscot.method.schedules import SCHEDULES
+from abscot.method.phases import PHASES, baselines, loop
+from abscot.method.schedules import CUSTOM, MODEL, SCHEDULES, check, schedule_of
 from abscot.model.attention import BACKENDS
 from abscot.recipe import schema
 from abscot.recipe.keys import PAGE, page
+from abscot.recipe.load import load_recipe
 from abscot.training.optimizer import OPTIMIZERS
 
 
@@ -26,6 +27,21 @@ def test_every_key_has_a_word_of_explanation():
     rows = re.findall(r"^\| `([\w.]+)` \| .* \| (.*) \|$", page(), re.MULTILINE)
     assert len(rows) > 90
     assert [key for key, note in rows if not note.strip()] == []
+
+
+def test_the_page_tells_the_schedules_as_they_are_and_its_own_one_can_be_trained(tmp_path):
+    for name, schedule in SCHEDULES.items():
+        cells = [f"`{name}`", f"`Abstract-CoT ({name})`"]
+        for phase in loop():
+            sources = schedule.sources.get(phase.name, (MODEL,))
+            cells.append(", ".join(f"`{source}`" for source in sources))
+        cells += [", ".join(map(str, schedule.epochs.get(p.name, (1,)))) for p in loop()]
+        assert f"| {' | '.join(cells)} |" in page()
+    file = tmp_path / "own.yaml"
+    file.write_text(re.search(r"```yaml\n(.*?)```", page(), re.DOTALL)[1])
+    recipe = load_recipe(file, ["world={}"])
+    check(recipe)
+    assert schedule_of(recipe) == CUSTOM
 
 
 @pytest.mark.parametrize(
