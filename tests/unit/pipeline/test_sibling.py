@@ -144,3 +144,25 @@ def test_a_damaged_file_something_else_in_its_place_and_another_writer_are_refus
     with exclusive(run.root, RUN):
         os.environ.pop("ABSCOT_LEASE")
         refused(lambda: share(recipe, other), "another process works on this run")
+
+
+@pytest.mark.parametrize("links", range(5))
+def test_cut_off_anywhere_it_leaves_nothing_half_there_and_goes_on(recipe, monkeypatch, links):
+    (other,) = siblings(recipe)
+    run, link, left = Run.of(other), os.link, iter(range(links))
+
+    def cut_off(*paths):
+        next(left)  # StopIteration once they are made
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", cut_off)
+    with pytest.raises(StopIteration):
+        share(recipe, other)
+    there = [name for name in MADE if (run.root / name).exists()]
+    assert there == list(MADE[: min(links, 3)]) and not list(run.root.rglob("*.tmp"))
+    files.verify(*(run.root / name for name in there))
+    assert not is_whole(run.results / "thinking_base_world.meta.json")
+    monkeypatch.setattr(os, "link", link)
+    share(recipe, other)
+    files.verify(*(run.root / name for name in MADE[:-1]))
+    assert is_whole(run.results / "thinking_base_world.meta.json")
