@@ -130,7 +130,7 @@ name=[] run_root= run_root=null run_root=1 seed=-1 seed=1.5 seed=922337203685477
 seed=true rounds=0 rounds=-1 rounds=1e3 rounds=1000000000 rounds=two staging=none codebook_size=0
 codebook_size=-64 codebook_size=1024 hang_minutes=0 hang_minutes=-1 hang_minutes=.inf
 hang_minutes=soon trackers=[wandb,wandb] trackers=wandb world=5 world.rows=0 world.rows=-1
-world.rows=1000000000000 world.heldout=0 world.swaps=0 world.swaps=1000 world.cups=1
+world.rows=1000000000000 world.heldout=0 world.swaps=0 world.swaps=1000 world.cups=2
 world.cups=27 world.hidden_size=100 world.hidden_size=0 world.hidden_size=-64
 world.num_layers=0 world.base_steps=0 world.base_lr=0 world.base_lr=-1 world.base_lr=5
 world.base_thinking_rows=0 world.base_direct_rows=-3 model.base= model.base=null model.base=[]
