@@ -4,9 +4,11 @@ import dataclasses
 import re
 
 import pytest
+import torch
 
 from abscot.common import files
 from abscot.data.toy_base import (
+    Muon,
     _reply_loss,
     _texts,
     base_documents,
@@ -48,6 +50,27 @@ def tokenizer(written):
     return AutoTokenizer.from_pretrained(written / "model")
 
 
+def test_muon_is_torchs_in_fp32():
+    """The same steps as torch.optim.Muon, which iterates in bf16, for wide, tall and square."""
+    draw = torch.Generator().manual_seed(0)
+    ours = [
+        torch.nn.Parameter(torch.randn(shape, generator=draw))
+        for shape in [(32, 64), (96, 32), (32, 32), (32, 64)]
+    ]
+    theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
+    optimizers = Muon(ours, lr=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0)
+    before = [matrix.detach().clone() for matrix in ours]
+    for _ in range(4):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=draw)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, start in zip(ours, theirs, before, strict=True):
+        assert (mine - other).norm() < 0.02 * (mine - start).norm()
+        assert mine.dtype == torch.float32
+
+
 def test_tokenizer_splits_digits_and_keeps_every_byte(tokenizer):
     text = "Max has 117 pens; ça va, 数学 \\boxed{-20}\n\n\t<think>x</think>"
     ids = tokenizer(text)["input_ids"]
@@ -72,7 +95,6 @@ def test_template_is_qwen3s(tokenizer):
 
 
 def test_model_loads_tied_with_rows_to_spare(written, tokenizer):
-    import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     files.verify(written)
@@ -101,8 +123,6 @@ def test_base_is_the_seeds_alone(written, tmp_path):
 
 def test_base_learns_replies_in_both_modes():
     """A tiny base on a tiny world: 40 steps lower the loss of replies with and without CoT."""
-    import torch
-
     config = dataclasses.replace(SMALL, rows=64, base_steps=40)
     rows = list(make_rows(config, 0)[0])
     tokenizer = make_tokenizer(_texts(rows, None))
