@@ -62,10 +62,9 @@ def finish(recipe) -> None:
     for stage in ladder_stages(recipe):
         for output in stage.outputs:
             if output.suffix:
-                mode, model, benchmark = output.name.removesuffix(".meta.json").rsplit("_", 2)
-                if model == "phaseA":
-                    mode, model = "channel", "_".join(output.name.split("_")[1:3])
-                add_results(run, mode, model, benchmark, stage.round, problems=20)
+                model = stage.launch.arguments[1]
+                mode = output.name.removesuffix(f"_{model}_world.meta.json")
+                add_results(run, mode, model, "world", stage.round, problems=20)
             elif not files.is_done(output):
                 output.mkdir(parents=True, exist_ok=True)
                 if stage.kind != "traces":
@@ -92,6 +91,7 @@ def test_json_is_alone_on_stdout_and_what_is_done_is_not_done_again(tmp_path):
     ]
     assert {"label", "accuracy", "tokens", "swapped", "permuted"} <= set(rows[0])
     assert rows[-1]["run"] == "r-grounded" and rows[-1]["swapped"] is not None
+    assert None not in [row["accuracy"] for row in rows]
     assert "evaluate_final: done before" in done.stderr and "done in" not in done.stderr
     for run in (Run.of(recipe), Run.of(other)):
         assert (run.report / "index.html").is_file()
