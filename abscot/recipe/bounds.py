@@ -1,5 +1,6 @@
 """What a single value of a recipe may be: the types of the schema's fields."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -71,8 +72,16 @@ Url = Annotated[
     AfterValidator(_printable),
     Rule("an address such as http://localhost:8000/v1"),
 ]
+Some = Annotated[list[T], Field(min_length=1)]
 Epochs = Annotated[int, Field(ge=0, le=10_000)]
 EpochsByRound = Annotated[
-    Epochs | list[Epochs], Rule("a whole number from 0 to 10,000, or a list of them, one a round")
+    Epochs | Some[Epochs], Rule("a whole number from 0 to 10,000, or a list of them, one a round")
 ]
 Each = Annotated[list[T], AfterValidator(_different)]  # a list that names nothing twice
+
+
+def ascending(**values: int) -> None:
+    """Raises ValueError for the first value that is larger than the next one."""
+    for (key, low), (next_key, high) in itertools.pairwise(values.items()):
+        if low > high:
+            raise ValueError(f"{key}: expected at most {next_key} ({high}), found {low}")

@@ -68,6 +68,7 @@ _WORDS = {  # pydantic's type of an error -> what was expected
     "string_type": "text",
     "string_too_long": "at most {max_length:,} characters",
     "list_type": "a list, e.g. [one, two]",
+    "too_short": "at least {min_length} entry",
     "dict_type": "a mapping",
     "dataclass_type": "a mapping of keys",
     "literal_error": "one of {expected}",

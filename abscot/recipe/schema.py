@@ -4,12 +4,12 @@ between fields.
 A rule that does not hold raises ValueError; its message begins with the key that it is about.
 """
 
-import itertools
 from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from abscot.recipe import names
 from abscot.recipe.bounds import (
     Amount,
     Count,
@@ -24,33 +24,13 @@ from abscot.recipe.bounds import (
     Rate,
     Seed,
     Share,
+    Some,
     Spread,
     Temperature,
     Url,
+    ascending,
     section,
 )
-
-# The names of the tables that a recipe chooses from; tests hold both to each other.
-PhaseName = Literal["A", "B", "sft_no_cot", "sft_cot", "pause"]
-BaselineName = Literal["sft_no_cot", "sft_cot", "pause"]
-ModeName = Literal[
-    "verbal",
-    "thinking",
-    "no_cot",
-    "abstract",
-    "abstract_permuted",
-    "abstract_swapped",
-    "abstract_truncated_32",
-    "abstract_truncated_48",
-    "abstract_truncated_64",
-    "pause",
-    "channel",
-]
-ScheduleName = Literal["paper", "grounded"]
-TraceSource = Literal["random", "grounded", "model", "model_with_cot"]
-BenchmarkName = Literal[
-    "world", "math500", "gsm8k", "aime24", "aime25", "gpqa_diamond", "hotpotqa", "alpaca_eval"
-]
 
 
 @section
@@ -122,7 +102,7 @@ class TraceConfig:
     m_max: Few = 128  # codebook tokens of a trace, at most (paper: 128)
     # phase -> where its traces come from, round by round, the last for all that follow; a phase
     # that is not named has them from where the schedule says
-    sources: dict[PhaseName, list[TraceSource]] = field(default_factory=dict)
+    sources: dict[names.PhaseName, Some[names.TraceSource]] = field(default_factory=dict)
     # `model` and `model_with_cot`: samples per row, of which the one with the highest
     # log p(answer | prompt, trace) is kept
     best_of: Few = 1
@@ -140,17 +120,10 @@ class TraceConfig:
     probe_samples: Few = 3  # further samples per probed prompt
 
     @model_validator(mode="after")
-    def _every_phase_has_a_source(self):
-        for phase, sources in self.sources.items():
-            if not sources:
-                raise ValueError(f"sources.{phase}: expected at least one source, found none")
-        return self
-
-    @model_validator(mode="after")
     def _lengths_are_a_range(self):
         random_min = self.m_min if self.random_min is None else self.random_min
         random_max = self.random_max or self.m_max
-        _ascending(m_min=self.m_min, random_min=random_min, random_max=random_max, m_max=self.m_max)
+        ascending(m_min=self.m_min, random_min=random_min, random_max=random_max, m_max=self.m_max)
         return self
 
 
@@ -191,12 +164,12 @@ class TrainConfig:
     # whole models on the way, asked by name (pi1_phaseA_step100); null: none
     export_every_steps: Count | None = None
     num_gpus: Few | None = None  # ranks that launch/round.py starts; null: all GPUs of the machine
-    phase_lr: dict[PhaseName, Rate] = field(
+    phase_lr: dict[names.PhaseName, Rate] = field(
         default_factory=dict
     )  # phase name -> lr, where it differs
     # phase name -> epochs where they differ; a list: round by round, the last for all that follow;
     # 0: the phase is left out
-    phase_epochs: dict[PhaseName, EpochsByRound] = field(default_factory=dict)
+    phase_epochs: dict[names.PhaseName, EpochsByRound] = field(default_factory=dict)
     # rows that no phase trains on: on them the channel is measured where the answer cannot see the
     # CoT, the share of rows whose whole answer is right, and logged
     channel_rows: Amount = 0
@@ -209,9 +182,6 @@ class TrainConfig:
     def _the_channel_is_measured(self):
         if self.until_channel and not self.channel_rows:
             raise ValueError("channel_rows: expected 1 or more, on which until_channel is measured")
-        for phase, epochs in self.phase_epochs.items():
-            if epochs == []:
-                raise ValueError(f"phase_epochs.{phase}: expected at least one number, found none")
         return self
 
     @model_validator(mode="after")
@@ -270,9 +240,11 @@ class InferenceConfig:
 @section
 class EvalConfig:
     # names of abscot/evaluation/benchmarks.py
-    benchmarks: Each[BenchmarkName] = field(default_factory=lambda: ["world"])
-    modes: Each[ModeName] = field(default_factory=lambda: ["abstract"])  # of every round's model
-    base_modes: Each[ModeName] = field(default_factory=lambda: ["verbal"])  # of the base model
+    benchmarks: Each[names.BenchmarkName] = field(default_factory=lambda: ["world"])
+    modes: Each[names.ModeName] = field(default_factory=lambda: ["abstract"])  # of each round
+    base_modes: Each[names.ModeName] = field(
+        default_factory=lambda: ["verbal"]
+    )  # of the base model
     limit: Count | None = None  # problems per benchmark; null: all
     samples: Few = 1  # answers per problem
     trace_temperature: Temperature = 0.0  # of a trace that an answer is asked behind; 0: greedy
@@ -284,9 +256,9 @@ class EvalConfig:
     max_reasoning_tokens: Count = 28_672  # of a thought, in mode `thinking`
     max_answer_tokens: Count = 8192  # of what is not a thought
     # mode -> max_answer_tokens, where it differs
-    mode_answer_tokens: dict[ModeName, Count] = field(default_factory=dict)
+    mode_answer_tokens: dict[names.ModeName, Count] = field(default_factory=dict)
     # benchmark -> local file instead of the hub
-    files: dict[BenchmarkName, Line] = field(default_factory=dict)
+    files: dict[names.BenchmarkName, Line] = field(default_factory=dict)
     # OpenAI-compatible endpoint for alpaca_eval; null: answers are only written out
     judge_url: Url | None = None
     judge_model: Line = "gpt-4.1"  # that compares two answers of alpaca_eval
@@ -301,9 +273,9 @@ class Recipe:
     seed: Seed = 0  # every random draw comes from it and the example
     rounds: Few = 3  # T
     # where traces come from and how many epochs a phase has (abscot/method/schedules.py)
-    schedule: ScheduleName = "paper"
+    schedule: names.ScheduleName = "paper"
     # trained and asked with the last round; launch/ladder.py takes all
-    baselines: Each[BaselineName] = field(default_factory=list)
+    baselines: Each[names.BaselineName] = field(default_factory=list)
     # partition: each phase sees its own part of the data (paper)
     staging: Literal["reuse", "partition"] = "reuse"
     # M; vLLM allows 1,024 ids, the end of a trace among them
@@ -330,7 +302,7 @@ class Recipe:
         self._world_is_there()
         traces, asked = self.traces, self.eval
         m_min = traces.m_min if asked.m_min is None else asked.m_min
-        _ascending(**{"eval.m_min": m_min, "eval.m_max": asked.m_max or traces.m_max})
+        ascending(**{"eval.m_min": m_min, "eval.m_max": asked.m_max or traces.m_max})
         if traces.m_max + 2 >= self.train.capacity_tokens:
             raise ValueError(
                 f"train.capacity_tokens: expected room for a trace of traces.m_max "
@@ -368,10 +340,3 @@ class Recipe:
         ]
         if self.world is None and users:
             raise ValueError(f"{users[0]}: `world` needs a section `world: {{}}` of the recipe")
-
-
-def _ascending(**values: int) -> None:
-    """Raises ValueError for the first value that is larger than the next one."""
-    for (key, low), (next_key, high) in itertools.pairwise(values.items()):
-        if low > high:
-            raise ValueError(f"{key}: expected at most {next_key} ({high}), found {low}")

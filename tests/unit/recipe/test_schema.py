@@ -13,7 +13,7 @@ from abscot.evaluation.modes import MODES
 from abscot.method.phases import PHASES, baselines, loop
 from abscot.method.schedules import CUSTOM, MODEL, SCHEDULES, check, schedule_of
 from abscot.model.attention import BACKENDS
-from abscot.recipe import schema
+from abscot.recipe import names, schema
 from abscot.recipe.keys import PAGE, page
 from abscot.recipe.load import load_recipe
 from abscot.training.optimizer import OPTIMIZERS
@@ -47,11 +47,11 @@ def test_the_page_tells_the_schedules_as_they_are_and_its_own_one_can_be_trained
 @pytest.mark.parametrize(
     "names, table",
     [
-        (schema.PhaseName, PHASES),
-        (schema.BaselineName, [phase.name for phase in baselines()]),
-        (schema.ScheduleName, SCHEDULES),
-        (schema.ModeName, MODES),
-        (schema.BenchmarkName, BENCHMARKS),
+        (names.PhaseName, PHASES),
+        (names.BaselineName, [phase.name for phase in baselines()]),
+        (names.ScheduleName, SCHEDULES),
+        (names.ModeName, MODES),
+        (names.BenchmarkName, BENCHMARKS),
         (typing.get_type_hints(schema.DataConfig)["format"], ADAPTERS),
         (typing.get_type_hints(schema.ModelConfig)["attention"], {"auto": None, **BACKENDS}),
         (typing.get_type_hints(schema.OptimizerConfig)["name"], OPTIMIZERS),
