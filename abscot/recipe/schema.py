@@ -46,9 +46,9 @@ class WorldConfig:
     swaps: Annotated[int, Field(ge=1, le=30)] = 6  # per problem, each a step of its CoT
     hidden_size: Annotated[int, Field(ge=64, le=16_384, multiple_of=32)] = 128  # of the base model
     num_layers: Annotated[int, Field(ge=1, le=200)] = 3  # of the base model
-    base_steps: Count = 300  # optimizer steps of the base model
+    base_steps: Count = 400  # optimizer steps of the base model
     base_thinking_rows: Few = 8  # rows per step, with CoT
-    base_direct_rows: Few = 1  # rows per step, without CoT: they teach the form alone
+    base_direct_rows: Few = 2  # rows per step, without CoT: they teach the form alone
     base_lr: Rate = 0.02  # of Muon, on matrices; AdamW has a fifth of it, on the rest
 
 
