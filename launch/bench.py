@@ -8,9 +8,10 @@
   python launch/bench.py loader      tokens/s, memory, resume of the batches, beside two libraries
   python launch/bench.py traces      constrained traces per second, beside vLLM and transformers
   python launch/bench.py ablations   a grounded run of the world, each time with one thing changed
+  python launch/bench.py grounding   tokens/s of grounded traces, beside plain forwards
   python launch/bench.py mask        the mask of one packed bin as a picture
 
-plan, loader and traces take options of their own: python launch/bench.py plan --help. TRL and
+plan, loader, traces and grounding take options: python launch/bench.py plan --help. TRL and
 mosaicml-streaming are no part of the project; where they are not installed they are left out. They
 want other versions of what the project pins, so put them beside it, without their requirements:
   .venv/bin/pip install --no-deps --target .peers trl accelerate mosaicml-streaming catalogue \\
@@ -38,6 +39,7 @@ BENCHMARKS = {  # name -> module with `run() -> dict`, which prints its tables o
     "loader": "abscot.bench.loader",
     "traces": "abscot.bench.traces",
     "ablations": "abscot.bench.ablations",
+    "grounding": "abscot.bench.grounding",
     "mask": "abscot.bench.mask",
 }
 
