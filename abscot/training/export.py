@@ -25,9 +25,16 @@ from abscot.model.lora import ADAPTER_PARTS, adapter_parameters, merged_weight, 
 SHARD_BYTES = 4 << 30
 
 
-def export(lm, source: Path, target: Path, adapter: Path | None, meta: ExportMeta) -> None:
+def export(
+    lm,
+    source: Path,
+    target: Path,
+    adapter: Path | None,
+    meta: ExportMeta,
+    codebook: Path | None = None,
+) -> None:
     """Publishes `target` (loads with AutoModelForCausalLM and vLLM) and `adapter` (loads with
-    PeftModel).
+    PeftModel). codebook: goes along as target/codebook, where no loader of models looks.
 
     lm: the transformers or peft model inside the model engine. source: the model that training
     started from; its tensor names, shapes and dtypes are what `target` must have, and its config
@@ -38,6 +45,9 @@ def export(lm, source: Path, target: Path, adapter: Path | None, meta: ExportMet
         if temp:
             _check_complete(tensor_table(temp), tensor_table(source), source)
             _copy_companions(source, temp)
+            if codebook:
+                sealed = shutil.ignore_patterns(files.DONE)  # by the DONE of `target`
+                shutil.copytree(codebook, temp / codebook.name, ignore=sealed)
     if adapter:
         with _on_rank0(
             files.publish(adapter, meta.model_copy(update={"applies_to": str(source)}).model_dump())

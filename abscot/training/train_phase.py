@@ -75,7 +75,7 @@ def _train(training: Training, device: torch.device) -> None:
     log_end(training.title, trainer.log.content)
     meta = export_meta(training, data, trainer)
     lm = trainer.model_engine.module.lm
-    export(lm, training.start, training.export, training.adapter, meta)
+    export(lm, training.start, training.export, training.adapter, meta, codebook_of(training))
     trainer.close()
     log(f"{tag}: {training.export}")
 
@@ -125,6 +125,14 @@ def _is_of(training: Training, target: Path, plan_hash: str) -> bool:
     meta = files.read_done(target)
     made_from = (files.fingerprint(training.start), plan_hash)
     return (meta.get("start"), meta.get("plan_hash")) == made_from
+
+
+def codebook_of(training: Training) -> Path | None:
+    """The codebook that goes along with a round's model, so that others can code their own CoTs;
+    None where the run has none.
+    """
+    made = training.ends_round and files.is_done(training.run.codebook)
+    return training.run.codebook if made else None
 
 
 def work_of(training: Training, data: PhaseData) -> Work:
