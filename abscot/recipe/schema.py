@@ -131,10 +131,10 @@ class TraceConfig:
 class GroundingConfig:
     """Of grounded traces: a code for each step of a CoT, out of the base's hidden states."""
 
-    layer: Share = 0.34  # depth of the hidden state, as a share of the layers; 1: behind the last
+    layer: Share = 1.0  # depth of the hidden state, as a share of the layers; 1: behind the last
     # token whose state it is: the step's last, or the one before the step's last word, where the
     # model holds what it is about to write
-    position: Literal["end", "before_result"] = "end"
+    position: Literal["end", "before_result"] = "before_result"
     tokens_per_step: Few = 1  # codes of a step: of its state, then of what the codes before leave
     fit_steps: Count = 200_000  # steps that the centroids are fitted to, drawn by a hash
     codebook: Line | None = None  # directory of one that is there, of the same base; null: fitted
