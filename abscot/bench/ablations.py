@@ -1,11 +1,11 @@
-"""What is it that teaches? The first round of a grounded run again and again, each time with one
+"""What is it that teaches? A grounded run again and again, in one long round, each time with one
 changed thing.
 
   python launch/bench.py ablations runs/tiny-cpu                  all of them, beside that run
   python launch/bench.py ablations runs/tiny-cpu --only M=8 "without A" --workers 2
 
 Base and shards are the run's own where the change leaves them as they are, and every variant trains
-on as many answers as the run's first round. What is done is not done again.
+on as many answers as the rounds of the run together. What is done is not done again.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from abscot.recipe.run import Run, open_run
 from abscot.recipe.schema import Recipe
 from abscot.reporting import run_data
 
-FIRST_ROUND = ("rounds=1", "train.phase_epochs={A: 2, B: 2}")
+ONE_ROUND = ("rounds=1", "train.phase_epochs={A: 2, B: 4}")
 OWN_SAMPLES = "traces.sources={A: [grounded], B: [model]}"
 LAYERS = (0.0, 0.34, 0.67, 1.0)
 VARIANTS: dict[str, tuple[str, ...]] = {  # what is changed -> the keys that change it
     "nothing": (),
-    "no A, B twice as long": ("train.phase_epochs={A: 0, B: 4}",),
+    "no A, a longer B": ("train.phase_epochs={A: 0, B: 6}",),
     **{
         f"layer {layer:g}, {at}": (f"grounding.layer={layer}", f"grounding.position={at}")
         for at in ("end", "before_result")
         for layer in LAYERS
     },
-    **{f"M={size}": (f"codebook_size={size}",) for size in (8, 16)},
+    **{f"M={size}": (f"codebook_size={size}",) for size in (8, 64)},
     "two tokens a step": ("grounding.tokens_per_step=2", "traces.m_max=12"),
     "B on its own samples": (OWN_SAMPLES,),
     **{f"B on the best of {k}": (OWN_SAMPLES, f"traces.best_of={k}") for k in (4, 8)},
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def variant(main_run: Run, recipe: Recipe, number: int) -> Recipe:
     """The recipe of the variant of that number: a run beside the main one."""
-    keys = (*FIRST_ROUND, *list(VARIANTS.values())[number], ASKED)
+    keys = (*ONE_ROUND, *list(VARIANTS.values())[number], ASKED)
     name = f"name={recipe.name}-ablation{number:02}"
     place = f"run_root={recipe.run_root}"
     return load_recipe(main_run.config, [*keys, name, place])

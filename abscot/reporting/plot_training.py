@@ -21,6 +21,7 @@ def training(data: RunData):
     )
     titles = {training.tag: training.title for training in data.trainings_and_baselines}
     start, labelled, channel = 0, set(), []
+    top = max(_settled(steps) for steps in logs.values())
     for number, (tag, steps) in enumerate(logs.items()):
         x = start + np.arange(1, len(steps) + 1)
         _losses(above, x, steps, labelled)
@@ -28,6 +29,7 @@ def training(data: RunData):
         channel += [(np.nan, np.nan)]  # a phase's curve ends with it
         if any(step.loss_z for step in steps):
             _entropies(data, above, tag, (start + 0.5, start + len(steps) + 0.5), labelled)
+            top = max(top, data.uniform_entropy)
         below.plot(x, [s.lr for s in steps], color=SOFT, linewidth=1.5)
         stripe = {"color": GRID, "alpha": 0.55 * (number % 2), "linewidth": 0}
         for axes in (above, below):
@@ -48,8 +50,9 @@ def training(data: RunData):
     if measured:
         _channel(above, channel)
     above.set_ylabel("loss, nats per supervised token")
-    above.set_ylim(0, 1.12 * above.get_ylim()[1])  # room for the legend
-    above.legend(ncols=5, loc="upper right")
+    above.set_ylim(0, 1.25 * top)
+    handles, labels = above.get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(labels), loc="upper center", bbox_to_anchor=(0.5, 0))
     below.set_ylabel("learning rate")
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     below.set_xlabel("optimizer steps, all phases end to end")
@@ -59,10 +62,16 @@ def training(data: RunData):
     return (
         figure,
         "Loss (thin: each step, thick: running mean) and learning rate of every phase, on one "
-        "axis of steps. Dotted: the entropy of codes that are all alike; dashed: of the codes of "
-        "the traces that a phase reads."
+        "axis of steps; the first tenth of a phase may lie above the picture. Dotted: the entropy "
+        "of codes that are all alike; dashed: of the codes of the traces that a phase reads."
         + (" Dots: the channel, on rows kept out." if measured else ""),
     )
+
+
+def _settled(steps: list[StepEntry]) -> float:
+    """The highest of the losses behind the first tenth of a phase."""
+    late = steps[len(steps) // 10 :]
+    return max(getattr(step, key) for step in late for key in LOSS)
 
 
 def _channel(axes, points: list[tuple[float, float]]) -> None:
