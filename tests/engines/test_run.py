@@ -19,6 +19,7 @@ from safetensors import safe_open
 from abscot.common import files
 from abscot.data.shards import ShardStore
 from abscot.generation.trace_set import TraceSet
+from abscot.method.lineage import trainings
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.pipeline.stages import stages_of
 from abscot.recipe.load import ROOT, load_recipe
@@ -51,21 +52,35 @@ def test_traces_hold_only_the_codebook_and_their_lengths(small_run):
     recipe, run = small_run.recipe, small_run.run
     store = ShardStore(run.shards)
     allowed = set(AbstractVocab.of(load_tokenizer(run.base)).codebook_ids)
-    for round_ in (1, 2):
-        for phase in "AB":
-            traces = TraceSet.load(run.traces(f"pi{round_}_phase{phase}"), store, round_, phase)
-            lengths = traces.lengths()
-            assert len(lengths) == len(store)
-            assert recipe.traces.m_min <= lengths.min() and lengths.max() <= recipe.traces.m_max
-            assert {int(i) for row in range(len(store)) for i in traces.trace(row)} <= allowed
+    for training in trainings(recipe, run):
+        traces = TraceSet.load(training.traces, store, training.round, training.phase.name)
+        assert traces.rows.tolist() == training.trace_rows(len(store)).tolist()
+        lengths = traces.all_lengths()
+        assert recipe.traces.m_min <= lengths.min() and lengths.max() <= recipe.traces.m_max
+        assert {int(i) for row in traces.rows for i in traces.trace(row)} <= allowed
+
+
+def test_the_first_traces_are_the_codes_of_the_steps_of_their_cots(small_run):
+    """Made by two processes, with the codebook that is part of the run."""
+    recipe, run = small_run.recipe, small_run.run
+    files.verify(run.codebook)
+    store = ShardStore(run.shards)
+    traces = TraceSet.load(run.traces("pi1_phaseA"), store, 1, "A")
+    assert len(traces) == len(store)
+    assert set(traces.all_lengths()) == {recipe.world.swaps * recipe.grounding.tokens_per_step}
+    stats = json.loads((run.traces("pi1_phaseA") / "stats.json").read_text())
+    assert stats["source"] == "grounded"
+    log = (run.logs / "traces_pi1_phaseA.log").read_text()
+    assert {"0", "1"} <= set(re.findall(r"\[(\d)/[23]\]: .* done in", log)), log
 
 
 def test_train_logs_count_every_supervised_token_and_follow_the_schedule(small_run):
     from abscot.training.optimizer import lr_at
 
-    for tag in ("pi1_phaseA", "pi1_phaseB", "pi2_phaseA", "pi2_phaseB"):
-        log = json.loads(small_run.run.train_log(tag).read_text())
-        steps, config = log["steps"], small_run.recipe.train
+    recipe, rows = small_run.recipe, len(ShardStore(small_run.run.shards))
+    for training in trainings(recipe, small_run.run):
+        log = json.loads(training.train_log.read_text())
+        steps, config = log["steps"], recipe.train
         assert [s["step"] for s in steps] == list(range(log["meta"]["num_steps"]))
         peak = log["meta"]["peak_lr"]
         assert all(
@@ -76,8 +91,10 @@ def test_train_logs_count_every_supervised_token_and_follow_the_schedule(small_r
             np.isfinite([s["loss"], s["loss_z"], s["loss_y"], s["grad_norm"]]).all() for s in steps
         )
         assert all(s["supervised_tokens"] > 0 and s["tokens_per_s"] > 0 for s in steps)
-        epochs = config.phase_epochs.get(tag[-1], config.epochs)
-        assert sum(s["examples"] for s in steps) == epochs * len(ShardStore(small_run.run.shards))
+        trained = rows - config.channel_rows
+        assert sum(s["examples"] for s in steps) == training.epochs * trained
+        assert [e["rows"] for e in log["channel"]] == [config.channel_rows] * len(log["channel"])
+        assert bool(log["channel"]) == (training.phase.name == "A")
 
 
 def test_results_count_tokens_from_ids(small_run):
@@ -109,7 +126,7 @@ def test_every_model_loads_tied_and_differs_from_the_one_before(small_run):
         files.verify(directory)
         lm = transformers.AutoModelForCausalLM.from_pretrained(directory)
         assert lm.config.tie_word_embeddings and lm.lm_head.weight is lm.model.embed_tokens.weight
-        assert lm.dtype == torch.bfloat16 and len(load_tokenizer(directory)) <= lm.config.vocab_size
+        assert lm.dtype == torch.float32 and len(load_tokenizer(directory)) <= lm.config.vocab_size
         heads.append(lm.lm_head.weight.detach().clone())
     assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
     names = [set(_tensor_names(small_run.run.root / name)) for name in ("base", "final")]
@@ -151,6 +168,9 @@ def test_the_channel_of_a_round_is_measured_and_the_ladder_takes_the_run_up(smal
     )
     # it asks more of a round's model than the run did
     assert "evaluate_final  [ready]" in plan.stdout and "train_pi2_phaseB  [done]" in plan.stdout
+    for schedule in ("paper", "grounded"):
+        beside = f"{small_run.run.root}-{schedule}: the {schedule} schedule; world, extend, prepare"
+        assert f"{beside}, evaluate_base: linked from {small_run.run.root}" in plan.stdout
 
 
 def test_train_alone_names_the_missing_input_and_its_command(tmp_path):

@@ -45,8 +45,9 @@ def test_a_round_that_fails_cancels_the_rounds_after_it(cluster, tmp_path):
 def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_model(
     cluster, small_run, tmp_path, monkeypatch
 ):
-    """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a vLLM engine
-    on each node. `env` stands for the site's container: it too starts a command as its own process.
+    """The first round of small_run again, on its data: two ZeRO-3 ranks under srun, a shard of
+    the traces on each node. `env` stands for the site's container: it too starts a command as its
+    own process.
     """
     monkeypatch.setitem(cluster.environ, "ABSCOT_CONTAINER", "env INSIDE=image")
     overrides = overrides_of(tmp_path, "traces.shards=2")
@@ -62,7 +63,7 @@ def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_mode
     made, expected = (files.fingerprint(r.root / "round1") for r in (run, small_run.run))
     assert made == expected, cluster.job_log(task)
     logs = [log.read_text() for log in run.logs.glob("*.log")]
-    assert len(logs) == 4 and all(" env INSIDE=image " in log.partition("\n")[0] for log in logs)
+    assert len(logs) == 5 and all(" env INSIDE=image " in log.partition("\n")[0] for log in logs)
 
 
 def test_a_job_that_is_never_done_gives_up_after_its_last_restart(cluster, tmp_path):

@@ -14,12 +14,16 @@ from abscot.recipe.schema import Recipe
 
 SMALL = [
     "rounds=2",
+    "schedule=paper",  # A and B in both rounds
+    "traces.sources={A: [grounded, model], B: [model]}",
     "world.rows=160",
     "world.heldout=24",
     "world.base_steps=12",
-    "data.decontaminate=true",
-    "train.global_batch_examples=32",
+    "train.channel_rows=16",
+    "train.channel_every_steps=2",
+    "inference.chunk_rows=64",  # more chunks than one: work for two processes
     "traces.probe_prompts=8",
+    "eval.modes=[abstract, abstract_swapped]",
 ]
 
 
@@ -57,9 +61,11 @@ def overrides_of(root: Path, *keys: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> SmallRun:
-    """Two rounds on a few rows: every stage, DeepSpeed on two ranks and vLLM as they are."""
+    """Two rounds on a few rows: every stage, grounded and sampled traces, two DeepSpeed ranks and
+    vLLM as they are.
+    """
     overrides = overrides_of(tmp_path_factory.mktemp("runs"))
     recipe = load_recipe(None, overrides[1::2])
-    done = launch("round.py", "--round", "all", *overrides)
+    done = launch("round.py", "--round", "all", *overrides, timeout=1800)
     assert done.returncode == 0, done.stdout
     return SmallRun(recipe, Run.of(recipe), overrides, done.stdout)
