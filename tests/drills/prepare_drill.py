@@ -130,6 +130,7 @@ def begin(root: Path, name: str, tokenizer, args: argparse.Namespace) -> Run:
     keys = {
         "run_root": root,
         "name": name,
+        "codebook_size": 64,
         "data.source": root / "rows_*.jsonl.gz",
         "data.decontaminate": "false",
         "data.rows": args.rows // 3,

@@ -101,8 +101,11 @@ def make(root: Path, args) -> tuple:
     keys = {
         "name": "shape",
         "run_root": root,
+        "schedule": "paper",
+        "codebook_size": 64,
         "world": "null",
         "model.base": root / "model",
+        "model.dtype": "bf16",
         "model.random_init": "true",
         "model.gradient_checkpointing": "true",
         "model.loss_chunk_tokens": 256,
@@ -118,6 +121,7 @@ def make(root: Path, args) -> tuple:
         "train.global_batch_examples": args.batch,
         "train.checkpoint_every_steps": 1,
         "train.keep_checkpoints": 1,
+        "train.channel_rows": 0,
     }
     if args.lora:
         keys["lora.r"] = 32

@@ -35,10 +35,13 @@ KEYS = [
     "world.base_steps=2",
     "eval.modes=[]",
     "eval.base_modes=[]",
+    "traces.sources={A: [grounded], B: [model]}",
     "traces.probe_prompts=2",
     "traces.shards=2",
+    "inference.chunk_rows=48",  # two chunks: a shard of the traces on each node
     "train.num_gpus=2",
     "train.phase_epochs={A: 6, B: 1}",
+    "train.channel_rows=0",
     "train.checkpoint_every_steps=6",
 ]
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
