@@ -82,7 +82,7 @@ def start(recipe, run: Run) -> subprocess.Popen:
 
 
 def finish(process) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     return process.returncode, output
 
 
@@ -117,7 +117,7 @@ def saved_step(run: Run) -> int:
     )
 
 
-def wait_for(condition, seconds: float = 200) -> None:
+def wait_for(condition, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
