@@ -11,7 +11,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from abscot import cli
 from abscot.common.arguments import whole_number
 from abscot.common.errors import UserError
-from abscot.method.phases import PHASES, loop
+from abscot.method.phases import loop
 from abscot.recipe.schema import Recipe
 
 
@@ -50,8 +50,6 @@ def main() -> int:
     args = make_parser().parse_args()
     recipe = cli.recipe_of(args)
     of = recipe.traces.shards if args.of is None else args.of
-    if not 1 <= args.round <= recipe.rounds:
-        raise UserError(f"--round {args.round}: expected 1 to {recipe.rounds}")
     if args.shard is not None and not 0 <= args.shard < of:
         raise UserError(f"--shard {args.shard}: expected 0 to {of - 1}, the shards being --of {of}")
     if (args.pattern, args.rows, args.export) != (None, None, None):
@@ -59,7 +57,7 @@ def main() -> int:
 
     from abscot.common.files import is_done
     from abscot.generation.trace_jobs import generate, open_job
-    from abscot.method.lineage import Training
+    from abscot.method.lineage import training_of
     from abscot.method.schedules import GROUNDED
     from abscot.pipeline.fan_out import (
         chunks_of,
@@ -69,7 +67,7 @@ def main() -> int:
     from abscot.pipeline.lease import exclusive
     from abscot.recipe.run import Run, claim
 
-    training = Training(recipe, Run.of(recipe), PHASES[args.phase], args.round)
+    training = training_of(recipe, Run.of(recipe), args.phase, args.round)
     if is_done(training.traces):
         print(f"{training.traces}: already done")
         return 0
@@ -101,13 +99,13 @@ def exchange(args: argparse.Namespace, recipe: Recipe) -> int:
 
     from abscot.generation.trace_exchange import export_traces, import_traces
     from abscot.generation.trace_jobs import open_job
-    from abscot.method.lineage import Training
+    from abscot.method.lineage import training_of
     from abscot.pipeline.fan_out import chunks_of
     from abscot.pipeline.lease import exclusive
     from abscot.recipe.run import Run, claim
 
     run = Run.of(recipe)
-    job = open_job(Training(recipe, run, PHASES[args.phase], args.round), imported=True)
+    job = open_job(training_of(recipe, run, args.phase, args.round), imported=True)
     if args.export is not None:
         export_traces(job, Path(args.export))
         print(f"{args.export}: the traces of {job.tag}")

@@ -18,8 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
 from abscot.common.arguments import whole_number
-from abscot.common.errors import UserError
-from abscot.method.lineage import Training
+from abscot.method.lineage import training_of
 from abscot.method.phases import PHASES
 from abscot.pipeline.launchers import take_ranks_from_slurm
 from abscot.pipeline.lease import RUN, exclusive
@@ -35,18 +34,13 @@ def main() -> None:
     # given by the deepspeed launcher; unused
     parser.add_argument("--local_rank", type=whole_number(0), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.phase not in PHASES:
-        raise UserError(f"--phase {args.phase}: expected one of {', '.join(PHASES)}")
     recipe = cli.recipe_of(args)
-    if not 1 <= args.round <= recipe.rounds:
-        raise UserError(
-            f"--round {args.round}: expected 1 to {recipe.rounds} (rounds in the recipe)"
-        )
+    run = Run.of(recipe)
+    training = training_of(recipe, run, args.phase, args.round)
     take_ranks_from_slurm()
     from abscot.training.train_phase import train
 
-    run = Run.of(recipe)
-    train(Training(recipe, run, PHASES[args.phase], args.round), exclusive(run.root, RUN))
+    train(training, exclusive(run.root, RUN))
 
 
 cli.run(main)

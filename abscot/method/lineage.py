@@ -19,7 +19,7 @@ import numpy as np
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
-from abscot.method.phases import Phase, baselines, loop
+from abscot.method.phases import PHASES, Phase, baselines, loop
 from abscot.method.schedules import (
     GROUNDED,
     SAMPLED,
@@ -190,6 +190,24 @@ def trainings_of(recipe: Recipe, run: Run, round_: int) -> list[Training]:
     """The trainings of one round, in order."""
     made = [Training(recipe, run, phase, round_) for phase in loop()]
     return [training for training in made if training.epochs]
+
+
+def training_of(recipe: Recipe, run: Run, name: str, round_: int) -> Training:
+    """The training that --phase and --round mean. Raises UserError where there is no such phase or
+    round, and where the schedule leaves the phase out of it.
+    """
+    if name not in PHASES:
+        raise UserError(f"--phase {name}: expected one of {', '.join(PHASES)}")
+    if not 1 <= round_ <= recipe.rounds:
+        raise UserError(f"--round {round_}: expected 1 to {recipe.rounds} (rounds in the recipe)")
+    training = Training(recipe, run, PHASES[name], round_)
+    if not training.epochs:
+        trained = ", ".join(t.title for t in trainings(recipe, run))
+        raise UserError(
+            f"--phase {name} --round {round_}: the schedule leaves it out (0 epochs); expected one "
+            f"of {trained}, or epochs of it in train.phase_epochs"
+        )
+    return training
 
 
 def baseline_trainings(recipe: Recipe, run: Run) -> list[Training]:

@@ -59,6 +59,18 @@ ARGUMENTS = {  # name -> (script and arguments, words of the last line)
     "train_round_plus": (["train.py", "--phase", "A", "--round", "+1"], ["--round", "'+1'"]),
     "train_phase": (["train.py", "--phase", "a"], ["--phase a: expected one of A, B"]),
     "train_phase_empty": (["train.py", "--phase", ""], ["--phase : expected one of A, B"]),
+    "train_left_out": (
+        ["train.py", "--phase", "A", "--round", "2", "--set", "schedule=grounded"],
+        ["--round 2: the schedule leaves it out", "round 1 A, round 1 B, round 2 B, round 3 B"],
+    ),
+    "traces_left_out": (
+        [*TRACES, "--round", "3", "--set", "schedule=grounded"],
+        ["--round 3: the schedule leaves it out"],
+    ),
+    "codebook_of_none": (
+        ["codebook.py", "--set", "schedule=paper"],
+        ["no phase of this recipe has grounded traces", "schedule=grounded"],
+    ),
     "train_local_rank": (["train.py", "--phase", "A", "--local_rank", "x"], ["--local_rank"]),
     "cell_minus": (["evaluate.py", "--cell=-1"], ["--cell", "from 0", "'-1'"]),
     "cell_square": (["evaluate.py", "--cell", "²"], ["--cell", "whole number"]),
