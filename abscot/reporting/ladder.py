@@ -29,7 +29,7 @@ from abscot.reporting.run_data import RunData, read
 from abscot.reporting.used import points
 
 NONE = "–"
-BASE_LABELS = {"verbal": "verbal CoT", "thinking": "thinking", "no_cot": "no CoT"}
+BASE_LABELS = {"verbal": "verbal CoT", "thinking": "verbal CoT (thinking)", "no_cot": "no CoT"}
 ORDER = (*SCHEDULES, CUSTOM)  # of the abstract rows
 
 

@@ -75,7 +75,7 @@ def cells_of(table) -> dict[str, dict[str, str]]:
 def test_the_table_has_the_papers_rows(climbed):
     table = ladder_table(ladder_of(climbed))
     cells = cells_of(table)
-    assert list(cells)[:2] == ["thinking, base", "no CoT, base"]
+    assert list(cells)[:2] == ["verbal CoT (thinking), base", "no CoT, base"]
     assert list(cells)[-1] == "Abstract-CoT (paper), round 2" and len(cells) == 7
     assert "published" not in table.columns  # nobody published numbers of the toy world
     assert (
@@ -85,7 +85,7 @@ def test_the_table_has_the_papers_rows(climbed):
     )
     assert cells["no CoT, base"]["supervised"] == "–"
     assert cells["SFT (no CoT)"]["against SFT (no CoT)"] == "–"
-    assert "[+" in cells["thinking, base"]["against SFT (no CoT)"]
+    assert "[+" in cells["verbal CoT (thinking), base"]["against SFT (no CoT)"]
 
 
 def test_published_numbers_stand_beside_verbal_and_the_last_round_on_math500_alone(tmp_path):
@@ -165,7 +165,11 @@ def test_both_schedules_stand_in_one_table_and_against_each_other(both):
     assert float(last["accuracy %"]) > 80 > 50 > float(last["shuffled %"])
     assert float(last["swapped %"]) < 20 < float(last["shuffled %"])
     assert float(last["against SFT (no CoT)"].split()[0]) > 50
-    assert cells["SFT (no CoT)"]["swapped %"] == cells["thinking, base"]["shuffled %"] == "–"
+    assert (
+        cells["SFT (no CoT)"]["swapped %"]
+        == cells["verbal CoT (thinking), base"]["shuffled %"]
+        == "–"
+    )
     # round 2 of the grounded schedule is B alone
     assert (last["answers"], papers["answers"]) == (f"{3 * 120 * 16:,}", f"{4 * 120 * 16:,}")
     ((_, of, against, points, interval),) = schedules_table(ladder).rows
@@ -214,7 +218,7 @@ def test_a_run_with_one_baseline_shows_that_row_and_no_other(tmp_path):
     add_results(run, "pause", "pause", "world", 0)
     ladder = ladder_of(run)
     assert ladder.is_there and list(cells_of(ladder_table(ladder))) == [
-        "thinking, base",
+        "verbal CoT (thinking), base",
         "no CoT, base",
         "pause tokens",
         "Abstract-CoT (paper), round 1",
