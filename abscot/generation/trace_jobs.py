@@ -9,11 +9,8 @@ whoever finishes the last one merges them.
 import contextlib
 import fcntl
 import functools
-import json
 import operator
-import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +18,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from abscot.common.disk import naming
 from abscot.common.draws import rng
 from abscot.common.errors import UserError
-from abscot.common.files import fingerprint, is_done, removed_on_error, require
+from abscot.common.files import fingerprint, is_done, require
 from abscot.common.log import Progress, log
 from abscot.data.shards import ShardStore
 from abscot.generation import collapse
 from abscot.generation.codebook import Codebook
+from abscot.generation.trace_chunks import read_chunk, write_chunk
 from abscot.generation.trace_records import (
     JOB,
-    SCHEMA,
     VERSION,
     Choices,
     ChunkMeta,
@@ -40,7 +36,6 @@ from abscot.generation.trace_records import (
     SetMeta,
     TraceStats,
     mend,
-    read_table,
     rows_sha256,
 )
 from abscot.generation.trace_set import TraceSet, publish_set
@@ -170,7 +165,7 @@ def generate(job: TraceJob, shard: int = 0, of: int = 1, engine=None) -> bool:
             total, "traces", f"traces {job.tag}" + (f" [{shard}/{of}]" if of > 1 else ""), done=done
         ) as progress:
             for c in left:
-                _write_chunk(job, c, chunks[c], source)
+                write_chunk(job.chunk_path(c), chunks[c], source)
                 progress.update(len(chunks[c]))
     with _lock(job.parts.with_suffix(".lock")):
         missing = [c for c in range(len(chunks)) if not job.chunk_path(c).exists()]
@@ -216,29 +211,6 @@ def _source(job: TraceJob, engine) -> Source:
     return ModelTraces(job.store, job.vocab, recipe.traces, with_cot, key, engine)
 
 
-def _write_chunk(job: TraceJob, chunk: int, items: list[Item], source: Source) -> None:
-    """One Arrow file, there whole or not at all."""
-    start, cut, source.choices = time.monotonic(), source.cut_prompts, Choices()
-    traces = source.traces(items)
-    meta = ChunkMeta(
-        seconds=time.monotonic() - start,
-        cut_prompts=source.cut_prompts - cut,
-        choices=source.choices,
-        grounded=source.grounded,
-    )
-    columns = [[i.row for i in items], [i.id for i in items], [i.sample for i in items], traces]
-    table = pa.table(columns, schema=SCHEMA.with_metadata({"meta": meta.model_dump_json()}))
-    path = job.chunk_path(chunk)
-    temp = path.with_suffix(f".{os.getpid()}.tmp")
-    with naming(path), removed_on_error(temp):
-        with open(temp, "wb") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-
-
 def _is_whole(job: TraceJob, chunk: int, items: list[Item]) -> bool:
     """A damaged chunk file is removed and said so: its traces are made again, and are the same."""
     path = job.chunk_path(chunk)
@@ -254,24 +226,8 @@ def _is_whole(job: TraceJob, chunk: int, items: list[Item]) -> bool:
 
 
 def _read_chunk(job: TraceJob, chunk: int, items: list[Item]) -> tuple[pa.Table, ChunkMeta]:
-    """Raises UserError for a file that does not hold the traces of these items."""
-    path, rules = job.chunk_path(chunk), job.recipe.traces
-    again = mend(job.final, path)
-    table = read_table(path, SCHEMA, again)
-    try:
-        meta = json.loads((table.schema.metadata or {}).get(b"meta", b"null"))
-    except ValueError:
-        meta = None
-    meta = ChunkMeta.of(meta, f"{path}: meta", again)
-    found = zip(*(table[name].to_pylist() for name in ("row", "id", "sample")), strict=True)
-    if list(found) != [(i.row, i.id, i.sample) for i in items]:
-        raise UserError(f"{path}: not the rows of chunk {chunk}; {again}")
-    traces, allowed = table["trace"].to_pylist(), set(job.vocab.codebook_ids)
-    for item, trace in zip(items, traces, strict=True):
-        if not (rules.m_min <= len(trace) <= rules.m_max and allowed.issuperset(trace)):
-            where = f"{path}: row {item.row}"
-            raise UserError(f"{where}: a trace outside V_abs or [m_min, m_max]; {again}")
-    return table, meta
+    path = job.chunk_path(chunk)
+    return read_chunk(path, items, job.vocab, job.recipe.traces, mend(job.final, path))
 
 
 @contextlib.contextmanager
