@@ -1,6 +1,7 @@
 """Which model comes from which: the loop of A and B, and the same loop with a third phase in it."""
 
 import dataclasses
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from abscot.method.lineage import (
     round_models,
     trainings,
 )
-from abscot.method.phases import PHASES, Phase
+from abscot.method.phases import PHASES, Phase, baselines, loop
 from abscot.pipeline.preflight import stage_walltimes
 from abscot.pipeline.stages import stages_of
 from abscot.recipe.load import load_recipe
@@ -25,21 +26,21 @@ from abscot.reporting.ladder import equalised
 from kit.corpus import refused
 from kit.synthetic_run import make_run
 
+PAPER = ("schedule=paper", "train.channel_rows=0")
+
 
 def recipe_of(tmp_path, *keys: str):
-    return load_recipe(None, [f"run_root={tmp_path}", "rounds=2", *keys])
+    return load_recipe(None, [f"run_root={tmp_path}", "rounds=2", *PAPER, *keys])
 
 
 @pytest.fixture
-def third_phase(monkeypatch):
+def third_phase():
     """A phase behind B in the loop."""
-    baselines = {name: phase for name, phase in PHASES.items() if not phase.iterated}
+    looped = {phase.name: phase for phase in loop()}
     phase = Phase("R", "XZY", "ZY", "model", "reinforcement, say", iterated=True)
-    for name in baselines:
-        monkeypatch.delitem(PHASES, name)
-    for name, row in {"R": phase, **baselines}.items():
-        monkeypatch.setitem(PHASES, name, row)
-    return phase
+    rows = {**looped, "R": phase, **{row.name: row for row in baselines()}}
+    with patch.dict(PHASES, rows, clear=True):  # which puts the order of the rows back as well
+        yield phase
 
 
 def test_the_loop_of_two_phases(tmp_path):
@@ -55,6 +56,21 @@ def test_the_loop_of_two_phases(tmp_path):
         ("pi2_phaseA", *["round1"] * 2, "checkpoints/pi2_phaseA/export"),
         ("pi2_phaseB", *["checkpoints/pi2_phaseA/export"] * 2, "final"),
     ]
+
+
+def test_the_grounded_loop_trains_a_once_and_has_its_traces_from_the_codebook(tmp_path):
+    recipe = recipe_of(tmp_path, "schedule=grounded")
+    run = Run.of(recipe)
+    shown = [
+        (t.tag, *(str(p.relative_to(run.root)) for p in (t.start, t.trace_maker, t.export)))
+        for t in trainings(recipe, run)
+    ]
+    assert shown == [
+        ("pi1_phaseA", "base", "codebook", "checkpoints/pi1_phaseA/export"),
+        ("pi1_phaseB", "checkpoints/pi1_phaseA/export", "codebook", "round1"),
+        ("pi2_phaseB", "round1", "codebook", "final"),
+    ]
+    assert {t.trace_model for t in trainings(recipe, run)} == {None}
 
 
 def test_a_baseline_starts_from_the_base_and_reads_no_traces(tmp_path):
@@ -102,7 +118,7 @@ def test_models_on_their_way_are_named_as_far_as_they_are_there(tmp_path):
     assert training.exported_steps() == [20, 100]
     found = model_named(recipe, run, "pi1_phaseB_step100")
     assert found.directory == run.root / "intermediate" / "pi1_phaseB_step100"
-    assert (found.round, found.modes) == (1, ("abstract",))
+    assert (found.round, found.modes) == (1, tuple(recipe.eval.modes))
     baseline = model_named(recipe, run, "sft_cot_step5")
     assert (baseline.round, baseline.modes) == (None, ("thinking",))
     for name in ("pi1_phaseB_step40", "pi1_phaseB_step0100", "pi1_phaseB_stepx", "pi1_phaseB"):
@@ -145,7 +161,7 @@ def test_a_third_phase_has_its_own_rows_where_the_data_are_parted(tmp_path, thir
 
 
 def test_the_report_draws_a_third_phase(tmp_path, third_phase):
-    run = make_run(tmp_path, rounds=2)
+    run = make_run(tmp_path, rounds=2, schedule="paper")
     page = report.write(run).read_text()
     assert "pi1_phaseR" in page and "pi2_phaseR" in page
     data = run_data.read(run)
@@ -159,7 +175,7 @@ def test_the_report_draws_a_third_phase(tmp_path, third_phase):
 
 
 def recipe_with(*overrides):
-    return load_recipe("tiny-cpu", list(overrides))
+    return load_recipe("tiny-cpu", [*PAPER, *overrides])
 
 
 @pytest.mark.parametrize(
@@ -172,6 +188,9 @@ def recipe_with(*overrides):
         # half an epoch cannot be trained
         (["staging=partition", "train.phase_epochs={A: 2, B: 3}"], 2.5, 2),
         (["train.phase_epochs={sft_no_cot: 9}"], 6, 9),
+        (["schedule=grounded"], 6, 6),  # A and B twice, then B, B
+        (["schedule=grounded", "rounds=2", "train.epochs=3"], 15, 15),
+        (["schedule=grounded", "staging=partition"], 1.5, 2),
     ],
 )
 def test_a_baseline_reads_each_answer_as_often_as_all_rounds_together(overrides, asked, given):
@@ -181,11 +200,11 @@ def test_a_baseline_reads_each_answer_as_often_as_all_rounds_together(overrides,
 
 
 def test_partition_covers_the_data_once_and_reuse_gives_all_of_it():
-    recipe = load_recipe(None, ["staging=partition", "rounds=3"])
+    recipe = load_recipe(None, [*PAPER, "staging=partition", "rounds=3"])
     phases = [(PHASES[name], round_) for round_ in (1, 2, 3) for name in "AB"]
     parts = [Training(recipe, Run.of(recipe), phase, round_).rows(1000) for phase, round_ in phases]
     assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
     assert {len(part) for part in parts} == {166, 167}
     assert len(Training(recipe, Run.of(recipe), PHASES["sft_cot"], 1).rows(1000)) == 1000
-    reuse = load_recipe(None, ["staging=reuse"])
+    reuse = load_recipe(None, [*PAPER, "staging=reuse"])
     assert len(Training(reuse, Run.of(reuse), PHASES["B"], 2).rows(1000)) == 1000
