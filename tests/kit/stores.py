@@ -126,6 +126,8 @@ def packed_run(tmp_path_factory):
             "train.capacity_tokens=64",
             "train.global_batch_examples=8",
             "train.epochs=2",
+            "train.channel_rows=0",
+            "schedule=paper",
             "traces.m_max=6",
             "traces.m_min=1",
         ],

@@ -28,6 +28,7 @@ def trained(tmp_path):
             f"run_root={tmp_path}",
             "rounds=2",
             "train.epochs=2",
+            "schedule=paper",
             "staging=partition",
             "train.capacity_tokens=64",
             "train.channel_rows=8",
