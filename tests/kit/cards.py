@@ -21,7 +21,11 @@ def published(tmp_path_factory) -> Path:
     run = make_run(
         tmp_path_factory.mktemp("card"),
         rounds=1,
-        **{"eval.benchmarks": "[gsm8k]", "inference.max_model_len_tokens": 400},
+        **{
+            "eval.benchmarks": "[gsm8k]",
+            "eval.modes": "[abstract]",
+            "inference.max_model_len_tokens": 400,
+        },
     )
     make_model(run.root / "final", tiny_tokenizer(), seed=0)
     model_card.write(run_data.read(run))

@@ -74,6 +74,13 @@ def write_manifest(directory: Path, **change) -> None:
     files.write_json_atomic(directory / "manifest.json", {**manifest, "hash": hash_of(manifest)})
 
 
+def write_world(run: Run) -> None:
+    """A world without problems."""
+    with files.publish(run.world) as directory:
+        for name in ("rows", "heldout"):
+            (directory / f"{name}.jsonl").write_text("")
+
+
 def add_results(
     run: Run,
     mode: str,
@@ -235,16 +242,16 @@ def train_log_meta(**change) -> TrainLogMeta:
 
 
 def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:
-    draw, m_max = rng(tag, "traces"), recipe.traces.m_max
+    draw, m_max, size = rng(tag, "traces"), recipe.traces.m_max, recipe.codebook_size
     lengths = (
         np.full(2000, constant)
         if constant
         else np.clip(draw.poisson(9, 2000), recipe.traces.m_min, m_max)
     )
-    weights = 1 / np.arange(1, 65) ** (0.2 if tag == "pi1_phaseA" else 1.1)
-    values = draw.choice(64, lengths.sum(), p=weights / weights.sum())
+    weights = 1 / np.arange(1, size + 1) ** (0.2 if tag == "pi1_phaseA" else 1.1)
+    values = draw.choice(size, lengths.sum(), p=weights / weights.sum())
     offsets = np.concatenate([[0], lengths.cumsum()])
-    found = collapse.statistics(values, offsets, range(64), m_max, {}, 0)
+    found = collapse.statistics(values, offsets, range(size), m_max, {}, 0)
     warned = collapse.warnings(found, recipe.traces.m_min, m_max)
     stats = TraceStats(source="sampled", cut_prompts=0, empty_traces=0, warnings=warned, **found)
     codes = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()))

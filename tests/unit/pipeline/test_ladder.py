@@ -12,7 +12,7 @@ from abscot.pipeline.ladder import ladder_recipe, ladder_siblings, ladder_stages
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
 from kit.recipes import RECIPES
-from kit.synthetic_run import add_phase, add_results, write_manifest
+from kit.synthetic_run import add_phase, add_results, write_manifest, write_world
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -59,6 +59,7 @@ def finish(recipe) -> None:
     """Puts there what the stages of one run of the ladder make."""
     run = claim(recipe)
     write_manifest(run.shards, rows=40)
+    write_world(run)
     for stage in ladder_stages(recipe):
         for output in stage.outputs:
             if output.suffix:
@@ -75,7 +76,7 @@ def finish(recipe) -> None:
 
 
 def test_json_is_alone_on_stdout_and_what_is_done_is_not_done_again(tmp_path):
-    keys = [f"run_root={tmp_path}", "name=r", "rounds=1", "world={cups: 3}"]
+    keys = [f"run_root={tmp_path}", "name=r", "rounds=1", "schedule=paper"]
     recipe = ladder_recipe(load_recipe(None, keys))
     (other,) = ladder_siblings(recipe)
     for of_one_run in (recipe, other):

@@ -62,7 +62,7 @@ def test_the_other_schedule_is_a_run_beside_it_and_a_custom_one_has_both(tmp_pat
 
 
 def test_a_name_too_long_for_the_run_beside_it_is_one_line(tmp_path):
-    recipe = recipe_of(tmp_path, f"name={'n' * 98}")
+    recipe = recipe_of(tmp_path, "schedule=paper", f"name={'n' * 98}")
     refused(lambda: siblings(recipe), "name: ", "where the grounded schedule runs", "100 bytes")
 
 

@@ -75,7 +75,7 @@ def test_a_fresh_run_says_what_comes_next(run):
 
 
 def test_a_run_at_work_shows_progress_and_losses(run):
-    finish(run, "world", "extend", "prepare", "evaluate_base", "traces_pi1_phaseA")
+    finish(run, "world", "extend", "prepare", "evaluate_base", "codebook", "traces_pi1_phaseA")
     note(run, "train_pi1_phaseA", "running", started_s=30, job_id="17_1", attempt=2)
     line = (
         "train pi1_phaseA: 84/150 steps, 2.0 steps/s, 0:33 left  loss 1.2345  lr 1.00e-03  12,300 "
@@ -85,10 +85,12 @@ def test_a_run_at_work_shows_progress_and_losses(run):
         f"--- start\n· an older word\n· {line}\n[rank0] engine noise\n"
     )
     text = status.screen(run.root)
-    assert f"5 of {len(stages(run))} stages done" in text
+    assert f"6 of {len(stages(run))} stages done" in text
     assert f"running  train_pi1_phaseA: {line}" in text
     assert "attempt 2" in text and "job 17_1" in text
-    assert re.search(r"^1 +done 1:15 +running 0:3\d +waiting", text, re.MULTILINE)
+    assert re.search(r"^round +codebook +traces A +train A +traces B", text, re.MULTILINE)
+    assert re.search(r"^1 +done 1:15 +done 1:15 +running 0:3\d +waiting", text, re.MULTILINE)
+    assert re.search(r"^2( +waiting){3}$", text, re.MULTILINE)  # B alone, and its evaluation
     assert "next" not in text
 
 

@@ -28,6 +28,7 @@ def test_the_published_layout_and_nothing_else(finished):
     assert {
         "final/model.safetensors",
         "final/README.md",
+        "final/codebook/codebook.json",
         "report/index.html",
         "train_logs/pi1_phaseA.json",
     } <= names

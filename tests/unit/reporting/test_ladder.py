@@ -26,7 +26,7 @@ from kit.synthetic_run import add_phase, add_results, make_run
 def climbed(tmp_path_factory):
     """A finished ladder's files: SFT (no CoT) 22% right, as its synthetic mode is."""
     keys = {"eval.benchmarks": "[world]", "eval.base_modes": "[thinking, no_cot]"}
-    run = make_run(tmp_path_factory.mktemp("ladder"), rounds=2, **keys)
+    run = make_run(tmp_path_factory.mktemp("ladder"), rounds=2, schedule="paper", **keys)
     recipe = load_recipe(run.config)
     for phase in baselines():
         add_results(run, phase.asked_in, phase.name, "world", 0)
@@ -93,7 +93,7 @@ def test_published_numbers_stand_beside_verbal_and_the_last_round_on_math500_alo
         "eval.benchmarks": "[gsm8k, math500]",
         "eval.base_modes": "[verbal, thinking, no_cot]",
     }
-    data = run_data.read(make_run(tmp_path, rounds=2, **keys))
+    data = run_data.read(make_run(tmp_path, rounds=2, schedule="paper", **keys))
     table = ladder_table(read_ladder(data))
     beside = {row[:2]: row[-1] for row in table.rows}
     assert table.columns[-1] == "published" and {
@@ -212,7 +212,7 @@ def test_the_report_of_a_run_shows_the_schedule_beside_it_unless_that_is_of_anot
 
 def test_a_run_with_one_baseline_shows_that_row_and_no_other(tmp_path):
     keys = {"eval.benchmarks": "[world]", "baselines": "[pause]"}
-    run = make_run(tmp_path, rounds=1, **keys)
+    run = make_run(tmp_path, rounds=1, schedule="paper", **keys)
     assert not ladder_of(run).is_there
     assert "pause" in to_markdown(report.blocks(run_data.read(run), {}))  # missing, and named
     add_results(run, "pause", "pause", "world", 0)
@@ -227,11 +227,11 @@ def test_a_run_with_one_baseline_shows_that_row_and_no_other(tmp_path):
 
 def test_the_plan_says_epochs_by_round_and_what_may_end_early():
     keys = ["train.channel_rows=10", "train.until_channel=0.9", "schedule=grounded"]
-    grounded, paper = load_recipe(None, keys), load_recipe(None)
+    grounded, paper = load_recipe(None, keys), load_recipe(None, ["schedule=paper"])
     line = equalised(grounded, [paper])
     assert "Abstract-CoT (grounded) at most 6 times in 3 rounds (epochs of A 2, 0, 0;" in line
     assert "of B 2, 1, 1; A may end early, at a channel of 90%)" in line
     assert "Abstract-CoT (paper) 6 times in 3 rounds (epochs of A 1, 1, 1; of B 1, 1, 1)" in line
     assert "as often as Abstract-CoT (grounded), in whole epochs: sft_no_cot 6" in line
-    custom = load_recipe(None, ["traces.sources={A: [random]}"])
+    custom = load_recipe(None, ["schedule=paper", "traces.sources={A: [random]}"])
     assert "Abstract-CoT (custom) 6 times" in equalised(custom)

@@ -73,7 +73,8 @@ def test_models_on_their_way_stand_in_the_table_alone(tmp_path):
 
 
 def test_the_table_says_what_the_rows_say(tmp_path):
-    run = make_run(tmp_path, rounds=1, **{"eval.benchmarks": "[world]"})
+    keys = {"eval.benchmarks": "[world]", "eval.modes": "[abstract]"}
+    run = make_run(tmp_path, rounds=1, **keys)
     add_results(
         run,
         "abstract",
@@ -118,7 +119,7 @@ def test_partial_credit_and_open_judgement(tmp_path):
     """F1 scores are averaged, without pass@k; answers that wait for a judge have tokens but no
     accuracy.
     """
-    run = make_run(tmp_path, rounds=1)
+    run = make_run(tmp_path, rounds=1, **{"eval.modes": "[abstract]"})
     add_results(run, "abstract", "final", "world", 1, problems=30, samples=2, correct=0.25)
     add_results(run, "abstract", "final", "gsm8k", 1, correct=None)
     text_of(run)
@@ -184,7 +185,7 @@ def test_the_second_stages_share_of_the_prefill_is_shown(tmp_path):
 
 
 def test_half_a_run_shows_what_is_missing(tmp_path):
-    run = make_run(tmp_path, rounds=2)
+    run = make_run(tmp_path, rounds=2, **{"eval.modes": "[abstract]"})
     for path in [*run.results.glob("*final*"), run.train_log("pi2_phaseB")]:
         path.unlink()
     (run.traces("pi2_phaseB") / "DONE").unlink()
@@ -212,7 +213,7 @@ def test_a_phase_at_work_is_not_taken_for_a_finished_one(tmp_path):
 
 
 def test_the_channel_stands_beside_the_steps_and_one_that_stayed_closed_is_named(tmp_path):
-    run = make_run(tmp_path, rounds=2)
+    run = make_run(tmp_path, rounds=2, schedule="paper")
     for tag, steps, last in (("pi1_phaseA", 60, 0.97), ("pi2_phaseA", 120, 0.31)):
         log = TrainLog.read(run.train_log(tag))
         meta = log.meta.model_copy(update={"until_channel": 0.95, "epochs": 4})
@@ -240,7 +241,7 @@ def test_loss_z_stands_beside_the_entropy_of_the_codes(tmp_path):
     """64 codes that are all alike have ln 64 nats; the synthetic ones of phase B are far from
     alike.
     """
-    run = make_run(tmp_path, rounds=1)
+    run = make_run(tmp_path, rounds=1, codebook_size=64)
     (run.traces("pi1_phaseB") / "DONE").unlink()
     table = tables.phase_table(run_data.read(run))
     at = table.columns.index("entropy of codes")

@@ -120,7 +120,7 @@ def test_the_modes_stand_in_the_results_in_their_order(asked):
 
 
 def test_where_nothing_else_was_asked_nothing_is_said(tmp_path):
-    run = make_run(tmp_path, rounds=1)
+    run = make_run(tmp_path, rounds=1, **{"eval.modes": "[abstract]"})
     text = to_markdown(report.blocks(run_data.read(run), {}))
     assert "another" not in text[: text.index("## Training")]
 
