@@ -89,8 +89,9 @@ def test_a_run_at_work_shows_progress_and_losses(run):
     assert f"running  train_pi1_phaseA: {line}" in text
     assert "attempt 2" in text and "job 17_1" in text
     assert re.search(r"^round +codebook +traces A +train A +traces B", text, re.MULTILINE)
-    assert re.search(r"^1 +done 1:15 +done 1:15 +running 0:3\d +waiting", text, re.MULTILINE)
-    assert re.search(r"^2( +waiting){3}$", text, re.MULTILINE)  # B alone, and its evaluation
+    # Grounded traces of B wait for no model, and round 2 is B alone.
+    assert re.search(r"^1 +done 1:15 +done 1:15 +running 0:3\d +ready +wait", text, re.MULTILINE)
+    assert re.search(r"^2 +ready +waiting +waiting$", text, re.MULTILINE)
     assert "next" not in text
 
 
