@@ -34,6 +34,7 @@ DAMAGE = {
     "weights-gone": ("final/model.safetensors", lambda path: path.unlink()),
     "config-other": ("final/config.json", lambda path: path.write_text("{}")),
     "tokenizer-flipped": ("final/tokenizer.json", flip),
+    "codebook-edited": ("final/codebook/codebook.json", lambda path: path.write_text("[]")),
     "done-empty": ("final/DONE", lambda path: path.write_text("")),
     "done-a-list": ("final/DONE", lambda path: path.write_text("[]")),
     "done-binary": ("final/DONE", lambda path: path.write_bytes(bytes(range(256)))),
