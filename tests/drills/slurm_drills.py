@@ -40,7 +40,8 @@ KEYS = [
     "traces.shards=2",
     "inference.chunk_rows=48",  # two chunks: a shard of the traces on each node
     "train.num_gpus=2",
-    "train.phase_epochs={A: 6, B: 1}",
+    "train.global_batch_examples=16",
+    "train.phase_epochs={A: 10, B: 1}",  # long enough to be met at work
     "train.channel_rows=0",
     "train.checkpoint_every_steps=6",
 ]
