@@ -57,8 +57,10 @@ def run(options: list[str] = ()) -> dict:
         raise UserError(f"{args.run}: expected a run of the world with schedule `grounded`")
     recipes = {name: variant(main_run, recipe, number) for number, name in enumerate(VARIANTS)}
     wanted = args.only or list(VARIANTS)
+    for name in wanted:  # here, since a lease is held by the main thread
+        share(recipe, recipes[name])
     with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
-        made = {name: pool.submit(_make, recipe, recipes[name]) for name in wanted}
+        made = {name: pool.submit(_make, recipes[name]) for name in wanted}
     refused = {name: line.result() for name, line in made.items() if line.result()}
     rows = {name: refused.get(name) or measured(recipes[name]) for name in wanted}
     print(table(rows).text())
@@ -83,9 +85,8 @@ def variant(main_run: Run, recipe: Recipe, number: int) -> Recipe:
     return load_recipe(main_run.config, [*keys, name, place])
 
 
-def _make(recipe: Recipe, changed: Recipe) -> str | None:
+def _make(changed: Recipe) -> str | None:
     """Trains and asks one variant. Returns the line that refused it, None where it is done."""
-    share(recipe, changed)
     config, environ = Run.of(changed).config, {**os.environ, CORES_PER_RANK: "1"}
     steps = (
         ["round.py", "--round", "all", "--without-evaluation"],
