@@ -121,10 +121,7 @@ class Codebook:
 
     @classmethod
     def of_run(cls, run: Run) -> "Codebook":
-        return cls.read(
-            run.codebook,
-            f"delete {run.codebook} and run: python launch/codebook.py --recipe {run.config}",
-        )
+        return cls.read(run.codebook, made_again(run))
 
     @classmethod
     def read(cls, directory: Path, mend: str) -> "Codebook":
@@ -146,6 +143,11 @@ class Codebook:
         if wrong := _damage(**tensors):
             raise UserError(f"{where}: {wrong}; {mend}")
         return cls(meta, **tensors)
+
+
+def made_again(run: Run) -> str:
+    """What makes the codebook of a run anew."""
+    return f"delete {run.codebook} and run: python launch/codebook.py --recipe {run.config}"
 
 
 def _damage(means: np.ndarray, spread: np.ndarray, centroids: np.ndarray) -> str | None:

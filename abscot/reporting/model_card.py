@@ -128,7 +128,7 @@ print("trace:", " ".join(tokenizer.convert_ids_to_tokens(trace)))
 print("answer:", tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-## Limits
+${codebook}## Limits
 
 An abstract trace cannot be read by people: it explains nothing about the answer. The model was trained on
 $data_source and measured on what the table above lists, nothing else.
@@ -144,6 +144,14 @@ $data_source and measured on what the table above lists, nothing else.
 }
 ```
 """)
+
+CODEBOOK = """\
+## The codebook
+
+`codebook/`, beside the weights, holds what gave the training traces their codes: centroids of the base's hidden
+states at the steps of a CoT (safetensors; `codebook.json` says of which layer and token). Other CoTs are coded with it.
+
+"""
 
 
 def write(data: RunData) -> None:
@@ -183,6 +191,7 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
             [s for s in data.scored if s.model in ("base", final, *(p.name for p in baselines()))]
         ),
         used="".join(f"{line}\n\n" for line in used.sentences(used.of_run(data), final)),
+        codebook=CODEBOOK if data.codebook else "",
         published=_published() if published.any_beside(recipe.eval.benchmarks) else "",
         model_id=json.dumps(model_id),
         context_tokens=context_tokens,

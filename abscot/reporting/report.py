@@ -7,7 +7,7 @@ from abscot.method.lineage import round_model
 from abscot.pipeline.lease import REPORT, exclusive
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
-from abscot.reporting import meaning, model_card, used
+from abscot.reporting import codes, meaning, model_card, used
 from abscot.reporting.blocks import (
     Block,
     Code,
@@ -115,6 +115,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         *figure("trace_lengths.png"),
         *figure("token_frequency.png"),
         *trace_blocks(data),
+        *_codes(data),
         *_meaning(data),
         Heading("Examples"),
         *example_blocks(data),
@@ -216,6 +217,14 @@ def _uses(uses: list[used.Use]) -> list[Block]:
     return [Heading("Are the traces used?", 3), table, Paragraph(note, note=True)]
 
 
+def _codes(data: RunData) -> list[Block]:
+    found = codes.tables(data)
+    if not found:
+        return []
+    title = Heading("Codes of the CoTs' steps", 3)
+    return [title, *found, Paragraph(codes.note(data), note=True)]
+
+
 def _meaning(data: RunData) -> list[Block]:
     found = meaning.of_run(data)
     if not found:
@@ -232,9 +241,10 @@ def _meaning(data: RunData) -> list[Block]:
 
 
 def _collapse(data: RunData) -> list[Block]:
-    found = tuple(f"{tag}: {w}" for tag, traces in data.traces.items() for w in traces["warnings"])
+    found = [f"{tag}: {w}" for tag, traces in data.traces.items() for w in traces["warnings"]]
+    found += codes.warnings(data)
     if found:
-        return [Warnings(found)]
+        return [Warnings(tuple(found))]
     return [
         Paragraph(
             "No sign of collapse in any finished trace set."

@@ -12,6 +12,7 @@ from abscot.common.secrets import redacted, secrets_in
 from abscot.data.manifest import Manifest
 from abscot.evaluation.results import META_SUFFIX, ResultMeta, ResultRow, read_result
 from abscot.evaluation.statistics import Summary, summarise
+from abscot.generation.codebook import META, CodebookMeta, made_again
 from abscot.generation.trace_set import stats_of
 from abscot.method.lineage import Training, baseline_trainings, run_models, step_of, trainings
 from abscot.recipe import yaml_text
@@ -52,6 +53,7 @@ class RunData:
     logs: dict[str, TrainLog] = field(default_factory=dict)
     # phase tag -> stats.json of its finished trace set
     traces: dict[str, dict] = field(default_factory=dict)
+    codebook: CodebookMeta | None = None  # of grounded traces
     manifest: Manifest | None = None
 
     def without_secrets(self, text: str) -> str:
@@ -136,6 +138,8 @@ def read(run: Run) -> RunData:
         for tag in data.tags
         if files.is_done(run.traces(tag))
     }
+    if files.is_done(run.codebook):
+        data.codebook = CodebookMeta.read(run.codebook / META, made_again(run))
     return data
 
 
