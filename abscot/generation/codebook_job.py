@@ -107,12 +107,12 @@ def fitted(recipe: Recipe, run: Run, steps: Steps, levels: int) -> Codebook:
     if not states:
         raise UserError("train.channel_rows: all rows are held out; none is left to fit codes to")
     model = states_of(recipe, run)
-    found = np.empty((states, model.hidden_size), np.float32)
+    found, filled = np.empty((states, model.hidden_size), np.float32), 0
     place = np.concatenate([np.arange(len(d.positions)) for d in documents])
-    with Progress(states, "steps", "hidden states") as progress:
-        for part in model.of(documents):
-            found[progress.done : progress.done + len(part)] = part
-            progress.update(len(part))
+    with Progress(_tokens(documents), "tokens", "hidden states") as progress:
+        for part in model.of(documents, lambda bin_: progress.update(_tokens(bin_))):
+            found[filled : filled + len(part)] = part
+            filled += len(part)
     size, places = recipe.codebook_size, recipe.traces.m_max
     with warnings.catch_warnings(action="ignore"):  # of fewer states than centroids: counted
         seed = keyed_seed("centroids", recipe.seed)
@@ -134,6 +134,10 @@ def fitted(recipe: Recipe, run: Run, steps: Steps, levels: int) -> Codebook:
         levels=counts,
     )
     return Codebook(meta, **tensors)
+
+
+def _tokens(documents: list[Document]) -> int:
+    return sum(len(document.tokens) for document in documents)
 
 
 def taken(recipe: Recipe, run: Run, directory: Path, levels: int) -> Codebook:

@@ -14,7 +14,7 @@ from abscot.generation.codebook_job import Steps, states_of
 from abscot.generation.cot_steps import Reading
 from abscot.generation.trace_records import GroundedCounts, SetMeta
 from abscot.generation.trace_set import TraceSet
-from abscot.generation.trace_sources import Item
+from abscot.generation.trace_sources import Item, Made, untold
 from abscot.method.lineage import Training, trainings
 from abscot.method.schedules import GROUNDED
 from abscot.method.vocab import AbstractVocab
@@ -24,7 +24,7 @@ from abscot.recipe.schema import Recipe
 
 
 class GroundedTraces:
-    """The codes of the steps of each row. made: the same traces, where another training has them
+    """The codes of the steps of each row. known: the same traces, where another training has them
     already. The base is loaded when the first trace is made.
     """
 
@@ -36,9 +36,9 @@ class GroundedTraces:
         run: Run,
         store: ShardStore,
         vocab: AbstractVocab,
-        made: TraceSet | None = None,
+        known: TraceSet | None = None,
     ):
-        self.recipe, self.run, self.store, self.made = recipe, run, store, made
+        self.recipe, self.run, self.store, self.known = recipe, run, store, known
         self.ids = np.array(vocab.codebook_ids, np.int32)
         self.codebook = Codebook.of_run(run)
         self.grounded: GroundedCounts | None = None
@@ -52,13 +52,14 @@ class GroundedTraces:
         return states_of(self.recipe, self.run)
 
     @one_thread()
-    def traces(self, items: list[Item]) -> list[np.ndarray]:
+    def traces(self, items: list[Item], made: Made = untold) -> list[np.ndarray]:
         """int32 tokens of each; the items are what is batched together."""
         if not items:
             self.grounded = None
             return []
         readings = [self.steps.reading(item.row) for item in items]
-        traces = list(self._known(items) if self.made else self._coded(items, readings))
+        coded = self._known(items, made) if self.known else self._coded(items, readings, made)
+        traces = list(coded)
         counts = np.zeros((self.codebook.levels, len(self.ids)), np.int64)
         for trace, reading in zip(traces, readings, strict=True):
             level = np.arange(len(trace)) % reading.codes_per_state
@@ -78,15 +79,19 @@ class GroundedTraces:
         order = np.argsort(self.ids)
         return order[np.searchsorted(self.ids, trace, sorter=order)]
 
-    def _known(self, items: list[Item]) -> Iterator[np.ndarray]:
-        return (self.made.trace(item.row) for item in items)
+    def _known(self, items: list[Item], made: Made) -> Iterator[np.ndarray]:
+        made(len(items))
+        return (self.known.trace(item.row) for item in items)
 
-    def _coded(self, items: list[Item], readings: list[Reading]) -> Iterator[np.ndarray]:
+    def _coded(
+        self, items: list[Item], readings: list[Reading], made: Made
+    ) -> Iterator[np.ndarray]:
         documents = [
             Document(self.steps.tokens(item.row), reading.positions)
             for item, reading in zip(items, readings, strict=True)
         ]
-        for states, reading in zip(self.model.of(documents), readings, strict=True):
+        found = self.model.of(documents, lambda bin_: made(len(bin_)))
+        for states, reading in zip(found, readings, strict=True):
             codes = self.codebook.codes(states, reading.codes_per_state)
             yield self.ids[codes.ravel()[: self.recipe.traces.m_max]]
 

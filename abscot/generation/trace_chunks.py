@@ -11,15 +11,15 @@ from abscot.common.disk import naming
 from abscot.common.errors import UserError
 from abscot.common.files import removed_on_error
 from abscot.generation.trace_records import SCHEMA, Choices, ChunkMeta, read_table
-from abscot.generation.trace_sources import Item, Source
+from abscot.generation.trace_sources import Item, Made, Source
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
 
 
-def write_chunk(path: Path, items: list[Item], source: Source) -> None:
+def write_chunk(path: Path, items: list[Item], source: Source, made: Made) -> None:
     """Makes the traces of these items, and the file with what was counted on the way."""
     start, cut, source.choices = time.monotonic(), source.cut_prompts, Choices()
-    traces = source.traces(items)
+    traces = source.traces(items, made)
     meta = ChunkMeta(
         seconds=time.monotonic() - start,
         cut_prompts=source.cut_prompts - cut,

@@ -165,8 +165,7 @@ def generate(job: TraceJob, shard: int = 0, of: int = 1, engine=None) -> bool:
             total, "traces", f"traces {job.tag}" + (f" [{shard}/{of}]" if of > 1 else ""), done=done
         ) as progress:
             for c in left:
-                write_chunk(job.chunk_path(c), chunks[c], source)
-                progress.update(len(chunks[c]))
+                write_chunk(job.chunk_path(c), chunks[c], source, progress.update)
     with _lock(job.parts.with_suffix(".lock")):
         missing = [c for c in range(len(chunks)) if not job.chunk_path(c).exists()]
         if missing and not is_done(job.final):
@@ -199,8 +198,8 @@ def _source(job: TraceJob, engine) -> Source:
     if source == GROUNDED:
         from abscot.generation.grounding import GroundedTraces, made_before
 
-        made = made_before(job.training, job.store, job.rows, job.identity())
-        return GroundedTraces(recipe, job.training.run, job.store, job.vocab, made)
+        known = made_before(job.training, job.store, job.rows, job.identity())
+        return GroundedTraces(recipe, job.training.run, job.store, job.vocab, known)
     if source == RANDOM:
         return RandomTraces(job.store, job.vocab, recipe.traces, key)
     if engine is None:

@@ -1,6 +1,7 @@
 """Where traces come from: random draws where no model has learnt to write any, else a model."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,12 @@ from abscot.generation.trace_records import Choices, GroundedCounts
 from abscot.method.sequence import answered_prompt, fit_prompt, trace_prompt, z_tokens
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
+
+Made = Callable[[int], object]  # told that so many more traces are there, to show the progress
+
+
+def untold(traces: int) -> None:
+    """A `Made` that tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Source(Protocol):
     choices: Choices
     grounded: GroundedCounts | None
 
-    def traces(self, items: list[Item]) -> list[list[int]]: ...
+    def traces(self, items: list[Item], made: Made = untold) -> list[list[int]]: ...
 
 
 class RandomTraces:
@@ -47,7 +54,8 @@ class RandomTraces:
         self.store, self.config, self.key = store, config, key
         self.codebook = np.array(vocab.codebook_ids, np.int32)
 
-    def traces(self, items: list[Item]) -> list[list[int]]:
+    def traces(self, items: list[Item], made: Made = untold) -> list[list[int]]:
+        made(len(items))
         return [self._trace(item) for item in items]
 
     def _trace(self, item: Item) -> np.ndarray:
@@ -90,14 +98,14 @@ class ModelTraces:
         self.with_cot, self.key = with_cot, key
         self.cut_prompts, self.choices = 0, Choices()
 
-    def traces(self, items: list[Item]) -> list[list[int]]:
+    def traces(self, items: list[Item], made: Made = untold) -> list[list[int]]:
         self.engine.forget()
         # The candidates of an item stand together, so that its prompt is computed once.
         requests = list(itertools.chain.from_iterable(map(self._requests, items)))
-        candidates = [[] for _ in requests]
+        candidates, best_of = [[] for _ in requests], self.config.best_of
         for index, (completion,) in self.engine.stream(requests):
             candidates[index] = codebook_tokens_of(completion, self.vocab, self.config)
-        best_of = self.config.best_of
+            made(index % best_of == 0)  # one candidate of an item stands for it
         if best_of == 1:
             return candidates
         groups = [candidates[i : i + best_of] for i in range(0, len(candidates), best_of)]

@@ -2,7 +2,7 @@
 layer above the one that is asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,14 +76,21 @@ class HiddenStates:
     def layer_number(self) -> int:
         return len(self.decoder.layers)
 
-    def of(self, documents: list[Document]) -> Iterator[np.ndarray]:
-        """float32 [positions, hidden] of each document, in order.
+    def of(
+        self,
+        documents: list[Document],
+        on_bin: Callable[[list[Document]], object] = lambda bin_: None,
+    ) -> Iterator[np.ndarray]:
+        """float32 [positions, hidden] of each document, in order. on_bin: told of the documents of
+        each bin once it is computed, for what shows the progress: they come all at once.
 
         Documents stand in bins of at most capacity_tokens in the order in which they come, so what
         comes out depends on them alone.
         """
         for bin_ in bins(documents, self.capacity_tokens):
-            yield from self._of_bin(bin_)
+            found = self._of_bin(bin_)
+            on_bin(bin_)
+            yield from found
 
     @torch.inference_mode()
     def _of_bin(self, documents: list[Document]) -> list[np.ndarray]:

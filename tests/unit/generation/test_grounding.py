@@ -71,6 +71,20 @@ def test_each_step_has_the_code_of_its_state(grounded):
     assert Codebook.of_run(run).meta.levels[0].counts == told.code_counts[0]
 
 
+def test_progress_moves_within_a_chunk(grounded):
+    """By bins; at once where the traces are another training's."""
+    recipe, run = grounded
+    train = dataclasses.replace(recipe.train, capacity_tokens=300)
+    job = open_job(training_of(dataclasses.replace(recipe, train=train), run, 1, "A"))
+    items = [item for chunk in job.chunks() for item in chunk]
+    generate(job)
+    told = {}
+    for known in (None, TraceSet.load(job.final, job.store)):
+        source = GroundedTraces(job.recipe, run, job.store, job.vocab, known)
+        source.traces(items, told.setdefault(known is None, []).append)
+    assert sum(told[True]) == ROWS and len(told[True]) > 3 and told[False] == [ROWS]
+
+
 def test_any_number_of_shards_makes_the_same_bytes(grounded):
     one, two, three = (made_traces(*grounded, of=of) for of in (1, 2, 3))
     assert one == two == three

@@ -102,7 +102,9 @@ def test_one_candidate_is_what_it_always_was_and_is_the_first_of_several(tiny):
     seeds = [keyed_seed(0, 1, "B", item.id, 0) for item in items]
     assert [r.sampling.seed for r in one.requests] == seeds
     source, items = model_traces(tiny, several, best_of=4)
-    better = source.traces(items)
+    told = []
+    better = source.traces(items, told.append)
+    assert sum(told) == len(items) and len(told) > 1
     assert several.requests[::4] == one.requests
     assert len({r.sampling.seed for r in several.requests}) == 4 * len(items)
     same = sum(a == b for a, b in zip(found, better, strict=True))

@@ -32,14 +32,16 @@ def test_states_are_those_of_each_document_alone(base, share, layer, capacity):
     raw = {}
     # The library hands out the last state behind the final norm only.
     lm.model.norm.register_forward_pre_hook(lambda _, args: raw.update({2: args[0]}))
-    states = HiddenStates(base, share, capacity, "fp32")
+    states, told = HiddenStates(base, share, capacity, "fp32"), []
     assert states.layer_number == layer
-    for document, found in zip(documents(), states.of(documents()), strict=True):
+    found_of_all = states.of(documents(), lambda bin_: told.append(len(bin_)))
+    for document, found in zip(documents(), found_of_all, strict=True):
         tokens = torch.from_numpy(document.tokens.astype(np.int64))[None]
         with torch.inference_mode():
             out = lm(tokens, output_hidden_states=True)
         expected = {0: out.hidden_states[0], 1: out.hidden_states[1], **raw}[layer][0]
         np.testing.assert_allclose(found, expected[document.positions], rtol=1e-4, atol=1e-4)
+    assert told == ([1, 1, 2] if capacity == 20 else [4])  # whole bins
 
 
 def test_bins_hold_whole_documents_in_order():
