@@ -8,7 +8,7 @@ from abscot.common.errors import UserError
 from abscot.common.files import is_done
 from abscot.common.log import format_s
 from abscot.generation.trace_set import TraceSet
-from abscot.method.lineage import Training, trainings
+from abscot.method.lineage import Training, listed_baselines, trainings
 from abscot.method.phases import loop
 from abscot.method.schedules import GROUNDED, loop_epochs
 from abscot.method.sequence import document_lengths
@@ -35,9 +35,10 @@ def preflight(
     """
     run = Run.of(recipe)
     shape, lengths = shape_of(recipe, run), lengths_of(recipe, run, lengths_file)
-    planned = trainings(recipe, run)
-    firsts = [next((t for t in planned if t.phase == phase), None) for phase in loop()]
-    phases = [_phase(first, shape, lengths, world_size) for first in firsts if first]
+    rounds, baselines = trainings(recipe, run), listed_baselines(recipe, run)
+    firsts = [next((t for t in rounds if t.phase == phase), None) for phase in loop()]
+    firsts, planned = [*filter(None, firsts), *baselines], [*rounds, *baselines]
+    phases = [_phase(first, shape, lengths, world_size) for first in firsts]
     by_name = {phase["phase"]: phase for phase in phases}
     bin_tokens = max(phase["max_bin_tokens"] for phase in phases)
     sizing = Sizing(recipe, shape, world_size, bin_tokens)
@@ -63,7 +64,8 @@ def _disk(
     sizing: Sizing, lengths: Lengths, planned: list[Training], phases: dict[str, dict]
 ) -> dict[str, float]:
     recipe, of = sizing.recipe, [phases[training.phase.name] for training in planned]
-    traces = sum(phase["trace_rows"] for phase in of) * recipe.traces.m_max
+    traced = [phases[training.phase.name] for training in planned if training.reads_traces]
+    traces = sum(phase["trace_rows"] for phase in traced) * recipe.traces.m_max
     every, on_the_way = recipe.train.export_every_steps, 0
     if every:
         steps = [p["steps_per_epoch"] * t.epochs for p, t in zip(of, planned, strict=True)]
@@ -113,7 +115,7 @@ def shape_of(recipe: Recipe, run: Run) -> ModelShape:
 
 def _phase(training: Training, shape: ModelShape, lengths: Lengths, world_size: int) -> dict:
     """One epoch of a phase in its first round, planned as it will be; other rounds and epochs are
-    like it. epochs: round by round; steps: of the first.
+    like it; or of a baseline. epochs: round by round; steps: of the first.
     """
     recipe, phase, train = training.recipe, training.phase, training.recipe.train
     traces = np.full(len(lengths.prompt), recipe.traces.m_max)
@@ -138,11 +140,12 @@ def _phase(training: Training, shape: ModelShape, lengths: Lengths, world_size: 
     )
     sums = {name: int(documents[name][rows].sum()) for name in ("total", "supervised", "pairs")}
     bin_tokens = np.add.reduceat(documents["total"][plan.rows], plan.bin_starts[:-1])
+    epochs = [loop_epochs(recipe, phase, r) for r in range(1, recipe.rounds + 1)]
     return {
         "phase": phase.name,
         "rows": len(rows),
         "trace_rows": len(training.trace_rows(len(lengths.prompt))),
-        "epochs": [loop_epochs(recipe, phase, r) for r in range(1, recipe.rounds + 1)],
+        "epochs": epochs if phase.iterated else [training.epochs],
         "steps_per_epoch": plan.num_steps,
         "steps": plan.num_steps * training.epochs,
         "tokens": sums["total"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from abscot.common.hardware import GPUS, Gpu
-from abscot.method.lineage import Training, trainings
+from abscot.method.lineage import Training, listed_baselines, trainings
 from abscot.method.phases import PHASES
 from abscot.method.schedules import GROUNDED, MODEL_WITH_COT, SAMPLED
 from abscot.model.shape import ModelShape
@@ -52,7 +52,7 @@ class Work:
 
     def _stages(self, gpu: Gpu, mfu: float) -> Iterator[tuple[str, str, float]]:
         """(stage, kind of work, GPU seconds), in order."""
-        planned = trainings(self.recipe, self.run)
+        planned = trainings(self.recipe, self.run) + listed_baselines(self.recipe, self.run)
         sources = [(training, training.trace_source) for training in planned]
         first = next((t for t, source in sources if source == GROUNDED), None)
         traces_s = functools.cache(lambda name, source: self._traces_s(name, source, gpu, mfu))

@@ -113,7 +113,7 @@ def _upper_bounds(report: dict) -> list[str]:
 
 def _hours_table(report: dict) -> str:
     heads = (
-        f"all rounds, MFU {report['mfu']:.2f}",
+        f"all trainings, MFU {report['mfu']:.2f}",
         "training GPU-h",
         "of the channel",
         "sampled traces GPU-h",

@@ -152,6 +152,22 @@ def test_a_phase_costs_what_its_epochs_are_in_each_round(few):
     assert one["traces_pi1_phaseA"] == 0 < one["traces_pi1_phaseB"]
 
 
+def test_the_baselines_of_a_run_are_counted(few):
+    plain, report = few(), few("baselines=[sft_no_cot, pause]", "train.phase_epochs={pause: 2}")
+    stages = h100(report)["stage_gpu_hours"]
+    assert list(stages)[-2:] == ["train_sft_no_cot", "train_pause"]
+    _, _, sft, pause = report["phases"]
+    # As many answers as 3 rounds of 2 phases; the prompts and answers of 80 rows, without CoT.
+    assert (sft["epochs"], sft["steps"], pause["epochs"], pause["steps"]) == ([6], 60, [2], 20)
+    assert 80 * 30 <= sft["tokens"] < 80 * 40
+    more = stages["train_sft_no_cot"] + stages["train_pause"]
+    training = h100(plain)["training_gpu_hours"]
+    assert h100(report)["training_gpu_hours"] == pytest.approx(training + more)
+    assert report["disk"]["models"] == pytest.approx(plain["disk"]["models"] * 9 / 7)
+    assert report["disk"].get("traces") == plain["disk"].get("traces")
+    assert "sft_no_cot" in render(report)
+
+
 def test_more_candidates_and_a_cot_in_sight_cost_more(few):
     def hours(*keys: str) -> float:
         return h100(few(*keys))["stage_gpu_hours"]["traces_pi1_phaseB"]
