@@ -10,8 +10,9 @@ from abscot.common.table import Table
 from abscot.evaluation.benchmarks import BENCHMARKS
 from abscot.evaluation.modes import answer_tokens, trace_rules
 from abscot.evaluation.statistics import Summary
-from abscot.method.lineage import round_model
+from abscot.method.lineage import answers_per_row, round_model
 from abscot.method.phases import baselines
+from abscot.method.schedules import schedule_of
 from abscot.method.vocab import codebook_tokens
 from abscot.model.shape import max_position
 from abscot.recipe.load import ROOT, local_path
@@ -169,7 +170,8 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
     """The card's text. model_id: the directory or hub repository that its snippets load."""
     recipe = data.recipe
     final = round_model(recipe, data.run, recipe.rounds).name
-    cells = [s for s in data.scored if s.model == final]
+    # Behind another's trace, or a shuffled one: no results of the model.
+    cells = [s for s in data.scored if s.model == final and s.mode not in used.EDITED]
     question = {"role": "user", "content": "What is 17 + 4 * 3?"}
     system = (
         [{"role": "system", "content": recipe.data.system_prompt}]
@@ -182,9 +184,10 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         base=f"`{recipe.model.base}`"
         if recipe.model.base != "world"
         else "a small model made from a seed",
-        rounds_text=f"{recipe.rounds} round{'s' * (recipe.rounds > 1)} of two phases",
+        rounds_text=f"{recipe.rounds} round{'s' * (recipe.rounds > 1)}, schedule "
+        f"`{schedule_of(recipe)}`",
         tuning=f"LoRA of rank {recipe.lora.r}" if recipe.lora else "all parameters trained",
-        epochs_text=f"{recipe.train.epochs} epoch{'s' * (recipe.train.epochs > 1)} a phase",
+        epochs_text=f"each answer up to {answers_per_row(recipe):g} times",
         codebook_size=recipe.codebook_size,
         last_token=codebook_tokens(recipe.codebook_size)[-1],
         results=_results(

@@ -9,6 +9,7 @@ from abscot.evaluation.statistics import Interval, Summary, paired_difference
 from abscot.reporting.run_data import RunData
 
 NONE = "–"
+EDITED = ("abstract_swapped", "abstract_permuted")  # modes that put another trace in its place
 OTHERS = {
     "abstract_swapped": "another's",
     "abstract_permuted": "shuffled",
