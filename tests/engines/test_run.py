@@ -51,7 +51,7 @@ def test_a_second_start_finds_everything_done(small_run):
 def test_traces_hold_only_the_codebook_and_their_lengths(small_run):
     recipe, run = small_run.recipe, small_run.run
     store = ShardStore(run.shards)
-    allowed = set(AbstractVocab.of(load_tokenizer(run.base)).codebook_ids)
+    allowed = set(AbstractVocab.of(load_tokenizer(run.base), recipe.codebook_size).codebook_ids)
     for training in trainings(recipe, run):
         traces = TraceSet.load(training.traces, store, training.round, training.phase.name)
         assert traces.rows.tolist() == training.trace_rows(len(store)).tolist()

@@ -11,7 +11,7 @@ from abscot.recipe.run import Run, open_run
 from abscot.reporting import report
 from abscot.reporting.hub import Upload, check_results, collect
 from kit.hub_server import TOKEN
-from kit.synthetic_run import make_run, write_world
+from kit.synthetic_run import add_codebook, make_run, write_world
 from kit.tiny_run import make_model, tiny_tokenizer
 
 
@@ -34,8 +34,7 @@ def finished(tmp_path_factory) -> Run:
     """A finished run of one round: random weights, synthetic logs and results."""
     run = make_run(tmp_path_factory.mktemp("publish"), rounds=1, **{"eval.benchmarks": "[world]"})
     make_model(run.base, tiny_tokenizer(), seed=0)
-    with files.publish(run.codebook) as directory:
-        (directory / "codebook.json").write_text("{}")
+    add_codebook(run, [5, 3])
     for path in (run.root / "final", run.checkpoints("pi1_phaseA") / "export"):
         shutil.copytree(run.base, path)
     # As the export of a round does.

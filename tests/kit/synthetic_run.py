@@ -20,6 +20,7 @@ from abscot.evaluation.results import (
     write_rows,
 )
 from abscot.generation import collapse
+from abscot.generation.codebook import META, CodebookMeta, LevelCounts
 from abscot.generation.trace_records import SET_SCHEMA, STATS, TRACES, TraceStats
 from abscot.method.lineage import round_models, trainings
 from abscot.method.phases import baselines
@@ -264,3 +265,24 @@ def add_traces(run: Run, tag: str, recipe, constant: int | None = None) -> None:
 def write_traces(directory: Path, table: pa.Table) -> None:
     with pa.ipc.new_file(str(directory / TRACES), SET_SCHEMA) as writer:
         writer.write_table(table)
+
+
+def add_codebook(run: Run, *levels: list[int]) -> None:
+    """codebook/, without centroids. levels: how often each code was used."""
+    meta = CodebookMeta(
+        version=CodebookMeta.VERSION,
+        base_fingerprint="0123456789abcdef",
+        layer=0.34,
+        layer_number=10,
+        num_layers=28,
+        position="before_result",
+        hidden_size=64,
+        codebook_size=len(levels[0]),
+        places=128,
+        seed=0,
+        rows=7,
+        states=sum(levels[0]),
+        levels=[LevelCounts(counts=counts) for counts in levels],
+    )
+    with files.publish(run.codebook) as directory:
+        meta.write(directory / META)

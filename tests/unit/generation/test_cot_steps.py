@@ -21,7 +21,9 @@ def row_of(cot: str) -> Row:
 
 def read(cot: str, m_min=1, m_max=12, **grounding):
     traces = TraceConfig(m_min=m_min, m_max=m_max)
-    return read_steps(row_of(cot), WORDS, traces, GroundingConfig(**grounding))
+    return read_steps(
+        row_of(cot), WORDS, traces, GroundingConfig(**{"position": "end", **grounding})
+    )
 
 
 def read_before(cot: str, **more) -> list[str]:

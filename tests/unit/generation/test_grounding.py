@@ -26,6 +26,7 @@ def made(tmp_path_factory):
     """(recipe, run) with base, shards and a codebook."""
     recipe, run, _ = make_tiny_run(tmp_path_factory.mktemp("grounded"), ROWS)
     recipe = dataclasses.replace(recipe, schedule="grounded", codebook_size=SIZE)
+    recipe = with_grounding(recipe, layer=0.34, position="end")
     run.config.write_text(dump(recipe))
     make_codebook(recipe, run)
     return recipe, run

@@ -12,7 +12,7 @@ from abscot.pipeline.ladder import ladder_recipe, ladder_siblings, ladder_stages
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, claim
 from kit.recipes import RECIPES
-from kit.synthetic_run import add_phase, add_results, write_manifest, write_world
+from kit.synthetic_run import add_codebook, add_phase, add_results, write_manifest, write_world
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -60,6 +60,7 @@ def finish(recipe) -> None:
     run = claim(recipe)
     write_manifest(run.shards, rows=40)
     write_world(run)
+    add_codebook(run, [5, 3])
     for stage in ladder_stages(recipe):
         for output in stage.outputs:
             if output.suffix:

@@ -9,10 +9,11 @@ from abscot.pipeline.preflight_text import render
 from abscot.recipe.load import ROOT, load_recipe
 
 FULL = str(ROOT / "launch" / "recipes" / "qwen3-4b-full-600k.yaml")
+NO_CHANNEL = "train.channel_rows=0"  # rows that a few rows could not spare
 
 
 def test_preflight_before_there_is_data_assumes_and_says_so(tmp_path):
-    recipe = load_recipe(FULL, [f"run_root={tmp_path}", "data.rows=6000"])
+    recipe = load_recipe(FULL, [f"run_root={tmp_path}", "data.rows=6000", NO_CHANNEL])
     report = preflight(recipe, world_size=8, mfu=0.4)
     assert "assumed" in report["data"]["origin"]
     data = report["data"]
@@ -45,7 +46,8 @@ def test_preflight_reads_a_file_of_lengths(tmp_path):
     file = tmp_path / "lengths.csv"
     file.write_text("10,100,20\n" * 30 + "10,40000,20\n")
     recipe = load_recipe(
-        FULL, [f"run_root={tmp_path}", "staging=reuse", "train.global_batch_examples=8"]
+        FULL,
+        [f"run_root={tmp_path}", "staging=reuse", "train.global_batch_examples=8", NO_CHANNEL],
     )
     report = preflight(recipe, 1, 0.4, file)
     assert report["data"]["rejected"] == {"too_long": 1} and report["data"]["lost_tokens"] == {
@@ -89,7 +91,7 @@ def test_models_on_their_way_are_counted_on_the_disk(tmp_path):
     file = tmp_path / "lengths.csv"
     file.write_text("10,100,20\n" * 80)
     keys = ["staging=reuse", "train.global_batch_examples=8", "rounds=2", "train.epochs=1"]
-    keys.append(f"run_root={tmp_path}")
+    keys += [f"run_root={tmp_path}", NO_CHANNEL]
 
     def models_bytes(*more: str) -> float:
         report = preflight(load_recipe(FULL, [*keys, *more]), 1, 0.4, file)
@@ -108,7 +110,7 @@ def few(tmp_path):
     file = tmp_path / "lengths.csv"
     file.write_text("10,100,20\n" * 80)
     keys = ["staging=reuse", "train.global_batch_examples=8", "train.epochs=1", "rounds=3"]
-    keys += ["schedule=paper", f"run_root={tmp_path}"]
+    keys += ["schedule=paper", "grounding.layer=0.34", f"run_root={tmp_path}", NO_CHANNEL]
 
     def planned(*more: str) -> dict:
         return preflight(load_recipe(FULL, [*keys, *more]), 2, 0.4, file)

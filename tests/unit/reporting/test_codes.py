@@ -6,34 +6,14 @@ import pytest
 
 from abscot.common import files
 from abscot.common.errors import UserError
-from abscot.generation.codebook import META, CodebookMeta, LevelCounts
+from abscot.generation.codebook import META
 from abscot.generation.trace_records import STATS
 from abscot.recipe.run import Run
 from abscot.reporting import codes, model_card, report, run_data
 from abscot.reporting.blocks import to_markdown
-from kit.synthetic_run import make_run
+from kit.synthetic_run import add_codebook, make_run
 
 EVEN = [5, 5, 6, 4]
-
-
-def add_codebook(run: Run, *levels: list[int]) -> None:
-    meta = CodebookMeta(
-        version=CodebookMeta.VERSION,
-        base_fingerprint="0123456789abcdef",
-        layer=0.34,
-        layer_number=10,
-        num_layers=28,
-        position="before_result",
-        hidden_size=64,
-        codebook_size=len(levels[0]),
-        places=128,
-        seed=0,
-        rows=7,
-        states=sum(levels[0]),
-        levels=[LevelCounts(counts=counts) for counts in levels],
-    )
-    with files.publish(run.codebook) as directory:
-        meta.write(directory / META)
 
 
 def add_counts(run: Run, tag: str, *levels: list[int]) -> None:
