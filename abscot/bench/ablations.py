@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # what is changed -> the keys that cha
     "B on samples in the CoT's sight": ("traces.sources={A: [grounded], B: [model_with_cot]}",),
     "random traces in A, own in B": ("schedule=paper",),
 }
-ASKED = "eval.modes=[abstract, abstract_swapped]"
+ASKED = ("eval.modes=[abstract, abstract_swapped]", "baselines=[]")
 
 
 def run(options: list[str] = ()) -> dict:
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def variant(main_run: Run, recipe: Recipe, number: int) -> Recipe:
     """The recipe of the variant of that number: a run beside the main one."""
-    keys = (*ONE_ROUND, *list(VARIANTS.values())[number], ASKED)
+    keys = (*ONE_ROUND, *list(VARIANTS.values())[number], *ASKED)
     name = f"name={recipe.name}-ablation{number:02}"
     place = f"run_root={recipe.run_root}"
     return load_recipe(main_run.config, [*keys, name, place])
