@@ -112,7 +112,7 @@ def baseline_stages(recipe: Recipe, run: Run) -> list[Stage]:
 
 def trace_stage(training: Training) -> Stage:
     recipe, run = training.recipe, training.run
-    inputs = (run.base, run.shards, *filter(None, [training.trace_maker]))
+    inputs = (run.shards, run.base, *filter(None, [training.trace_maker]))
     engines = recipe.inference.tensor_parallel if recipe.traces.shards > 1 else 0
     if training.trace_source == GROUNDED:
         engines = 1  # nothing is asked of vLLM: a process a GPU
