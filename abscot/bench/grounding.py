@@ -24,7 +24,6 @@ from abscot.generation.codebook_job import Steps, fitted, states_of
 from abscot.generation.cot_steps import Words
 from abscot.generation.grounding import GroundedTraces
 from abscot.generation.trace_sources import Item
-from abscot.method.phases import NOTHING_HIDDEN, SEGMENT_X
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model import attention, states
 from abscot.recipe.load import load_recipe
@@ -57,6 +56,7 @@ def run(argv: Sequence[str] = ()) -> dict:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as root:
         keys = [f"run_root={root}", f"grounding.layer={args.layer}", "grounding.fit_steps=500"]
+        keys.append("train.channel_rows=0")
         recipe = load_recipe(None, [*keys, "train.capacity_tokens=32768"])
         _write_base(Run.of(recipe), args.hidden, args.layers)
         return _measure(recipe, _Rows(args.rows, args.tokens), args.repeats)
@@ -123,22 +123,13 @@ def _measure(recipe: Recipe, rows: _Rows, repeats: int) -> dict:
 
 def _plain(model: states.HiddenStates, documents: list[states.Document]) -> Callable[[], None]:
     """A forward of all documents, in the bins of the stage."""
-    batches = []
-    for bin_ in states.bins(documents, model.capacity_tokens):
-        lengths = torch.tensor([len(d.tokens) for d in bin_])
-        number = torch.arange(len(bin_), dtype=torch.int32).repeat_interleave(lengths)[None]
-        segment = torch.full_like(number, SEGMENT_X, dtype=torch.int8)
-        on_device = states.Bin(number.to(model.device), segment.to(model.device))
-        tokens = torch.cat([torch.from_numpy(d.tokens).long() for d in bin_])
-        positions = torch.cat([torch.arange(n) for n in lengths])
-        layout = attention.layout_of(on_device, model.backend, NOTHING_HIDDEN)
-        batches.append((layout, tokens[None].to(model.device), positions[None].to(model.device)))
+    batches = [model.packed(bin_) for bin_ in states.bins(documents, model.capacity_tokens)]
 
     @one_thread()
     @torch.inference_mode()
     def forward() -> None:
-        for layout, tokens, positions in batches:
-            attention.hidden_states(model.decoder, layout, input_ids=tokens, position_ids=positions)
+        for layout, inputs in batches:
+            attention.hidden_states(model.decoder, layout, **inputs)
 
     return forward
 

@@ -92,24 +92,25 @@ class HiddenStates:
             on_bin(bin_)
             yield from found
 
-    @torch.inference_mode()
-    def _of_bin(self, documents: list[Document]) -> list[np.ndarray]:
+    def packed(self, documents: list[Document]) -> tuple[object, dict[str, torch.Tensor]]:
+        """(layout, inputs) of `attention.hidden_states` for one bin, on the device."""
         lengths = torch.tensor([len(d.tokens) for d in documents])
-        starts = lengths.cumsum(0) - lengths
         number = torch.arange(len(documents), dtype=torch.int32).repeat_interleave(lengths)[None]
         batch = Bin(number, torch.full_like(number, SEGMENT_X, dtype=torch.int8))
-        tokens = torch.from_numpy(np.concatenate([d.tokens for d in documents]).astype(np.int64))
-        position_ids = torch.arange(len(tokens)) - starts.repeat_interleave(lengths)
-        wanted = [torch.from_numpy(d.positions) + s for d, s in zip(documents, starts, strict=True)]
         layout = attention.layout_of(
             Bin(*(t.to(self.device) for t in batch)), self.backend, NOTHING_HIDDEN
         )
-        hidden = attention.hidden_states(
-            self.decoder,
-            layout,
-            input_ids=tokens[None].to(self.device),
-            position_ids=position_ids[None].to(self.device),
-        )[0]
+        tokens = torch.from_numpy(np.concatenate([d.tokens for d in documents]).astype(np.int64))
+        position_ids = torch.cat([torch.arange(n) for n in lengths])
+        inputs = {"input_ids": tokens, "position_ids": position_ids}
+        return layout, {name: t[None].to(self.device) for name, t in inputs.items()}
+
+    @torch.inference_mode()
+    def _of_bin(self, documents: list[Document]) -> list[np.ndarray]:
+        layout, inputs = self.packed(documents)
+        hidden = attention.hidden_states(self.decoder, layout, **inputs)[0]
+        starts = np.cumsum([0, *(len(d.tokens) for d in documents)])[:-1]
+        wanted = [torch.from_numpy(d.positions) + s for d, s in zip(documents, starts, strict=True)]
         found = hidden[torch.cat(wanted).to(self.device)].float().cpu().numpy()
         return np.split(found, np.cumsum([len(w) for w in wanted])[:-1])
 
