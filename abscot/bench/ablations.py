@@ -2,7 +2,7 @@
 changed thing.
 
   python launch/bench.py ablations runs/tiny-cpu                  all of them, beside that run
-  python launch/bench.py ablations runs/tiny-cpu --only M=8 "without A" --workers 2
+  python launch/bench.py ablations runs/tiny-cpu --only M=8 M=64 --workers 2
 
 Base and shards are the run's own where the change leaves them as they are, and every variant trains
 on as many answers as the rounds of the run together. What is done is not done again.

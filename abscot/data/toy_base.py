@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from abscot.common.draws import keyed_seed, rng
+from abscot.common.hardware import one_thread
 from abscot.common.log import Progress, log
 from abscot.method.vocab import TABLE_MULTIPLE
 from abscot.recipe.schema import WorldConfig
@@ -189,13 +190,15 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     return x.mT if is_tall else x
 
 
+@one_thread()
 def train_base(
     model, documents: dict[bool, list[Document]], config: WorldConfig, seed: int
 ) -> None:
-    """Plain training of the base on replies, in place: Muon on the matrices, AdamW on the rest."""
-    # The products are small: a second thread gains nothing, and where another process takes its
-    # core, the first burns three times the time waiting for it.
-    torch.set_num_threads(1)
+    """Plain training of the base on replies, in place: Muon on the matrices, AdamW on the rest.
+
+    The products are small: a second thread gains nothing, and where another process takes its core,
+    the first burns three times the time waiting for it.
+    """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [

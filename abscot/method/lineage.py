@@ -24,7 +24,7 @@ from abscot.method.schedules import (
     GROUNDED,
     SAMPLED,
     check_channel_rows,
-    in_round,
+    given_epochs,
     loop_epochs,
     trace_source,
 )
@@ -227,10 +227,8 @@ def baseline_epochs(recipe: Recipe, phase: Phase) -> int:
     The rows of the ladder then differ in what stands before an answer, not in how often a model has
     seen it.
     """
-    given = recipe.train.phase_epochs.get(phase.name)
-    if given is not None:
-        return in_round(given, 1) if isinstance(given, list) else given
-    return max(1, round(answers_per_row(recipe)))
+    given = given_epochs(recipe, phase, 1)
+    return max(1, round(answers_per_row(recipe))) if given is None else given
 
 
 def answers_per_row(recipe: Recipe) -> float:

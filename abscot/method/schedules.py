@@ -64,11 +64,17 @@ def trace_source(recipe: Recipe, phase: Phase, round_: int) -> str:
     return in_round(recipe.traces.sources.get(phase.name, of_schedule), round_)
 
 
+def given_epochs(recipe: Recipe, phase: Phase, round_: int) -> int | None:
+    """What train.phase_epochs says of a phase in one round; None where it does not name it."""
+    given = recipe.train.phase_epochs.get(phase.name)
+    return in_round(given, round_) if isinstance(given, list) else given
+
+
 def loop_epochs(recipe: Recipe, phase: Phase, round_: int) -> int:
     """Epochs of a phase of the loop in one round; 0 leaves it out."""
-    given = recipe.train.phase_epochs.get(phase.name)
+    given = given_epochs(recipe, phase, round_)
     if given is not None:
-        return in_round(given, round_) if isinstance(given, list) else given
+        return given
     factors = SCHEDULES[recipe.schedule].epochs.get(phase.name, (1,))
     return recipe.train.epochs * in_round(factors, round_)
 
