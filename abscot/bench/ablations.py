@@ -11,6 +11,7 @@ on as many answers as the rounds of the run together. What is done is not done a
 import argparse
 import concurrent.futures
 import os
+import re
 import subprocess
 import sys
 
@@ -20,22 +21,24 @@ from abscot.common.log import log
 from abscot.common.ranks import CORES_PER_RANK
 from abscot.common.table import Table
 from abscot.method.lineage import round_model, trainings
+from abscot.method.phases import loop
+from abscot.method.schedules import loop_epochs
 from abscot.pipeline.sibling import share
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.recipe.run import Run, open_run
 from abscot.recipe.schema import Recipe
 from abscot.reporting import run_data
 
-ONE_ROUND = ("rounds=1", "train.phase_epochs={A: 2, B: 4}")
+WITHOUT_FIRST = "no A, a longer B"
 OWN_SAMPLES = "traces.sources={A: [grounded], B: [model]}"
-LAYERS = (0.0, 0.34, 0.67, 1.0)
+LAYERS = (0.0, 0.34, 0.67, 1.0)  # the recipe's own is the last one, before the result
 VARIANTS: dict[str, tuple[str, ...]] = {  # what is changed -> the keys that change it
     "nothing": (),
-    "no A, a longer B": ("train.phase_epochs={A: 0, B: 6}",),
+    WITHOUT_FIRST: (),  # its epochs go to the other phase: see one_round
     **{
         f"layer {layer:g}, {at}": (f"grounding.layer={layer}", f"grounding.position={at}")
-        for at in ("end", "before_result")
-        for layer in LAYERS
+        for at, layers in (("end", LAYERS), ("before_result", LAYERS[:-1]))
+        for layer in layers
     },
     **{f"M={size}": (f"codebook_size={size}",) for size in (8, 64)},
     "two tokens a step": ("grounding.tokens_per_step=2", "traces.m_max=12"),
@@ -55,7 +58,7 @@ def run(options: list[str] = ()) -> dict:
     main_run, recipe = open_run(args.run)
     if recipe.world is None or recipe.schedule != "grounded":
         raise UserError(f"{args.run}: expected a run of the world with schedule `grounded`")
-    recipes = {name: variant(main_run, recipe, number) for number, name in enumerate(VARIANTS)}
+    recipes = {changed: variant(main_run, recipe, changed) for changed in VARIANTS}
     wanted = args.only or list(VARIANTS)
     for name in wanted:  # here, since a lease is held by the main thread
         share(recipe, recipes[name])
@@ -77,12 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def variant(main_run: Run, recipe: Recipe, number: int) -> Recipe:
-    """The recipe of the variant of that number: a run beside the main one."""
-    keys = (*ONE_ROUND, *list(VARIANTS.values())[number], *ASKED)
-    name = f"name={recipe.name}-ablation{number:02}"
+def variant(main_run: Run, recipe: Recipe, changed: str) -> Recipe:
+    """The recipe of a key of VARIANTS: a run beside the main one, named by what is changed."""
+    epochs = f"train.phase_epochs={one_round(recipe, changed)}"
+    keys = ("rounds=1", epochs, *VARIANTS[changed], *ASKED)
+    words = re.sub("[^a-z0-9.]+", "-", changed.lower())
+    name = f"name={recipe.name}-ablation-{words}"
     place = f"run_root={recipe.run_root}"
     return load_recipe(main_run.config, [*keys, name, place])
+
+
+def one_round(recipe: Recipe, changed: str) -> dict[str, int]:
+    """Epochs by phase of a round that is as long as all rounds of the recipe together."""
+    rounds = range(1, recipe.rounds + 1)
+    epochs = {phase.name: sum(loop_epochs(recipe, phase, r) for r in rounds) for phase in loop()}
+    if changed != WITHOUT_FIRST:
+        return epochs
+    first, *_, last = epochs
+    return {**epochs, first: 0, last: epochs[first] + epochs[last]}
 
 
 def _make(changed: Recipe) -> str | None:
