@@ -21,17 +21,16 @@ from abscot.common.files import publish
 from abscot.common.hardware import one_thread
 from abscot.data.rows import Row
 from abscot.generation.codebook_job import Steps, fitted, states_of
-from abscot.generation.cot_steps import Words
 from abscot.generation.grounding import GroundedTraces
 from abscot.generation.trace_sources import Item
-from abscot.method.vocab import AbstractVocab, load_tokenizer
+from abscot.method.sequence import Marks
+from abscot.method.vocab import AbstractVocab, extend_tokenizer, load_tokenizer
 from abscot.model import attention, states
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
 WORDS = 1000
-VOCAB = AbstractVocab(tuple(range(WORDS, WORDS + 64)), WORDS + 64, WORDS + 65)
 STEP_TOKENS = (8, 40)
 # rows, tokens of a row, hidden size, layers: seconds of work for a core, and for a GPU
 ON_CPU, ON_GPU = (16, 700, 128, 6), (256, 8000, 2048, 28)
@@ -76,6 +75,9 @@ class _Rows:
     def ids(self) -> list[str]:
         return [str(i) for i in range(self.count)]
 
+    def marks(self, vocab: AbstractVocab) -> Marks:
+        return Marks.of(vocab, [], [], [])
+
     def row(self, i: int) -> Row:
         draw = rng("bench grounding", i)
         prompt, room = self.tokens // 8, self.tokens - self.tokens // 8
@@ -87,14 +89,13 @@ class _Rows:
 
 def _measure(recipe: Recipe, rows: _Rows, repeats: int) -> dict:
     run = Run.of(recipe)
-    steps = Steps(recipe, rows, Words.of(load_tokenizer(run.base)))
+    steps = Steps.of(recipe, run, rows)
     with publish(run.codebook) as directory:
         fitted(recipe, run, steps, recipe.grounding.tokens_per_step).write(directory)
-    source = GroundedTraces(recipe, run, rows, VOCAB)
+    vocab = AbstractVocab.of(load_tokenizer(run.base), recipe.codebook_size)
+    source = GroundedTraces(recipe, run, rows, vocab)
     items = [Item(row, str(row), 0) for row in range(len(rows))]
-    documents = [
-        states.Document(steps.tokens(i), steps.reading(i).positions) for i in range(len(rows))
-    ]
+    documents = [steps.document(i, steps.reading(i)) for i in range(len(rows))]
     whole = dataclasses.replace(recipe.grounding, layer=1.0)
     every = states_of(dataclasses.replace(recipe, grounding=whole), run)
     runs = {
@@ -141,9 +142,11 @@ def _write_base(run: Run, hidden: int, layers: int) -> None:
 
     vocab = {"a": 0, **{f"word{i}": i for i in range(1, WORDS)}}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    extend_tokenizer(tokenizer)
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCAB.end_id + 1,
+        vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=3 * hidden,
         num_hidden_layers=layers,
@@ -154,4 +157,4 @@ def _write_base(run: Run, hidden: int, layers: int) -> None:
     )
     with publish(run.base) as directory:
         Qwen3ForCausalLM(config).save_pretrained(directory)
-        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)

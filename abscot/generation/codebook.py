@@ -54,7 +54,7 @@ class CodebookMeta(Record):
     rows, states: that it was fitted to. levels: of codes, each with codebook_size centroids.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     version: Annotated[int, pydantic.Field(ge=VERSION, le=VERSION)]
     base_fingerprint: str

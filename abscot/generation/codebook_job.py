@@ -18,7 +18,8 @@ from abscot.data.shards import ShardStore
 from abscot.generation.codebook import Codebook, CodebookMeta, fit
 from abscot.generation.cot_steps import Reading, Words, read_steps
 from abscot.method.lineage import channel_rows
-from abscot.method.vocab import load_tokenizer
+from abscot.method.sequence import Marks
+from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.states import Document, HiddenStates, layer_number
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
@@ -26,25 +27,30 @@ from abscot.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a store's CoTs, as this recipe codes them."""
+    """The steps of a store's CoTs, as this recipe codes them. marks: the template's tokens."""
 
     recipe: Recipe
     store: ShardStore
     words: Words
+    marks: Marks
 
     @classmethod
     def of(cls, recipe: Recipe, run: Run, store: ShardStore) -> "Steps":
         tokenizer = load_tokenizer(run.base, recipe.model.trust_remote_code)
-        return cls(recipe, store, Words.of(tokenizer))
+        vocab = AbstractVocab.of(tokenizer, recipe.codebook_size)
+        return cls(recipe, store, Words.of(tokenizer), store.marks(vocab))
 
     def reading(self, row: int) -> Reading:
         found = self.store.row(row)
         return read_steps(found, self.words, self.recipe.traces, self.recipe.grounding)
 
-    def tokens(self, row: int) -> np.ndarray:
-        """int32: X with thinking off, and C."""
+    def document(self, row: int, reading: Reading) -> Document:
+        """The CoT where the base would write it: behind X with thinking off, a base that thinks
+        does not hold the first steps in mind.
+        """
         found = self.store.row(row)
-        return np.concatenate([found.prompt, found.cot])
+        prompt = self.marks.cot_prompt(found.prompt)
+        return Document(np.concatenate([prompt, found.cot]), len(prompt) + reading.positions)
 
     def levels_needed(self) -> int:
         """The most codes that a step of any row has."""
@@ -101,8 +107,7 @@ def fitted(recipe: Recipe, run: Run, steps: Steps, levels: int) -> Codebook:
     for row in sampled_rows(recipe, steps.store):
         if states >= goal:
             break
-        positions = steps.reading(int(row)).positions
-        documents.append(Document(steps.tokens(int(row)), positions))
+        documents.append(steps.document(int(row), steps.reading(int(row))))
         states += len(documents[-1].positions)
     if not states:
         raise UserError("train.channel_rows: all rows are held out; none is left to fit codes to")

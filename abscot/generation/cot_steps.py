@@ -50,9 +50,9 @@ def _in_word(char: str) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """Of one row: the states to read, by their tokens in [X; C], int64 ascending, and the codes of
-    each. steps: lines with a letter or digit; blank_steps: the others, which belong to the step
-    before them.
+    """Of one row: the states to read, by their tokens in C, int64 ascending, -1 the token before
+    it, and the codes of each. steps: lines with a letter or digit; blank_steps: the others, which
+    belong to the step before them.
     """
 
     positions: np.ndarray
@@ -71,14 +71,14 @@ def read_steps(row: Row, words: Words, traces: TraceConfig, grounding: Grounding
 
     Each step has tokens_per_step codes. Where that is more than m_max, the steps are cut into runs
     of as equal numbers as possible, and a run has the state of its last step; where it is less than
-    m_min, each step has more codes. A CoT without any step is taken as one, which ends at the last
-    token of [X; C].
+    m_min, each step has more codes. A CoT without any step is taken as one, which ends at its last
+    token, or before it where it has none.
     """
     firsts, lasts, blank = _steps(row, words)
     most, least, steps = traces.m_max, traces.m_min, len(lasts)
     codes = min(grounding.tokens_per_step, most)
     if not steps:
-        end = np.array([len(row.prompt) + len(row.cot) - 1])
+        end = np.array([len(row.cot) - 1])
         return Reading(end, max(codes, least), 0, blank)
     states = min(steps, most // codes)
     if states * codes < least:
@@ -90,7 +90,7 @@ def read_steps(row: Row, words: Words, traces: TraceConfig, grounding: Grounding
         at = np.array([_last_word(row.cot, *step, words) - 1 for step in of_step])
     else:
         at = lasts[read]
-    return Reading(len(row.prompt) + at, codes, steps, blank)
+    return Reading(at, codes, steps, blank)
 
 
 def _steps(row: Row, words: Words) -> tuple[np.ndarray, np.ndarray, int]:

@@ -18,7 +18,7 @@ from abscot.generation.trace_sources import Item, Made, untold
 from abscot.method.lineage import Training, trainings
 from abscot.method.schedules import GROUNDED
 from abscot.method.vocab import AbstractVocab
-from abscot.model.states import Document, HiddenStates
+from abscot.model.states import HiddenStates
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
@@ -87,7 +87,7 @@ class GroundedTraces:
         self, items: list[Item], readings: list[Reading], made: Made
     ) -> Iterator[np.ndarray]:
         documents = [
-            Document(self.steps.tokens(item.row), reading.positions)
+            self.steps.document(item.row, reading)
             for item, reading in zip(items, readings, strict=True)
         ]
         found = self.model.of(documents, lambda bin_: made(len(bin_)))

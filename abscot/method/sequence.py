@@ -57,6 +57,14 @@ class Marks:
         """X with thinking on: without the suffix that turns it off."""
         return prompt[: len(prompt) - len(self.no_think_suffix)]
 
+    def cot_prompt(self, prompt: np.ndarray) -> np.ndarray:
+        """What the base writes a CoT behind: X with thinking on, and `<think>`; X as it is where
+        the template cannot turn that off.
+        """
+        if not len(self.no_think_suffix):
+            return prompt
+        return np.concatenate([self.thinking_prompt(prompt), self.think_open])
+
 
 def parts_of(phase: Phase, train: TrainConfig) -> list[Part]:
     """A training sequence of `phase`, part by part. A phase that supervises the CoT writes it as

@@ -152,7 +152,7 @@ DAMAGES = {
     ),
     "unknown key": (with_meta(more=1), "more"),
     "layer outside": (with_meta(layer=1.5), "layer"),
-    "another version": (with_meta(version=2), "version"),
+    "another version": (with_meta(version=1), "version"),
     "counts do not add up": (with_meta(states=7), "do not add up"),
     "cut file": (lambda d: (d / TENSORS).write_bytes(b"x" * 9), "not a whole safetensors file"),
     "no tensors": (lambda d: (d / TENSORS).unlink(), TENSORS),

@@ -28,7 +28,7 @@ def read(cot: str, m_min=1, m_max=12, **grounding):
 
 def read_before(cot: str, **more) -> list[str]:
     """What of the CoT stands before each state, its own token included."""
-    return [cot[: p - len(X) + 1] for p in read(cot, **more).positions]
+    return [cot[: p + 1] for p in read(cot, **more).positions]
 
 
 def test_the_end_of_a_step_is_its_last_token():
@@ -63,11 +63,11 @@ def test_a_token_that_spells_a_space_and_a_letter_begins_a_word():
     row = Row("r", X, cot, np.array([4, 4]), X, "test")
     found = read_steps(row, words, TraceConfig(m_min=1), GroundingConfig(position="before_result"))
     # ` under15` is one word, at the beginning of its step: the state is that of the newline before.
-    assert (found.positions - len(X)).tolist() == [0, 3]
+    assert found.positions.tolist() == [0, 3]
 
 
 def test_the_state_before_the_first_token_of_a_cot_is_that_of_the_prompts_last():
-    assert read("C", position="before_result").positions.tolist() == [len(X) - 1]
+    assert read("C", position="before_result").positions.tolist() == [-1]
 
 
 def test_lines_without_a_word_belong_to_the_step_before_them():
@@ -81,14 +81,14 @@ def test_lines_without_a_word_belong_to_the_step_before_them():
 @pytest.mark.parametrize("position", ["end", "before_result"])
 def test_a_cot_without_steps_is_read_at_its_end(cot, position):
     found = read(cot, m_min=3, position=position)
-    assert found.positions.tolist() == [len(X) + len(cot) - 1]
+    assert found.positions.tolist() == [len(cot) - 1]
     assert (found.steps, found.codes_per_state, found.cut) == (0, 3, False)
 
 
 def test_more_steps_than_m_max_are_cut_into_even_runs():
     cot = "\n".join("abcdefghij")
     found = read(cot, m_max=4)
-    ends = [cot[: p - len(X) + 1].replace("\n", "")[-1] for p in found.positions]
+    ends = [cot[: p + 1].replace("\n", "")[-1] for p in found.positions]
     assert found.cut and ends == ["b", "e", "g", "j"]
     assert not read(cot, m_max=10).cut
 

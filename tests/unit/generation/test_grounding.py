@@ -8,12 +8,14 @@ import pytest
 
 from abscot.common import files
 from abscot.common.errors import MissingInput, UserError
+from abscot.data.shards import ShardStore
 from abscot.generation.codebook import Codebook
 from abscot.generation.codebook_job import Steps, make_codebook, sampled_rows
 from abscot.generation.grounding import GroundedTraces
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.generation.trace_records import TRACES, GroundedCounts
 from abscot.generation.trace_set import TraceSet, stats_of
+from abscot.method.vocab import load_tokenizer
 from abscot.pipeline.stages import maker_of, stages_of
 from abscot.recipe.load import dump
 from kit.tiny_run import make_tiny_run, training_of
@@ -70,6 +72,20 @@ def test_each_step_has_the_code_of_its_state(grounded):
     assert sum(map(sum, told.code_counts)) == sum(expected)
     # All states were in the sample here, so their codes are those of the fit.
     assert Codebook.of_run(run).meta.levels[0].counts == told.code_counts[0]
+
+
+def test_a_cot_is_read_where_the_base_writes_it(grounded):
+    """In the thinking template, whatever X is trained on."""
+    recipe, run = grounded
+    store, tokenizer = ShardStore(run.shards), load_tokenizer(run.base)
+    steps, row = Steps.of(recipe, run, store), store.row(0)
+    reading = steps.reading(0)
+    document = steps.document(0, reading)
+    text = tokenizer.decode(document.tokens)
+    assert text.endswith("<|im_start|>assistant\n<think>\n" + tokenizer.decode(row.cot))
+    ends = np.cumsum(row.cot_steps)  # position `end`
+    read = document.tokens[document.positions]
+    assert read.tolist() == row.cot[ends[-len(read) :] - 1].tolist()
 
 
 def test_progress_moves_within_a_chunk(grounded):

@@ -69,6 +69,12 @@ def test_a_supervised_cot_is_written_in_the_thinking_template():
     ]
 
 
+def test_the_base_writes_a_cot_behind_its_thinking_prompt():
+    assert MARKS.cot_prompt(TEXTS["prompt"]).tolist() == [1, 2, 3, 7]
+    never = Marks.of(VOCAB, no_think_suffix=[], think_open=[7], think_close=[8, 9])
+    assert never.cot_prompt(TEXTS["prompt"]).tolist() == TEXTS["prompt"].tolist()
+
+
 def test_before_the_marks_are_known_the_delimiters_count_and_nothing_else():
     sizes = {name: np.array([len(tokens)]) for name, tokens in TEXTS.items()}
     lengths = document_lengths(PHASES["A"], TrainConfig(), None, sizes)
