@@ -58,8 +58,9 @@ to that.
 | `grounded` | `Abstract-CoT (grounded)` | `grounded` | `grounded` | 2, 0 | 2, 1 |
 
 `random`: codebook tokens drawn by the seed. `grounded`: a code for each step of the CoT, from the
-base's hidden states. `model`: sampled from the model of the training before, by A with the CoT in
-sight, by B from the prompt. `model_with_cot`, for B: sampled with the CoT in sight.
+hidden states of the base that reads it where it would write it, in the thinking template. `model`:
+sampled from the model of the training before, by A with the CoT in sight, by B from the prompt.
+`model_with_cot`, for B: sampled with the CoT in sight.
 
 `paper` is the method as published: the model's own traces from the second training on. `grounded`
 opens the channel in one long phase A and then trains B alone, on traces that say something. In
