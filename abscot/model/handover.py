@@ -106,6 +106,7 @@ def check_handover(engine, model: Path) -> None:
     if not kl <= HANDOVER_KL:
         raise RuntimeError(
             f"{model}: this engine's probabilities are not those of the trained weights (KL "
-            f"{kl:.4f} per token, at most {HANDOVER_KL}); delete {model} to export it again"
+            f"{kl:.4f} per token, at most {HANDOVER_KL}); ask a model that was trained in fp32 "
+            f"with --set inference.dtype=fp32, else delete {model} to export it again"
         )
     log(f"{model.name}: the engine agrees with the trained weights, KL {kl:.1e} per token")
