@@ -31,6 +31,7 @@ def accuracy_tokens(data: RunData):
                 yerr=[[100 * (y.value - y.low)], [100 * (y.high - y.value)]],
             )
         low, high = _percent_limits(cells)
+        axes.set_ylim(low, high)
         _label_points(axes, cells, gap=0.06 * (high - low))
         chain = [s for s in cells if s.mode == "abstract" and s.round]
         chain.sort(key=lambda s: s.round)
@@ -40,7 +41,6 @@ def accuracy_tokens(data: RunData):
         log_ticks(axes.xaxis, "{:,g}")
         axes.margins(x=0.12)
         axes.set_xlabel("mean generated tokens per answer (log)")
-        axes.set_ylim(low, high)
         axes.set_ylabel("accuracy, %")
     _mode_legend(data, figure, [s.mode for s in scored])
     return (
@@ -128,16 +128,19 @@ def _mode_legend(data: RunData, figure, modes: list[str]) -> None:
 
 
 def _label_points(axes, cells: list[Summary], gap: float) -> None:
-    """The model's name beside its point, at least `gap` percent above its neighbour's name.
+    """The model's name beside its point, at least `gap` percent from its neighbour's name: towards
+    the middle of the axis, so that names stay on it.
 
     Variants of the abstract mode go without: they sit beside the abstract point of their model.
     """
     named = [s for s in cells if not s.mode.startswith("abstract_")]
     placed: list[tuple[float, float]] = []  # tokens, height
-    for s in sorted(named, key=lambda s: s.accuracy.value):
+    above = 200 * sum(s.accuracy.value for s in named) > len(named) * sum(axes.get_ylim())
+    up = -1 if above else 1
+    for s in sorted(named, key=lambda s: up * s.accuracy.value):
         tokens, height = s.total_tokens.value, 100 * s.accuracy.value
         beside = [h for t, h in placed if 0.5 < (tokens + 1) / (t + 1) < 2]
-        height = max([height, *(h + gap for h in beside)])
+        height = up * max([up * height, *(up * h + gap for h in beside)])
         placed.append((tokens, height))
         axes.annotate(
             model_name(s.model),
