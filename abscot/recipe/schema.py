@@ -225,7 +225,8 @@ class LoraConfig:
 
 @section
 class InferenceConfig:
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the machine computes in it
+    # auto: bf16 where the machine computes in it; what was trained in fp32 is to be asked in fp32
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
     max_model_len_tokens: Count = 40_960  # window; longer CoTs are cut in the middle, counted
     max_num_seqs: Count = 256  # sequences decoded together
     tensor_parallel: Few = 1  # GPUs per engine
