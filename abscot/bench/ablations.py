@@ -67,6 +67,8 @@ def run(options: list[str] = ()) -> dict:
     refused = {name: line.result() for name, line in made.items() if line.result()}
     rows = {name: refused.get(name) or measured(recipes[name]) for name in wanted}
     print(table(rows).text())
+    for name, line in refused.items():
+        print(f"{name}: {line}")
     return {"variants": rows}
 
 
@@ -138,7 +140,7 @@ def measured(recipe: Recipe) -> dict[str, float | None]:
 
 def table(rows: dict[str, dict | str]) -> Table:
     cells = [
-        (name, row, "–", "–", "–")
+        (name, "refused", "–", "–", "–")
         if isinstance(row, str)
         else (name, *("–" if value is None else f"{value:.2f}" for value in row.values()))
         for name, row in rows.items()

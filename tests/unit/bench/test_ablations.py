@@ -31,7 +31,19 @@ def test_what_is_no_grounded_run_of_the_world_is_refused(tmp_path):
         ablations.run([str(run.root)])
 
 
-def test_a_variant_that_was_refused_stands_in_the_table():
-    measured = {"accuracy": 95.0, "swapped": 16.0, "channel": None, "loss_z": 0.125}
-    text = ablations.table({"M=8": measured, "layer 0, end": "error: too few states"}).text()
-    assert "95.00" in text and "0.12" in text and "error: too few states" in text
+def test_a_variant_that_was_refused_stands_in_the_table_and_its_line_below(
+    grounded, monkeypatch, capsys
+):
+    run, _ = grounded
+    lines = {"M=8": None, "layer 0, end": "error: too few states"}
+    found = {"accuracy": 95.0, "swapped": 16.0, "channel": None, "loss_z": 0.125}
+    for name, stand_in in {
+        "share": lambda *_: None,
+        "_make": lambda changed: lines["M=8" if changed.codebook_size == 8 else "layer 0, end"],
+        "measured": lambda _: found,
+    }.items():
+        monkeypatch.setattr(ablations, name, stand_in)
+    rows = ablations.run([str(run.root), "--only", *lines])["variants"]
+    assert rows == {"M=8": found, "layer 0, end": "error: too few states"}
+    table, below = capsys.readouterr().out.split("layer 0, end: ")
+    assert "95.00" in table and "refused" in table and below == "error: too few states\n"
