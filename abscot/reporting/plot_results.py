@@ -135,8 +135,8 @@ def _label_points(axes, cells: list[Summary], gap: float) -> None:
     """
     named = [s for s in cells if not s.mode.startswith("abstract_")]
     placed: list[tuple[float, float]] = []  # tokens, height
-    above = 200 * sum(s.accuracy.value for s in named) > len(named) * sum(axes.get_ylim())
-    up = -1 if above else 1
+    middle, heights = sum(axes.get_ylim()) / 2, [100 * s.accuracy.value for s in named]
+    up = -1 if sum(heights) > len(heights) * middle else 1
     for s in sorted(named, key=lambda s: up * s.accuracy.value):
         tokens, height = s.total_tokens.value, 100 * s.accuracy.value
         beside = [h for t, h in placed if 0.5 < (tokens + 1) / (t + 1) < 2]
