@@ -41,6 +41,7 @@ from abscot.generation.requests import (
     HiddenSpan,
     Request,
     Sampling,
+    answered_request,
     codebook_tokens_of,
     trace_request,
 )
@@ -68,8 +69,13 @@ class Mode:
     thinking: bool = False
     trace: str | None = None  # model | pause | None
     swapped: bool = False
-    edit: Callable[[list[int], np.random.Generator], list[int]] = lambda trace, draw: trace
+    edit: Callable[[list[int], np.random.Generator], list[int]] | None = None
     cot: bool = False  # the gold CoT stands before the trace, and the answer cannot see it
+
+    @property
+    def as_written(self) -> bool:
+        """Whether the answer stands behind the very trace that the model wrote for it."""
+        return self.trace == "model" and not self.swapped and self.edit is None
 
 
 def _permute(trace: list[int], draw: np.random.Generator) -> list[int]:
@@ -211,7 +217,7 @@ class Asker:
         return x.tolist()
 
     def request(self, question: Question) -> Request:
-        """The first stage; with a trace of the model, the second one behind it."""
+        """Trace and answer in one request; in two where the trace is edited between them."""
         mode, config = MODES[question.mode], self.recipe.eval
         if mode.cot:
             return self._behind_the_bottleneck(question)
@@ -236,6 +242,8 @@ class Asker:
         asked = question.other or question.problem
         begun = trace_prompt(self.vocab, self._fitted(asked, question.mode))
         rules = trace_rules(self.recipe, question.mode)
+        if mode.as_written and rules.top_p == free.top_p:
+            return answered_request(begun, self.vocab, rules, self.newline, free)
         request = trace_request(begun, self.vocab, rules, self._seed(asked, question.sample))
         return dataclasses.replace(request, then=answer_stage)
 
@@ -286,9 +294,10 @@ class Asker:
         if mode.trace == "pause":
             return pause_trace(self.vocab, rules.m_max)
         sampled = codebook_tokens_of(completions[0], self.vocab, rules)
-        return mode.edit(
-            sampled, rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
-        )
+        if mode.edit is None:
+            return sampled
+        draw = rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
+        return mode.edit(sampled, draw)
 
     def answer(self, question: Question, completions: list[Completion]) -> Answer:
         """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline)

@@ -1,15 +1,16 @@
-"""Constrained two-stage generation from token ids: vLLM, and a small transformers fallback with the
-same rules.
+"""What is asked of an engine: traces, answers behind them, or both in one decode.
 
     requests = [trace_request(prompt, vocab, recipe.traces, seed) for ...]
     for index, completions in engine.stream(requests): ...
 
-A request may carry a follow-up (`then`): the answer stage starts in the step after its trace is
-finished. Where it goes on from the very tokens that the engine holds it continues the same session,
-and only the new tokens are computed; where the trace was edited it is a new request that finds the
-prompt in the prefix cache. Tokens in, tokens out: text would lose the abstract tokens.
+Every engine keeps the rules of abstract decoding (decoding.py) by the tokens of the prompt: what
+ends in `<beginabstract>` is gone on with by a trace. An answer that stands behind the very trace is
+decoded in the same go (`answer`); where the trace is edited first, a second request asks for it
+(`then`), and finds the prompt in the prefix cache. Tokens in, tokens out: text would lose the
+abstract tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,17 +21,17 @@ from abscot.recipe.schema import TraceConfig
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request is decoded. temperature 0: greedy. allowed_ids None: every token of the
-    vocabulary.
+    """How one text is decoded. temperature 0: greedy. m_min, m_max: codebook tokens of a trace,
+    where one is begun.
     """
 
     max_tokens: int
-    min_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
-    allowed_ids: tuple[int, ...] | None = None
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
+    m_min: int | None = None
+    m_max: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,44 @@ class HiddenSpan:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """The answer that one decode makes behind its trace. opening: the tokens between them, forced:
+    `<endabstract>` and the newline. top_p and seed are those of the trace.
+    """
+
+    opening: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Request:
-    """hidden: the bottleneck of phase A; TransformersEngine alone can do it, greedily."""
+    """answer: makes a second completion. then: the next request, made from this one's completion.
+    hidden: the bottleneck of phase A; TransformersEngine alone can do it, greedily.
+    """
 
     prompt: Sequence[int]
     sampling: Sampling
-    then: Callable[[Completion], "Request"] | None = (
-        None  # the next stage, made from this one's completion
-    )
+    answer: Behind | None = None
+    then: Callable[[Completion], "Request"] | None = None
     hidden: HiddenSpan | None = None
+
+    def next_stage(self, completion: Completion) -> "Request | None":
+        """What is asked next, where each stage is a request of its own."""
+        if self.answer is None:
+            return self.then and self.then(completion)
+        end_id = self.answer.opening[0]
+        trace = [token for token in completion.tokens if token != end_id]
+        sampling = dataclasses.replace(
+            self.sampling,
+            max_tokens=self.answer.max_tokens,
+            temperature=self.answer.temperature,
+            stop_ids=self.answer.stop_ids,
+            m_min=None,
+            m_max=None,
+        )
+        return Request([*self.prompt, *trace, *self.answer.opening], sampling, then=self.then)
 
 
 class Engine(Protocol):
@@ -92,19 +122,35 @@ def trace_request(
 ) -> Request:
     """The trace stage behind a prompt that ends in `<beginabstract>`.
 
-    Only V_abs and the end token can be sampled, the end only after m_min tokens. Decoding stops at
-    m_max: the end is forced there by appending it, which costs no step.
+    Decoding stops at m_max: the end is forced there by appending it, which costs no step.
     """
     sampling = Sampling(
         max_tokens=config.m_max,
-        min_tokens=config.m_min,
         temperature=config.temperature,
         top_p=config.top_p,
-        allowed_ids=tuple(vocab.allowed_ids),
         stop_ids=(vocab.end_id,),
         seed=seed,
+        m_min=config.m_min,
+        m_max=config.m_max,
     )
     return Request(prompt, sampling)
+
+
+def answered_request(
+    prompt: Sequence[int],
+    vocab: AbstractVocab,
+    config: TraceConfig,
+    newline: Sequence[int],
+    answer: Sampling,
+) -> Request:
+    """Trace and answer in one decode, behind a prompt that ends in `<beginabstract>`. newline: the
+    tokens of ANSWER_OPENING.
+    """
+    assert answer.top_p == config.top_p, "one decode has one top_p"
+    trace = trace_request(prompt, vocab, config, answer.seed)
+    opening = (vocab.end_id, *newline)
+    behind = Behind(opening, answer.max_tokens, answer.temperature, answer.stop_ids)
+    return dataclasses.replace(trace, answer=behind)
 
 
 def codebook_tokens_of(
@@ -122,14 +168,8 @@ def codebook_tokens_of(
 
 @dataclass
 class Running:
-    """A request inside the engine. new_tokens: of its prompt, handed in for this stage; in_session:
-    generated before.
-    """
+    """A request inside an engine, and what it has made so far."""
 
     index: int
     request: Request
     stages: list[Completion] = field(default_factory=list)
-    session: str | None = None
-    session_open: bool = False
-    new_tokens: int = 0
-    in_session: int = 0

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from abscot.common.hardware import inference_dtype
+from abscot.generation.decoding import FREE, Rules, TraceTokens
 from abscot.generation.requests import Completion, Request, Running, Sampling
+from abscot.method.vocab import load_tokenizer
 from abscot.model.handover import check_files
 from abscot.model.shape import max_position
 from abscot.recipe.schema import InferenceConfig
@@ -15,7 +17,7 @@ class TransformersEngine:
     """The same requests by `transformers` generate: for tests and debugging, where vLLM is not
     installed.
 
-    The allowed sets and minimum lengths are the same. Seeds hold for a batch, not for a row:
+    The rules are the same. Seeds hold for a batch, not for a row:
     sampled traces repeat only with the same requests in the same order, and are not vLLM's.
     """
 
@@ -30,6 +32,8 @@ class TransformersEngine:
         dtype = getattr(torch, inference_dtype(config.dtype))
         lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True)
         self.lm = lm.to(self.device).eval()
+        self.traces = TraceTokens.of(load_tokenizer(model))
+        self.rules = self.traces and Rules(self.traces, self.device)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
         """Like VllmEngine.stream; a batch holds neighbouring requests with the same
@@ -48,11 +52,12 @@ class TransformersEngine:
             generate = self._generate_hidden if hides else self._generate
             for one, completion in zip(batch, generate([r.request for r in batch]), strict=True):
                 one.stages.append(completion)
-                if one.request.then is None:
+                following = one.request.next_stage(completion)
+                if following is None:
                     running.remove(one)
                     yield one.index, one.stages
                 else:
-                    one.request = one.request.then(completion)
+                    one.request = following
 
     def surprisals(
         self, texts: Sequence[Sequence[int]], positions: Sequence[int]
@@ -98,13 +103,34 @@ class TransformersEngine:
             max_new_tokens=sampling.max_tokens,
             eos_token_id=list(sampling.stop_ids) or None,
             pad_token_id=0,
-            logits_processor=LogitsProcessorList([_allow(sampling, longest)]),
+            logits_processor=LogitsProcessorList([self._keep_the_rules(requests, longest)]),
             **(chosen if sampling.temperature > 0 else {"do_sample": False}),
         )
         return [
             _until_stop(row, len(r.prompt), sampling)
             for row, r in zip(out[:, longest:].tolist(), requests, strict=True)
         ]
+
+    def _keep_the_rules(self, requests: list[Request], columns: int) -> Callable:
+        """A logits processor of a batch of left-padded prompts, `columns` wide."""
+        import torch
+
+        begun = [self.traces and self.traces.begun(r.prompt) for r in requests]
+        rows = [row for row, one in enumerate(begun) if one]
+        if not rows:
+            return lambda ids, scores: scores
+        of = torch.tensor(rows, device=self.device)
+        begin = columns - 1 - torch.tensor([begun[row].tokens for row in rows], device=self.device)
+        m_min, m_max = requests[0].sampling.m_min or 0, requests[0].sampling.m_max or columns
+
+        def process(ids, scores):
+            tokens = ids.shape[1] - 1 - begin
+            end_at = self.rules.end_at(ids, of, begin, tokens, m_max)
+            kinds = torch.full((len(ids),), FREE, device=ids.device)
+            kinds[of] = self.rules.kinds(tokens, end_at, m_min, m_max)
+            return self.rules.edit(scores, kinds)
+
+        return process
 
     def _generate_hidden(self, requests: list[Request]) -> list[Completion]:
         """Greedy, in one KV cache: what stands before `behind` is computed in full sight, then the
@@ -158,7 +184,12 @@ class TransformersEngine:
                 new, attention_mask=mask, position_ids=positions, past_key_values=cache
             ).logits
             next_position = next_position + new.shape[1]
-            new = logits[:, -1:].argmax(-1)
+            scores = logits[:, -1]
+            if self.rules:  # an answer
+                scores = self.rules.edit(
+                    scores, torch.full_like(ended, self.rules.answer, dtype=int)
+                )
+            new = scores.argmax(-1, keepdim=True)
             made.append(new)
             ended |= torch.isin(new[:, 0], stops)
         return torch.cat(made, 1).tolist()
@@ -182,22 +213,6 @@ class TransformersEngine:
 def _positions(mask):
     """int64 [prompts, tokens]: counted from the first token of each left-padded prompt."""
     return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _allow(sampling: Sampling, prompt_tokens: int) -> Callable:
-    """A logits processor: allowed_ids only, and no stop before min_tokens."""
-    import torch
-
-    def process(input_ids, scores):
-        if sampling.allowed_ids:
-            kept = torch.full_like(scores, -torch.inf)
-            kept[:, list(sampling.allowed_ids)] = scores[:, list(sampling.allowed_ids)]
-            scores = kept
-        if input_ids.shape[1] - prompt_tokens < sampling.min_tokens:
-            scores[:, list(sampling.stop_ids)] = -torch.inf
-        return scores
-
-    return process
 
 
 def _until_stop(tokens: list[int], prompt_tokens: int, sampling: Sampling) -> Completion:

@@ -9,7 +9,8 @@ from pathlib import Path
 from abscot.common.errors import UserError
 from abscot.common.hardware import inference_dtype
 from abscot.common.ranks import RANK_VARIABLES
-from abscot.generation.requests import Completion, Request, Running, Sampling
+from abscot.generation.decoding import ABSTRACT_DECODING
+from abscot.generation.requests import Completion, Request, Running
 from abscot.model.handover import check_files, check_handover
 from abscot.model.shape import max_position
 from abscot.recipe.schema import InferenceConfig
@@ -54,6 +55,7 @@ class VllmEngine:
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=config.enforce_eager or on_cpu,
             enable_prefix_caching=True,
+            logits_processors=[ABSTRACT_DECODING],
             generation_config="vllm",
             use_tqdm_on_load=False,
             disable_log_stats=True,
@@ -88,89 +90,50 @@ class VllmEngine:
         """Yields (index in `requests`, its completions stage by stage) as requests finish.
 
         Never more than max_num_seqs are inside the engine, so a follow-up is scheduled in the very
-        next step.
+        next step. Who stops listening ends what is running.
         """
         waiting, inside = iter(enumerate(requests)), {}
-        for index, request in itertools.islice(waiting, self.max_num_seqs):
-            self._start(inside, Running(index, request))
-        while inside:
-            for output in self.llm.llm_engine.step():
-                running = inside[output.request_id]
-                running.stages.append(_completion(output, running))
-                if running.request.then is not None:
-                    self._go_on(inside, output.request_id, running)
-                    continue
-                self._leave(inside, output.request_id)
-                yield running.index, running.stages
-                if following := next(waiting, None):
-                    self._start(inside, Running(*following))
+        try:
+            for index, request in itertools.islice(waiting, self.max_num_seqs):
+                self._start(inside, Running(index, request))
+            while inside:
+                for output in self.llm.llm_engine.step():
+                    running = inside.pop(output.request_id)
+                    running.stages += completions(output, running.request)
+                    if running.request.then is not None:
+                        running.request = running.request.then(running.stages[-1])
+                        self._start(inside, running)
+                        continue
+                    if following := next(waiting, None):
+                        self._start(inside, Running(*following))
+                    yield running.index, running.stages
+        finally:
+            self.llm.llm_engine.abort_request(list(inside))
 
-    def _start(self, inside: dict[str, "Running"], running: "Running") -> None:
-        """Hands the engine a new request; it stays open for more tokens if there is a follow-up."""
-        assert running.request.hidden is None, "vLLM cannot hide what its cache holds"
+    def tokens(self, request: Request) -> Iterator[int]:
+        """The tokens of one request as they come, forced ones too."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params = sampling_params(request)
+        params.output_kind = RequestOutputKind.DELTA
+        name = self._add(request, params)
+        try:
+            while self.llm.llm_engine.has_unfinished_requests():
+                for output in self.llm.llm_engine.step():
+                    yield from output.outputs[0].token_ids
+        finally:
+            self.llm.llm_engine.abort_request([name])
+
+    def _start(self, inside: dict[str, Running], running: Running) -> None:
+        inside[self._add(running.request, sampling_params(running.request))] = running
+
+    def _add(self, request: Request, params) -> str:
+        """Hands vLLM a request; returns the name that its outputs will have."""
+        assert request.hidden is None, "vLLM cannot hide what its cache holds"
         name, self._serial = str(self._serial), self._serial + 1
-        running.new_tokens, running.in_session = len(running.request.prompt), 0
-        running.session_open = running.request.then is not None
-        running.session = self._submit(
-            name, None, running.request.prompt, running.request.sampling, running.session_open
-        )
-        inside[name] = running
-
-    def _go_on(self, inside: dict[str, "Running"], name: str, running: "Running") -> None:
-        """The next stage: in the same session where it extends what the engine has computed, else
-        as a new request.
-        """
-        finished, request = running.stages[-1], running.request.then(running.stages[-1])
-        # The last token was sampled, never fed.
-        computed = [*running.request.prompt, *finished.tokens[:-1]]
-        running.request = request
-        if list(request.prompt[: len(computed)]) != computed:
-            self._leave(inside, name)
-            self._start(inside, running)
-            return
-        running.new_tokens = len(request.prompt) - len(computed)
-        running.in_session += len(finished.tokens)
-        self._submit(name, running.session, request.prompt[len(computed) :], request.sampling, True)
-
-    def _leave(self, inside: dict[str, "Running"], name: str) -> None:
-        """Forgets a request; an open session gets vLLM's end mark, a request that is not
-        resumable.
-        """
-        running = inside.pop(name)
-        if running.session_open:
-            self._submit(name, running.session, [0], Sampling(max_tokens=1), False)
-
-    def _submit(
-        self,
-        name: str,
-        session: str | None,
-        tokens: Sequence[int],
-        sampling: Sampling,
-        resumable: bool,
-    ) -> str:
-        """What LLMEngine.add_request does, for sessions too. Returns the engine's name of the
-        request.
-        """
-        import msgspec
-
-        engine = self.llm.llm_engine
-        request = engine.input_processor.process_inputs(
-            session or name,
-            {"prompt_token_ids": [int(t) for t in tokens]},
-            sampling_params(sampling),
-            supported_tasks=engine.get_supported_tasks(),
-            resumable=resumable,
-        )
-        if session is None:
-            engine.input_processor.assign_request_id(request)
-        else:
-            request.external_req_id = name
-        engine.output_processor.add_request(request, None, None, 0)
-        # Both sides append a session's later tokens to this list, and in one process it would be
-        # the same list.
-        own = msgspec.structs.replace(request, prompt_token_ids=list(request.prompt_token_ids))
-        engine.engine_core.add_request(own)
-        return request.request_id
+        prompt = {"prompt_token_ids": [int(t) for t in request.prompt]}
+        self.llm.llm_engine.add_request(name, prompt, params)
+        return name
 
     def forget(self) -> None:
         """Empties the prefix cache: what is generated next depends on nothing that was generated
@@ -180,30 +143,48 @@ class VllmEngine:
             raise RuntimeError("vLLM did not empty its prefix cache though no request is running")
 
 
-def _completion(output, running: Running) -> Completion:
-    """vLLM reports a session's tokens from its start, and the prefix cache's hits for its first
-    stage.
+def completions(output, request: Request) -> list[Completion]:
+    """What a finished request of vLLM has made: a completion, or two where it also answered.
+
+    The answer's prompt is all before it; what of it was computed for the answer is the opening.
     """
-    best, prompt_tokens = output.outputs[0], len(running.request.prompt)
-    cached = (
-        prompt_tokens - running.new_tokens if running.in_session else output.num_cached_tokens or 0
-    )
-    return Completion(
-        list(best.token_ids)[running.in_session :], best.finish_reason, prompt_tokens, cached
-    )
+    best, prompt_tokens = output.outputs[0], len(request.prompt)
+    tokens, cached = list(best.token_ids), output.num_cached_tokens or 0
+    if request.answer is None:
+        return [Completion(tokens, best.finish_reason, prompt_tokens, cached)]
+    opening, most = request.answer.opening, request.answer.max_tokens
+    behind = tokens.index(opening[0]) + len(opening)
+    answer = tokens[behind : behind + most]
+    # A short trace leaves room for more than an answer may have.
+    cut = len(tokens) > behind + most or best.finish_reason == "length"
+    trace = tokens[: behind - len(opening) + 1]
+    before = prompt_tokens + behind
+    return [
+        Completion(trace, "stop", prompt_tokens, cached),
+        Completion(answer, "length" if cut else "stop", before, before - len(opening)),
+    ]
 
 
-def sampling_params(sampling: Sampling):
+def sampling_params(request: Request):
+    """vLLM's parameters of one request, for AbstractDecoding too."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+    sampling, answer = request.sampling, request.answer
+    temperature = sampling.temperature or (answer.temperature if answer else 0.0)
+    arguments = {}
+    if sampling.m_max is not None:
+        arguments = {"m_min": sampling.m_min, "m_max": sampling.m_max}
+    if temperature:  # in a greedy request both stages are greedy
+        arguments["trace_temperature"] = sampling.temperature
+        arguments["answer_temperature"] = answer.temperature if answer else temperature
+    behind = len(answer.opening) + answer.max_tokens if answer else 0
     return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens + behind,
+        temperature=temperature,
         top_p=sampling.top_p,
-        allowed_token_ids=list(sampling.allowed_ids) if sampling.allowed_ids else None,
-        stop_token_ids=list(sampling.stop_ids),
-        seed=sampling.seed if sampling.temperature > 0 else None,
+        stop_token_ids=list(answer.stop_ids if answer else sampling.stop_ids),
+        seed=sampling.seed if temperature > 0 else None,
+        extra_args=arguments,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -185,6 +185,7 @@ class KeyedEngine:
 
     def __init__(self):
         self.requests, self.texts = [], []
+        self.codebook_ids = AbstractVocab.of(tiny_tokenizer()).codebook_ids
 
     def forget(self):
         self.forgotten = True
@@ -197,8 +198,8 @@ class KeyedEngine:
             time.sleep(0.002)
             prompt, sampling = list(requests[index].prompt), requests[index].sampling
             draw = rng("keyed", sampling.seed, prompt)
-            length = draw.integers(sampling.min_tokens, sampling.max_tokens + 1)
-            tokens = draw.choice(sampling.allowed_ids[:-1], length).tolist()
+            length = draw.integers(sampling.m_min, sampling.m_max + 1)
+            tokens = draw.choice(self.codebook_ids, length).tolist()
             yield int(index), [Completion(tokens, "length", len(prompt), 0)]
 
     def surprisals(self, texts, positions):

@@ -16,7 +16,13 @@ from abscot.evaluation import benchmarks
 from abscot.evaluation.evaluate import _generate, evaluate
 from abscot.evaluation.jobs import jobs_of
 from abscot.evaluation.modes import MODES, Asker
-from abscot.generation.requests import Request, Sampling, codebook_tokens_of, trace_request
+from abscot.generation.requests import (
+    Request,
+    Sampling,
+    answered_request,
+    codebook_tokens_of,
+    trace_request,
+)
 from abscot.generation.trace_jobs import generate, open_job
 from abscot.generation.trace_set import TraceSet, stats_of
 from abscot.generation.transformers_engine import TransformersEngine
@@ -87,54 +93,51 @@ def count_scheduled_tokens(engine) -> list[int]:
 
 
 def two_stages(engine, recipe, run, computed) -> dict:
-    """Traces and answers: in one session, after an edited trace, as separate requests, and all of
-    it again.
+    """Traces and answers: in one decode, after an edited trace, as separate requests, and all of it
+    again.
     """
-    vocab = AbstractVocab.of(tiny_run.tiny_tokenizer())
+    vocab, newline = AbstractVocab.of(tiny_run.tiny_tokenizer()), newline_tokens()
     prompts = [
         [*((i * 7 + j * 3) % 250 for j in range(60 + i % 9)), vocab.begin_id]
         for i in range(PROMPTS)
     ]
     free = Sampling(max_tokens=8, stop_ids=(3,))
 
-    def request(i, edit=lambda trace: trace):
-        def answer(completion):
-            return Request(
-                [
-                    *prompts[i],
-                    *edit(codebook_tokens_of(completion, vocab, recipe.traces)),
-                    vocab.end_id,
-                ],
-                free,
-            )
+    def answered(i):
+        seeded = dataclasses.replace(free, seed=keyed_seed("t", i))
+        return answered_request(prompts[i], vocab, recipe.traces, newline, seeded)
 
-        return dataclasses.replace(
-            trace_request(prompts[i], vocab, recipe.traces, keyed_seed("t", i)), then=answer
-        )
+    def edited(i):
+        def answer(completion):
+            trace = codebook_tokens_of(completion, vocab, recipe.traces)[::-1]
+            return Request([*prompts[i], *trace, vocab.end_id, *newline], free)
+
+        first = trace_request(prompts[i], vocab, recipe.traces, keyed_seed("t", i))
+        return dataclasses.replace(first, then=answer)
 
     def run_all(requests) -> dict:
         engine.forget()
         before = computed[0]
-        out = dict(engine.stream(requests))
-        stages = [[dataclasses.asdict(c) for c in out[i]] for i in range(len(requests))]
+        out = dict(engine.stream(list(requests)))
+        stages = [[dataclasses.asdict(c) for c in out[i]] for i in range(len(out))]
         return {"stages": stages, "scheduled_tokens": computed[0] - before}
 
-    first = run_all([request(i) for i in range(PROMPTS)])
+    first = run_all(map(answered, range(PROMPTS)))
     alone = [
-        Request([*p, *strip(s[0]["tokens"], vocab), vocab.end_id], free)
+        Request([*p, *s[0]["tokens"], *newline], free)
         for p, s in zip(prompts, first["stages"], strict=True)
     ]
     return {
-        "session": first,
-        "again": run_all([request(i) for i in range(PROMPTS)]),
-        "edited": run_all([request(i, lambda trace: trace[::-1]) for i in range(PROMPTS)]),
+        "one decode": first,
+        "again": run_all(map(answered, range(PROMPTS))),
+        "edited": run_all(map(edited, range(PROMPTS))),
         "alone": run_all(alone),
         "long": run_all([trace_request(prompts[0] * 3, vocab, recipe.traces, 0)]),
     }
 
 
-def strip(tokens, vocab):
-    return tokens[:-1] if tokens[-1] == vocab.end_id else tokens
+def newline_tokens() -> list[int]:
+    return tiny_run.tiny_tokenizer().encode("\n", add_special_tokens=False)
 
 
 def greedy(engine, run, recipe) -> dict:

@@ -61,7 +61,7 @@ def test_limits_are_per_mode(asked):
     assert (most["verbal"], most["no_cot"], most["thinking"]) == (40, 3, 56)
     request, asker, question = asked["abstract"]
     trace = [asker.vocab.codebook_ids[0]] * 4
-    assert request.then(Completion(trace, "length", 0, 0)).sampling.max_tokens == 5
+    assert request.next_stage(Completion(trace, "length", 0, 0)).sampling.max_tokens == 5
     assert asker.room("no_cot") == WINDOW - 3
     assert asker.room("abstract") == WINDOW - 5 - (12 + 2) - len(asker.newline)
 
@@ -73,10 +73,11 @@ def test_evaluation_samples_by_its_own_rules_and_training_keeps_its_own(asked):
         request, asker, question = asked[mode]
         rules = request.sampling
         assert (rules.temperature, rules.top_p) == (0.7, 0.9)
-        assert (rules.min_tokens, rules.max_tokens) == (6, 9)
+        assert (rules.m_min, rules.m_max, rules.max_tokens) == (6, 9, 9)
         trace = [asker.vocab.codebook_ids[0]] * 6
-        answer = request.then(Completion(trace, "length", 0, 0)).sampling
+        answer = request.next_stage(Completion(trace, "length", 0, 0)).sampling
         assert (answer.temperature, answer.top_p) == (0.3, 0.8)
+    assert asked["abstract"][0].answer is None  # one decode has one top_p
     request, asker, question = asked["pause"]
     assert len(asker.trace(question, [])) == 9
     assert asker.room("pause") == WINDOW - 8 - (9 + 2) - len(asker.newline)
@@ -85,7 +86,16 @@ def test_evaluation_samples_by_its_own_rules_and_training_keeps_its_own(asked):
         question, problem=Problem("p", "1?", "1", cot="c"), mode="channel"
     )
     rules, traces = asker.request(channel).sampling, asker.recipe.traces
-    assert (rules.temperature, rules.min_tokens) == (traces.temperature, traces.m_min)
+    assert (rules.temperature, rules.m_min) == (traces.temperature, traces.m_min)
+
+
+def test_what_is_not_edited_is_one_request(asked):
+    asked = asked(answer_temperature=0.3)
+    request, asker, question = asked["abstract"]
+    assert request.then is None and request.answer.opening[1:] == tuple(asker.newline)
+    assert (request.answer.temperature, request.answer.max_tokens) == (0.3, 8)
+    for mode in ("abstract_permuted", "abstract_swapped", "abstract_truncated_32"):
+        assert asked[mode][0].answer is None and asked[mode][0].then is not None
 
 
 def test_a_window_too_small_names_the_keys_of_the_mode(tiny_run):
@@ -179,7 +189,7 @@ def test_the_swapped_trace_is_the_one_that_its_own_problem_gets(asked):
     trace = Completion(list(asker.vocab.codebook_ids[:4]), "length", 0, 0)
     own = asker.request(dataclasses.replace(question, mode="abstract", other=None))
     assert own.prompt != request.prompt
-    ours, expected = request.then(trace), own.then(trace)
+    ours, expected = request.next_stage(trace), own.next_stage(trace)
     assert (ours.prompt, ours.sampling) == (expected.prompt, expected.sampling)
     told = asker.answer(question, [trace, Completion([5, 6], "stop", 0, 0)])
     assert told.trace_ids == trace.tokens and told.n_reasoning_tokens == 4 + 2

@@ -14,7 +14,8 @@ from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import jobs_of
 from abscot.evaluation.results import read_result
 from abscot.generation.requests import Completion
-from kit.tiny_run import make_tiny_run
+from abscot.method.vocab import AbstractVocab
+from kit.tiny_run import make_tiny_run, tiny_tokenizer
 
 
 class Engine:
@@ -24,6 +25,7 @@ class Engine:
 
     def __init__(self, killed_after: int | None = None):
         self.killed_after = killed_after
+        self.codebook_ids = AbstractVocab.of(tiny_tokenizer()).codebook_ids
 
     def stream(self, requests):
         for index, request in enumerate(requests):
@@ -33,10 +35,10 @@ class Engine:
             while request:
                 rules = request.sampling
                 draw = rng(rules.seed, list(request.prompt))
-                ids = rules.allowed_ids[:-1] if rules.allowed_ids else range(40, 90)
-                tokens = draw.choice(ids, max(rules.min_tokens, 5)).tolist()
+                ids = self.codebook_ids if rules.m_max else range(40, 90)
+                tokens = draw.choice(ids, max(rules.m_min or 0, 5)).tolist()
                 stages.append(Completion(tokens, "length", len(request.prompt), 0))
-                request = request.then and request.then(stages[-1])
+                request = request.next_stage(stages[-1])
             yield index, stages
 
 

@@ -1,7 +1,5 @@
 """Random traces keep the paper's rule and the limits; of sampled ones the best is kept."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -115,7 +113,7 @@ def test_equal_candidates_are_scored_once(tiny):
     _, run, vocab = tiny
     engine = KeyedEngine()
     source, items = model_traces(tiny, engine, best_of=8, m_min=1, m_max=1)
-    source.vocab = dataclasses.replace(vocab, codebook_ids=vocab.codebook_ids[:3])
+    engine.codebook_ids = vocab.codebook_ids[:3]
     source.traces(items)
     assert len(engine.texts) == len(set(map(tuple, engine.texts))) <= 3 * len(items)
     assert source.choices.distinct_candidates == len(engine.texts)
