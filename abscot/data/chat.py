@@ -126,7 +126,11 @@ class ChatTokenizer:
         turns = [{"role": role, "content": MARK.format(i)} for i, role in enumerate(roles)]
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+                turns,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
+                abstract=False,  # an exported model's template would open a trace
             )
         except jinja2.TemplateError:  # e.g. roles must alternate
             return None

@@ -101,7 +101,7 @@ def tokenizer_fingerprint(tokenizer) -> str:
 
 
 def template_hash(tokenizer) -> str:
-    return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16]
+    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()[:16]
 
 
 def manifest_of(store: Path, entries: list[dict], counts: dict, chat: ChatTokenizer) -> dict:

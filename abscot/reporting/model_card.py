@@ -60,7 +60,7 @@ def main():
     codebook = [i for token, i in tokenizer.get_added_vocab().items() if token.startswith("<TOKEN_")]
     newline = tokenizer.encode("\n", add_special_tokens=False)
 
-    template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False, "abstract": False}
     chat = tokenizer.apply_chat_template(MESSAGES, **template)
     prefix = tokenizer.encode(chat, add_special_tokens=False) + [begin]
 
@@ -101,7 +101,7 @@ begin, end = tokenizer.convert_tokens_to_ids(["<beginabstract>", "<endabstract>"
 codebook = [i for token, i in tokenizer.get_added_vocab().items() if token.startswith("<TOKEN_")]
 newline = tokenizer.encode("\n", add_special_tokens=False)
 
-template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False, "abstract": False}
 chat = tokenizer.apply_chat_template(MESSAGES, **template)
 prefix = tokenizer.encode(chat, add_special_tokens=False) + [begin]
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from abscot.common import files, ranks
 from abscot.common.errors import UserError
+from abscot.model.chat_model import ChatModel
 from abscot.model.handover import ExportMeta
 from abscot.model.lm import unwrapped
 from abscot.model.lora import ADAPTER_PARTS, adapter_parameters, merged_weight, plain_name
@@ -32,19 +33,22 @@ def export(
     adapter: Path | None,
     meta: ExportMeta,
     codebook: Path | None = None,
+    chat: ChatModel | None = None,
 ) -> None:
     """Publishes `target` (loads with AutoModelForCausalLM and vLLM) and `adapter` (loads with
     PeftModel). codebook: goes along as target/codebook, where no loader of models looks.
 
     lm: the transformers or peft model inside the model engine. source: the model that training
     started from; its tensor names, shapes and dtypes are what `target` must have, and its config
-    and tokenizer go along unchanged.
+    and tokenizer go along unchanged. chat: what a model that writes traces carries beside them.
     """
     with _on_rank0(files.publish(target, meta.model_dump(exclude_none=True))) as temp:
         _write_shards(_full_tensors(lm), temp)
         if temp:
             _check_complete(tensor_table(temp), tensor_table(source), source)
             _copy_companions(source, temp)
+            if chat:
+                chat.write(temp)
             if codebook:
                 sealed = shutil.ignore_patterns(files.DONE)  # by the DONE of `target`
                 shutil.copytree(codebook, temp / codebook.name, ignore=sealed)
@@ -153,7 +157,7 @@ def _check_complete(written: dict, expected: dict, source: Path) -> None:
 
 
 def _copy_companions(source: Path, target: Path) -> None:
-    """config, generation config, tokenizer and chat template: training changes none of them."""
+    """config, generation config, tokenizer and chat template, as they are there."""
     for path in source.iterdir():
         weights = path.suffix == ".safetensors" or path.name == "model.safetensors.index.json"
         if path.is_file() and not weights and path.name not in (files.DONE, "README.md"):

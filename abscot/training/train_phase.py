@@ -8,7 +8,10 @@ import torch
 
 from abscot.common import files, ranks
 from abscot.common.log import Progress, log
+from abscot.evaluation.modes import trace_rules
 from abscot.method.lineage import Training
+from abscot.method.vocab import load_tokenizer
+from abscot.model.chat_model import ChatModel, DecodingRules
 from abscot.model.handover import ExportMeta, Probe, surprisals
 from abscot.recipe.run import claim
 from abscot.training import checkpoint
@@ -75,7 +78,8 @@ def _train(training: Training, device: torch.device) -> None:
     log_end(training.title, trainer.log.content)
     meta = export_meta(training, data, trainer)
     lm = trainer.model_engine.module.lm
-    export(lm, training.start, training.export, training.adapter, meta, codebook_of(training))
+    adapter, codebook, chat = training.adapter, codebook_of(training), chat_model_of(training)
+    export(lm, training.start, training.export, adapter, meta, codebook, chat)
     trainer.close()
     log(f"{tag}: {training.export}")
 
@@ -105,7 +109,8 @@ def export_on_the_way(training: Training, data: PhaseData, trainer: Trainer) -> 
         return
     began_s = time.monotonic()
     meta = export_meta(training, data, trainer)
-    export(trainer.model_engine.module.lm, training.start, target, None, meta)
+    lm, chat = trainer.model_engine.module.lm, chat_model_of(training)
+    export(lm, training.start, target, None, meta, chat=chat)
     torch.distributed.barrier()
     log(f"{training.tag}: {target} in {time.monotonic() - began_s:.1f} s")
 
@@ -133,6 +138,18 @@ def codebook_of(training: Training) -> Path | None:
     """
     made = training.ends_round and files.is_done(training.run.codebook)
     return training.run.codebook if made else None
+
+
+def chat_model_of(training: Training) -> ChatModel | None:
+    """What goes along with a model that writes traces, so that others ask it as evaluation does;
+    None for a baseline.
+    """
+    if not training.reads_traces:
+        return None
+    recipe = training.recipe
+    tokenizer = load_tokenizer(training.start, recipe.model.trust_remote_code)
+    rules = trace_rules(recipe, "abstract")
+    return ChatModel(tokenizer, DecodingRules.of_tokenizer(tokenizer, recipe.codebook_size, rules))
 
 
 def work_of(training: Training, data: PhaseData) -> Work:
