@@ -30,6 +30,7 @@ from abscot.generation.decoding import (
     TraceTokens,
     stage_temperature,
 )
+from abscot.model.chat_model import DecodingRules
 
 MOST_TOKENS = 1 << 20  # of a trace; no window is as wide
 COUNTS, TEMPERATURES = ("m_min", "m_max"), ("trace_temperature", "answer_temperature")
@@ -309,4 +310,8 @@ def trace_tokens(vllm_config) -> TraceTokens | None:
 
 def default_rules(vllm_config) -> RequestRules:
     """What the model was made for, by its generation_config.json; else the recipe's defaults."""
-    return RequestRules()
+    model = vllm_config.model_config
+    own = DecodingRules.of(model.try_get_generation_config(), str(model.model))
+    if own is None:
+        return RequestRules()
+    return RequestRules(own.m_min, own.m_max, own.trace_temperature)

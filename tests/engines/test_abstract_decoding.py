@@ -8,6 +8,7 @@ import torch
 
 from abscot.common.draws import rng
 from abscot.generation.decoding import TraceTokens
+from abscot.recipe.schema import TraceConfig
 from kit.tiny_run import make_model, tiny_tokenizer
 
 pytestmark = pytest.mark.vllm
@@ -222,3 +223,30 @@ def test_where_the_rules_cannot_be_kept_the_engine_does_not_start(model):
     named = config(model, [ABSTRACT_DECODING], asynchronous=True)
     assert InstalledAbstractDecoding(named, device, False).tokens is None
     assert InstalledAbstractDecoding(config(model), device, False).tokens is not None
+
+
+def test_a_model_brings_its_own_bounds_and_a_request_has_the_last_word(model, tmp_path):
+    import shutil
+
+    from vllm import SamplingParams
+
+    from abscot.generation.abstract_decoding import AbstractDecoding
+    from abscot.generation.decoding import RequestRules
+    from abscot.model.chat_model import DecodingRules
+
+    own = tmp_path / "own"
+    shutil.copytree(model, own)
+    tokenizer = tiny_tokenizer()
+    size = len(TraceTokens.of(tokenizer).vocab.codebook_ids)
+    (own / "generation_config.json").write_text("{}")
+    traces = TraceConfig(m_min=3, m_max=7, temperature=0.7)
+    DecodingRules.of_tokenizer(tokenizer, size, traces).write(own / "generation_config.json")
+    processor = AbstractDecoding(config(own), torch.device("cpu"), False)
+
+    def rules(**arguments):
+        return processor.rules_of(SamplingParams(temperature=1.0, extra_args=arguments))
+
+    assert rules() == RequestRules(3, 7, 0.7, None)
+    assert rules(m_max=2) == RequestRules(2, 2, 0.7, None)
+    assert rules(m_min=9, trace_temperature=0) == RequestRules(9, 9, 0, None)
+    assert rules(m_min=1, m_max=30, answer_temperature=0.1) == RequestRules(1, 30, 0.7, 0.1)
