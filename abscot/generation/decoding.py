@@ -138,7 +138,11 @@ class Rules:
         kept = logits[:, self.ids].masked_fill(~self.allowed[kinds], -torch.inf)
         # Whatever else bars it: a token that must come has a probability.
         must = self.forced[kinds][:, None] & self.allowed[kinds]
-        logits.masked_fill_(self.closed[kinds][:, None], -torch.inf)
+        closed = self.closed[kinds]
+        if logits.is_cpu:  # which rows is known at once, and the others need no pass
+            logits.index_fill_(0, closed.nonzero()[:, 0], -torch.inf)
+        else:
+            logits.masked_fill_(closed[:, None], -torch.inf)
         logits[:, self.ids] = kept.masked_fill(must, 0.0)
         if scale is not None:
             logits.mul_(scale[:, None])
