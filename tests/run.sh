@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
 # Set-up, then all tests. Arguments go to pytest:  bash tests/run.sh -m 'not engine and not vllm and not slurm'
-# Tests that need a GPU or Slurm are skipped without one, and say so.
+# Tests that need a GPU, Slurm or a browser are skipped without one, and say so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh
-if ! command -v slurmctld >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "tests: installing slurm-wlm and munge for the tests marked slurm"
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; } >/dev/null 2>&1 \
-        || echo "tests: they could not be installed; the tests marked slurm are skipped"
-fi
+install() {  # COMMAND MARKER PACKAGE ..: what a marker needs, once, where there is apt and root
+    command -v "$1" >/dev/null && return
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "tests: no $1, and no root and apt to install it by; the tests marked $2 are skipped"
+        return
+    fi
+    echo "tests: installing $1 for the tests marked $2"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${@:3}"; } >/dev/null 2>&1 \
+        || echo "tests: it could not be installed; the tests marked $2 are skipped"
+}
+install slurmctld slurm slurm-wlm munge
+install chromium browser --no-install-recommends chromium
 exec .venv/bin/python -m pytest "$@"

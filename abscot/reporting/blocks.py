@@ -1,9 +1,12 @@
 """The blocks of a report and their renderings: Markdown, self-contained HTML, terminal text."""
 
 import base64
+import hashlib
 import html
+import json
 import re
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from abscot.common.table import Table, escape_markdown
@@ -123,7 +126,36 @@ class Code:
         return f"<p class=label>{label}</p>{body}"
 
 
-Block = Heading | Paragraph | Warnings | Table | Figure | Code
+@dataclass(frozen=True)
+class Explorer:
+    """Answers to look through, by explorer.js and explorer.css. tree: as `explorer` makes it."""
+
+    tree: dict
+
+    def markdown(self) -> str:
+        return "Traces, one by one, right and wrong: in index.html, which lies beside this file."
+
+    def html(self, images: Path) -> str:
+        """The tree goes in as JSON in ASCII without `<`, `>` and `&`: nothing in it can end the
+        element that it stands in, open a comment or be a line end to a script.
+        """
+        text = json.dumps(self.tree, separators=(",", ":"), allow_nan=False)
+        for character in "<>&":
+            text = text.replace(character, f"\\u{ord(character):04x}")
+        return (
+            '<section class=explorer id=explorer aria-label="Trace explorer">'
+            "<noscript><p>It needs JavaScript. Some answers stand under Examples.</p></noscript>"
+            f'</section>\n<script type="application/json" id=explorer-data>{text}</script>\n'
+            f"<script>{_beside('explorer.js')}</script>"
+        )
+
+
+def _beside(name: str) -> str:
+    """The text of a file of this package."""
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+Block = Heading | Paragraph | Warnings | Table | Figure | Code | Explorer
 
 
 def to_markdown(blocks: list[Block]) -> str:
@@ -131,12 +163,19 @@ def to_markdown(blocks: list[Block]) -> str:
 
 
 def to_html(title: str, blocks: list[Block], images: Path) -> str:
-    """One page that needs no other file: the pictures in `images` are embedded, nothing
-    is fetched.
+    """One page that needs no other file: the pictures in `images` are embedded, nothing is fetched,
+    and its policy lets no script run but the explorer's.
     """
+    script = base64.b64encode(hashlib.sha256(_beside("explorer.js").encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src 'unsafe-inline'; script-src 'sha256-{script}'"
+    )
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}: report</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
+        f"<title>{html.escape(title)}: report</title>\n"
+        f"<style>{CSS}{_beside('explorer.css')}</style>\n</head>\n<body>\n"
     )
     return head + "\n".join(block.html(images) for block in blocks) + "\n</body>\n</html>\n"

@@ -11,16 +11,15 @@ with the state after that step:
             nothing. Both stay below 1 where several codes mean one state
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from abscot.common import files
 from abscot.common.draws import rng
 from abscot.common.table import Table
-from abscot.data import toy_world
 from abscot.generation.trace_records import SET_SCHEMA, TRACES, mend, read_table
 from abscot.reporting.run_data import RunData
 
@@ -57,8 +56,23 @@ class Told:
 def told(traces: Sequence[Sequence[int]], states: Sequence[str]) -> Told:
     """traces: of codes, by any numbers; states: of each trace's problem, a letter a step.
 
-    Used are the traces of as many codes a step as most have, among those that have the same number
-    for each step.
+    Used are those of `codes_a_step`.
+    """
+    per_step, used = codes_a_step(traces, states)
+    longest = max((len(traces[i]) for i in used), default=0)
+    positions = []
+    for at in range(longest):
+        here = [i for i in used if at < len(traces[i])]
+        codes, letters = [traces[i][at] for i in here], [states[i][at // per_step] for i in here]
+        positions.append(position(codes, letters))
+    return Told(len(traces), len(used), per_step, tuple(positions))
+
+
+def codes_a_step(
+    traces: Sequence[Sequence[Hashable]], states: Sequence[str]
+) -> tuple[int, list[int]]:
+    """(k, the numbers of the traces of k codes a step): k is what most have, among those that have
+    the same number for each step; (0, []) where none has.
     """
     whole = [
         len(t) // len(s) if s and len(t) % len(s) == 0 else 0
@@ -66,14 +80,37 @@ def told(traces: Sequence[Sequence[int]], states: Sequence[str]) -> Told:
     ]
     counts = Counter(k for k in whole if k)
     per_step = min(counts, key=lambda k: (-counts[k], k), default=0)
-    used = [i for i, k in enumerate(whole) if k and k == per_step]
-    longest = max((len(traces[i]) for i in used), default=0)
-    positions = []
-    for at in range(longest):
-        here = [i for i in used if at < len(traces[i])]
-        codes, letters = [traces[i][at] for i in here], [states[i][at // per_step] for i in here]
-        positions.append(position(codes, letters))
-    return Told(len(whole), len(used), per_step, tuple(positions))
+    return per_step, [i for i, k in enumerate(whole) if k and k == per_step]
+
+
+class Mostly(NamedTuple):
+    """The state that stands behind a code most often: `times` of the `of` times that it occurs."""
+
+    state: str
+    times: int
+    of: int
+
+
+def mostly(
+    traces: Sequence[Sequence[Hashable]], states: Sequence[str]
+) -> list[dict[Hashable, Mostly]]:
+    """code -> what it stands for, for the first code of a step, the second ..: over all positions
+    of the traces that `told` looks at, and of two states as common the first by letter.
+    """
+    per_step, used = codes_a_step(traces, states)
+    counts = [defaultdict(Counter) for _ in range(per_step)]
+    for i in used:
+        for at, code in enumerate(traces[i]):
+            counts[at % per_step][code][states[i][at // per_step]] += 1
+    return [
+        {code: _most_common(of_states) for code, of_states in of_place.items()}
+        for of_place in counts
+    ]
+
+
+def _most_common(of_states: Counter) -> Mostly:
+    state = min(of_states, key=lambda letter: (-of_states[letter], letter))
+    return Mostly(state, of_states[state], of_states.total())
 
 
 def position(codes: Sequence[int], states: Sequence[str]) -> Position:
@@ -106,11 +143,9 @@ def of_run(data: RunData) -> dict[str, Told]:
 
     Raises UserError for a damaged world or trace set.
     """
-    run = data.run
-    if not files.is_done(run.world):
+    run, states, found = data.run, data.states, {}
+    if not states:
         return {}
-    states = toy_world.states_of(run.world)
-    found = {}
     for tag in data.traces:
         directory = run.traces(tag)
         table = read_table(directory / TRACES, SET_SCHEMA, mend(directory))

@@ -7,7 +7,7 @@ from abscot.method.lineage import round_model
 from abscot.pipeline.lease import REPORT, exclusive
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
-from abscot.reporting import codes, meaning, model_card, used
+from abscot.reporting import codes, explorer, meaning, model_card, used
 from abscot.reporting.blocks import (
     Block,
     Code,
@@ -105,6 +105,7 @@ def blocks(data: RunData, figures: dict[str, str]) -> list[Block]:
         *_ladder(data),
         *difference_blocks(data),
         *_uses(uses),
+        *_explorer(data),
         Heading("Training"),
         *figure("training.png"),
         *_closed_channels(data),
@@ -215,6 +216,11 @@ def _uses(uses: list[used.Use]) -> list[Block]:
         "that does not hold 0 is no accident."
     )
     return [Heading("Are the traces used?", 3), table, Paragraph(note, note=True)]
+
+
+def _explorer(data: RunData) -> list[Block]:
+    found = explorer.of_run(data)
+    return [Heading("Trace explorer"), found] if found else []
 
 
 def _codes(data: RunData) -> list[Block]:

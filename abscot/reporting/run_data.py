@@ -1,6 +1,7 @@
 """What the files of a run say: recipe, results, train logs, trace statistics, data."""
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.common.secrets import redacted, secrets_in
+from abscot.data import toy_world
 from abscot.data.manifest import Manifest
 from abscot.evaluation.results import META_SUFFIX, ResultMeta, ResultRow, read_result
 from abscot.evaluation.statistics import Summary, summarise
@@ -63,6 +65,13 @@ class RunData:
     @property
     def secrets(self) -> dict[str, str]:
         return secrets_in(_config_tree(self.run))
+
+    @functools.cached_property
+    def states(self) -> dict[str, str]:
+        """id -> the cup after each step, a letter a step, of every problem of the embedded world;
+        empty without one. Raises UserError for a damaged world.
+        """
+        return toy_world.states_of(self.run.world) if files.is_done(self.run.world) else {}
 
     @property
     def config_text(self) -> str:

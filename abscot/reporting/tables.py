@@ -223,9 +223,14 @@ def _example(row: ResultRow) -> list[Block]:
     return [*shown, Paragraph(read, note=True)]
 
 
+def token_name(token: str) -> str:
+    """`BL` of `<TOKEN_BL>`."""
+    return token.removeprefix("<TOKEN_").removesuffix(">")
+
+
 def trace_text(tokens: list[str]) -> str:
     """`A C BL`: the names of codebook tokens without their brackets."""
-    return " ".join(t.removeprefix("<TOKEN_").removesuffix(">") for t in tokens)
+    return " ".join(map(token_name, tokens))
 
 
 def _shorten(text: str) -> str:

@@ -136,7 +136,16 @@ def add_results(
             rows.append(row.model_copy(update=change))
     name = result_name(mode, model, benchmark)
     write_rows(rows_file(run, name), rows)
+    sealed = {"rows_sha256": files.sha256_file(rows_file(run, name)), "samples": samples}
+    meta = result_meta(mode, model, benchmark, round_, rows, **sealed)
+    meta.write(meta_file(run, name))
+
+
+def result_meta(
+    mode: str, model: str, benchmark: str, round_: int, rows: list[ResultRow], **change
+) -> ResultMeta:
     baseline = model in [phase.name for phase in baselines()]
+    traced = mode.startswith("abstract")
     meta = ResultMeta(
         mode=mode,
         round=None if baseline else round_,
@@ -144,7 +153,7 @@ def add_results(
         benchmark=benchmark,
         model_fingerprint="0123456789abcdef",
         seed=0,
-        samples=samples,
+        samples=1,
         limit=None,
         max_reasoning_tokens=0,
         max_answer_tokens=1024,
@@ -155,13 +164,13 @@ def add_results(
         m_min=4 if traced else None,
         m_max=128 if traced else None,
         **dict(Totals.counted(rows)),
-        rows_sha256=files.sha256_file(rows_file(run, name)),
+        rows_sha256="",
         wall_s=12.5,
         tokens_per_s=800.0,
         environment=Environment(engine="VllmEngine", dtype="bfloat16", device="a CPU"),
         prompt_tokens_computed=[1000],
     )
-    meta.write(meta_file(run, name))
+    return meta.model_copy(update=change)
 
 
 def result_row(**change) -> ResultRow:
