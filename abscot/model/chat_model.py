@@ -1,10 +1,11 @@
 """What an exported model carries for tools that know nothing of this project: a chat template that
-opens the trace, and the rules by which it is decoded.
+opens the trace, the rules by which it is decoded, and code that does it inside `generate`.
 
 Read inside every vLLM process: neither torch nor transformers is imported here.
 """
 
 import copy
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -20,6 +21,9 @@ from abscot.recipe.bounds import Amount, Few, Some, Temperature, ascending
 from abscot.recipe.schema import TraceConfig
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+# The hub's convention: `generate(custom_generate=DIRECTORY, trust_remote_code=True)` runs it.
+CODE, CODE_FILE = Path(__file__).with_name("custom_generate.py"), "custom_generate/generate.py"
 
 # Around the base's own template. Lines that are a block or a comment write nothing, and leave what
 # follows at the start of a line: blanks there mean something to Jinja.
@@ -99,12 +103,14 @@ class ChatModel:
     tokenizer: Any
     rules: DecodingRules
 
-    def write(self, model: Path) -> None:
-        """Completes a model directory that has a generation_config.json."""
-        self.write_tokenizer(model)
-        self.rules.write(model / DecodingRules.FILE)
+    def write(self, directory: Path) -> None:
+        """Completes a directory of weights that has a generation_config.json."""
+        self._write_tokenizer(directory)
+        self.rules.write(directory / DecodingRules.FILE)
+        (directory / CODE_FILE).parent.mkdir(exist_ok=True)
+        shutil.copyfile(CODE, directory / CODE_FILE)
 
-    def write_tokenizer(self, directory: Path) -> None:
+    def _write_tokenizer(self, directory: Path) -> None:
         """The tokenizer, with each of its templates opening the trace."""
         tokenizer = copy.deepcopy(self.tokenizer)
         named = tokenizer.chat_template

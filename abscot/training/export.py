@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from abscot.common import files, ranks
 from abscot.common.errors import UserError
-from abscot.model.chat_model import ChatModel
+from abscot.model.chat_model import ChatModel, DecodingRules
 from abscot.model.handover import ExportMeta
 from abscot.model.lm import unwrapped
 from abscot.model.lora import ADAPTER_PARTS, adapter_parameters, merged_weight, plain_name
@@ -40,7 +40,8 @@ def export(
 
     lm: the transformers or peft model inside the model engine. source: the model that training
     started from; its tensor names, shapes and dtypes are what `target` must have, and its config
-    and tokenizer go along unchanged. chat: what a model that writes traces carries beside them.
+    and tokenizer go along unchanged. chat: what a model that writes traces carries beside them, and
+    its adapter too.
     """
     with _on_rank0(files.publish(target, meta.model_dump(exclude_none=True))) as temp:
         _write_shards(_full_tensors(lm), temp)
@@ -57,6 +58,9 @@ def export(
             files.publish(adapter, meta.model_copy(update={"applies_to": str(source)}).model_dump())
         ) as temp:
             _write_adapter(lm, temp)
+            if temp and chat:
+                shutil.copyfile(source / DecodingRules.FILE, temp / DecodingRules.FILE)
+                chat.write(temp)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import jinja2
 import jinja2.meta
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from abscot.common import files
 from abscot.common.errors import UserError
 from abscot.data import toy_base
 from abscot.data.chat import ChatTokenizer
 from abscot.method.vocab import AbstractVocab, extend_tokenizer, load_tokenizer
 from abscot.model.chat_model import ChatModel, DecodingRules, opening_trace
+from abscot.model.extend import check_base, extend_base
 from abscot.recipe.load import ROOT
-from abscot.recipe.schema import TraceConfig
+from abscot.recipe.run import Run
+from abscot.recipe.schema import ModelConfig, TraceConfig
 from kit import tiny_run
-from kit.tiny_run import make_model, tiny_tokenizer
+from kit.tiny_run import make_model, tiny_recipe, tiny_tokenizer
 
 QWEN = ROOT.parent / "shared" / "data" / "qwen3-tokenizer"
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
@@ -77,12 +81,18 @@ def tokenizer(request):
     return tokenizer
 
 
-def chat_model(tokenizer) -> ChatModel:
-    return ChatModel(tokenizer, DecodingRules.of_tokenizer(tokenizer, 64, TraceConfig(m_max=9)))
+def write(tokenizer, directory) -> ChatModel:
+    chat = ChatModel(tokenizer, DecodingRules.of_tokenizer(tokenizer, 64, TraceConfig(m_max=9)))
+    file = directory / DecodingRules.FILE
+    if not file.exists():
+        directory.mkdir(exist_ok=True)
+        file.write_text("{}")
+    chat.write(directory)
+    return chat
 
 
 def test_the_ids_are_those_of_training(tokenizer, tmp_path):
-    chat_model(tokenizer).write_tokenizer(tmp_path)
+    write(tokenizer, tmp_path)
     exported, begin = load_tokenizer(tmp_path), AbstractVocab.of(tokenizer).begin_id
     ours, theirs = ChatTokenizer(tokenizer), ChatTokenizer(exported)
     template = {"add_generation_prompt": True, "return_dict": False}
@@ -99,8 +109,8 @@ def test_the_ids_are_those_of_training(tokenizer, tmp_path):
 def test_each_named_template_opens_the_trace_once(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = {"default": TEMPLATES["world"], "tool_use": TEMPLATES["block"]}
-    chat_model(tokenizer).write_tokenizer(tmp_path / "round1")
-    chat_model(load_tokenizer(tmp_path / "round1")).write_tokenizer(tmp_path / "round2")
+    write(tokenizer, tmp_path / "round1")
+    write(load_tokenizer(tmp_path / "round1"), tmp_path / "round2")
     templates = load_tokenizer(tmp_path / "round2").chat_template
     assert templates == {n: opening_trace(t) for n, t in tokenizer.chat_template.items()}
     assert set(tokenizer.chat_template.values()) == {TEMPLATES["world"], TEMPLATES["block"]}
@@ -113,8 +123,7 @@ def test_the_rules_stand_in_the_generation_config_and_loaders_keep_them(tmp_path
     file = tmp_path / "model" / DecodingRules.FILE
     before = json.loads(file.read_text()) | {"do_sample": True, "top_k": 20}
     file.write_text(json.dumps(before))
-    chat = chat_model(tiny_tokenizer())
-    chat.write(tmp_path / "model")
+    chat = write(tiny_tokenizer(), tmp_path / "model")
     before.pop("_from_model_config")
     assert json.loads(file.read_text()) == before | {"abstract": chat.rules.model_dump()}
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -128,6 +137,21 @@ def test_the_rules_stand_in_the_generation_config_and_loaders_keep_them(tmp_path
     again = GenerationConfig.from_pretrained(tmp_path / "again")
     again.validate(strict=True)
     assert DecodingRules.of(again.to_diff_dict()) == DecodingRules.read(file) == chat.rules
+
+
+def test_a_model_of_somebody_else_may_carry_all_of_it(tmp_path):
+    """An exported model as the base of another run, or asked from outside."""
+    make_model(tmp_path / "model", tiny_tokenizer(), seed=0)
+    (tmp_path / "model" / files.DONE).unlink()
+    write(tiny_tokenizer(), tmp_path / "model")
+    config = ModelConfig(base=str(tmp_path / "model"), dtype="fp32")
+    recipe = replace(tiny_recipe(tmp_path), model=config)
+    run = Run.of(recipe)
+    extend_base(recipe, run, check_base(recipe, run))
+    assert not (run.base / "custom_generate").exists()
+    assert load_tokenizer(run.base).chat_template == opening_trace(tiny_run.TEMPLATE)
+    (prompt,) = ChatTokenizer(load_tokenizer(run.base)).prompts([TURNS])
+    assert prompt.tolist() == ChatTokenizer(tiny_tokenizer()).prompts([TURNS])[0].tolist()
 
 
 def rules(**changes) -> dict:

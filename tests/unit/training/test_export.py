@@ -4,17 +4,30 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
+import torch
 import transformers
 
 from abscot.common import files
 from abscot.method.phases import PHASES, baselines
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.chat_model import ChatModel, DecodingRules, opening_trace
+from abscot.model.custom_generate import generate
+from abscot.model.foreign import Source
 from abscot.model.handover import ExportMeta, Probe
+from abscot.model.lora import with_lora
+from abscot.recipe.schema import LoraConfig
 from abscot.training.export import export
 from abscot.training.train_phase import chat_model_of
-from kit.tiny_run import make_model, make_tiny_run, tiny_model, tiny_tokenizer, training_of
+from kit.tiny_run import (
+    make_model,
+    make_tiny_run,
+    tiny_model,
+    tiny_recipe,
+    tiny_tokenizer,
+    training_of,
+)
 
 META = ExportMeta(
     tag="pi1_phaseB",
@@ -73,10 +86,46 @@ def test_template_and_rules_go_along_sealed_round_after_round(base, tmp_path):
         export(tiny_model(1), source, target, None, META, chat=chat)
         assert load_tokenizer(target).chat_template == opening_trace(plain)
         assert DecodingRules.read(target / DecodingRules.FILE) == chat.rules
+        assert "custom_generate/generate.py" in files.Done.of_directory(target).files
         files.refuse_unlisted(target)
         assert files.unlisted(target) == [] and files.verify(target) > 0
     assert load_tokenizer(base).chat_template == plain
     assert "abstract" not in json.loads((base / DecodingRules.FILE).read_text())
+
+
+@pytest.mark.parametrize("embeddings", ["new_rows", "full"])
+def test_an_adapter_brings_its_tokenizer_rules_and_code(base, tmp_path, embeddings):
+    recipe = replace(tiny_recipe(tmp_path), lora=LoraConfig(r=2, embeddings=embeddings))
+    lm = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    lm, chat = with_lora(lm, recipe, base), chat_model(base)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    adapter = tmp_path / "adapter"
+    export(lm, base, tmp_path / "round1", adapter, META, chat=chat)
+    files.refuse_unlisted(adapter)
+    assert files.unlisted(adapter) == [] and files.verify(adapter) > 0
+    tokenizer = load_tokenizer(adapter)
+    assert tokenizer.chat_template == load_tokenizer(tmp_path / "round1").chat_template
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1 + 1?"}],
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "round1")
+    expected = generate(model=merged, **prompt, max_new_tokens=5)
+    config = transformers.GenerationConfig.from_pretrained(adapter)
+    for loaded in (
+        peft.AutoPeftModelForCausalLM.from_pretrained(adapter),
+        transformers.AutoModelForCausalLM.from_pretrained(adapter),
+    ):
+        arguments = {"custom_generate": str(adapter), "trust_remote_code": True}
+        out = loaded.generate(**prompt, **arguments, generation_config=config, max_new_tokens=5)
+        assert torch.equal(out, expected)
+    found = Source.of(str(adapter), "model.base", recipe.model, trained=True)
+    assert found.tokenizer.chat_template == tokenizer.chat_template
 
 
 def test_a_model_of_the_loop_carries_the_rules_of_evaluation_and_a_baseline_none(tmp_path):
