@@ -153,6 +153,16 @@ class Rules:
         return logits
 
 
+def request_temperature(trace: float, answer: float) -> tuple[float, dict[str, float]]:
+    """(the temperature of a request, its arguments) by which both stages have theirs. A trace that
+    is sampled has the request's own, so that the sampler sees its logits as they are.
+    """
+    temperature = trace or answer
+    if not temperature:
+        return 0.0, {}
+    return temperature, {"trace_temperature": trace, "answer_temperature": answer}
+
+
 def stage_temperature(request: float, stage: float | None) -> tuple[float, bool]:
     """(by what the logits are multiplied so that a sampler with the request's temperature has that
     of the stage, whether the stage is greedy). A greedy request is greedy in both stages.

@@ -9,7 +9,7 @@ from pathlib import Path
 from abscot.common.errors import UserError
 from abscot.common.hardware import inference_dtype
 from abscot.common.ranks import RANK_VARIABLES
-from abscot.generation.decoding import ABSTRACT_DECODING
+from abscot.generation.decoding import ABSTRACT_DECODING, request_temperature
 from abscot.generation.requests import Completion, Request, Running
 from abscot.model.handover import check_files, check_handover
 from abscot.model.shape import max_position
@@ -170,13 +170,11 @@ def sampling_params(request: Request):
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     sampling, answer = request.sampling, request.answer
-    temperature = sampling.temperature or (answer.temperature if answer else 0.0)
-    arguments = {}
+    temperature, arguments = request_temperature(
+        sampling.temperature, answer.temperature if answer else sampling.temperature
+    )
     if sampling.m_max is not None:
-        arguments = {"m_min": sampling.m_min, "m_max": sampling.m_max}
-    if temperature:  # in a greedy request both stages are greedy
-        arguments["trace_temperature"] = sampling.temperature
-        arguments["answer_temperature"] = answer.temperature if answer else temperature
+        arguments |= {"m_min": sampling.m_min, "m_max": sampling.m_max}
     behind = len(answer.opening) + answer.max_tokens if answer else 0
     return SamplingParams(
         max_tokens=sampling.max_tokens + behind,

@@ -3,156 +3,25 @@ citation.
 """
 
 import json
-from string import Template
+from pathlib import Path
 
 from abscot.common import files
 from abscot.common.table import Table
 from abscot.evaluation.benchmarks import BENCHMARKS
 from abscot.evaluation.modes import answer_tokens, trace_rules
 from abscot.evaluation.statistics import Summary
-from abscot.method.lineage import answers_per_row, round_model
+from abscot.generation.decoding import request_temperature
+from abscot.method.lineage import answers_per_row, round_model, trainings
 from abscot.method.phases import baselines
 from abscot.method.schedules import schedule_of
+from abscot.method.sequence import z_tokens
 from abscot.method.vocab import codebook_tokens
 from abscot.model.shape import max_position
 from abscot.recipe.load import ROOT, local_path
-from abscot.recipe.schema import Recipe
+from abscot.recipe.schema import EvalConfig, Recipe, TraceConfig
 from abscot.reporting import published, used
+from abscot.reporting.card_text import BODY, CODEBOOK, PEFT
 from abscot.reporting.run_data import RunData
-
-BODY = Template(r"""
-# $title
-
-This model thinks in a short sequence of reserved *abstract* tokens before it answers, in place of a verbal
-chain of thought. Its vocabulary holds $codebook_size of them, `<TOKEN_A>` to `$last_token`, and the
-delimiters `<beginabstract>` and `<endabstract>`.
-
-It was trained from $base with the warm-up of Abstract Chain-of-Thought
-([arXiv 2604.22709](https://arxiv.org/abs/2604.22709)): $rounds_text, $tuning, $epochs_text.
-
-## Results
-
-$results
-
-Accuracy with its 95% interval (bootstrap over problems), of answers in a closed `\boxed{}` where mathematics
-or a choice is asked; any: with answers that stand in no box. Tokens are means over answers, counted from ids.
-
-${used}${published}## Usage
-
-The abstract trace and the answer are decoded in two stages. Both work on token ids: a round trip through text
-would lose the abstract tokens.
-
-### vLLM
-
-On a machine without a GPU, give the KV cache its size in GiB: `VLLM_CPU_KVCACHE_SPACE=2 python snippet.py`.
-
-```python
-from vllm import LLM, SamplingParams
-
-MODEL = $model_id  # a directory, or this repository's id
-MESSAGES = $messages
-
-
-def main():
-    llm = LLM(MODEL, max_model_len=$context_tokens, enforce_eager=True)  # eager: starts fast, serves slower
-    tokenizer = llm.get_tokenizer()
-    begin, end = tokenizer.convert_tokens_to_ids(["<beginabstract>", "<endabstract>"])
-    codebook = [i for token, i in tokenizer.get_added_vocab().items() if token.startswith("<TOKEN_")]
-    newline = tokenizer.encode("\n", add_special_tokens=False)
-
-    template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False, "abstract": False}
-    chat = tokenizer.apply_chat_template(MESSAGES, **template)
-    prefix = tokenizer.encode(chat, add_special_tokens=False) + [begin]
-
-    # Stage 1, the trace: abstract tokens only, then the end.
-    think = SamplingParams(
-        $trace_vllm,
-        min_tokens=$m_min,
-        max_tokens=$m_max,
-        allowed_token_ids=[*codebook, end],
-        stop_token_ids=[end],
-    )
-    output = llm.generate({"prompt_token_ids": prefix}, think)[0].outputs[0]
-    trace = [token for token in output.token_ids if token != end]
-
-    # Stage 2, the answer: decoded freely after the trace.
-    answer = SamplingParams($answer_vllm, max_tokens=$max_answer_tokens)
-    output = llm.generate({"prompt_token_ids": [*prefix, *trace, end, *newline]}, answer)[0].outputs[0]
-    print("trace:", " ".join(tokenizer.convert_ids_to_tokens(trace)))
-    print("answer:", output.text)
-
-
-if __name__ == "__main__":
-    main()
-```
-
-### transformers
-
-```python
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-MODEL = $model_id  # a directory, or this repository's id
-MESSAGES = $messages
-
-tokenizer = AutoTokenizer.from_pretrained(MODEL)
-model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="auto").eval()
-begin, end = tokenizer.convert_tokens_to_ids(["<beginabstract>", "<endabstract>"])
-codebook = [i for token, i in tokenizer.get_added_vocab().items() if token.startswith("<TOKEN_")]
-newline = tokenizer.encode("\n", add_special_tokens=False)
-
-template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False, "abstract": False}
-chat = tokenizer.apply_chat_template(MESSAGES, **template)
-prefix = tokenizer.encode(chat, add_special_tokens=False) + [begin]
-
-
-def generate(ids, **options):
-    inputs = torch.tensor([ids], device=model.device)
-    output = model.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
-    return output[0, len(ids) :].tolist()
-
-
-# Stage 1, the trace: abstract tokens only, then the end.
-trace = generate(
-    prefix,
-    $trace_transformers,
-    min_new_tokens=$m_min,
-    max_new_tokens=$m_max,
-    eos_token_id=end,
-    prefix_allowed_tokens_fn=lambda batch, ids: [*codebook, end],
-)
-trace = [token for token in trace if token != end]
-
-# Stage 2, the answer: decoded freely after the trace.
-answer = generate([*prefix, *trace, end, *newline], $answer_transformers, max_new_tokens=$max_answer_tokens)
-print("trace:", " ".join(tokenizer.convert_ids_to_tokens(trace)))
-print("answer:", tokenizer.decode(answer, skip_special_tokens=True))
-```
-
-${codebook}## Limits
-
-An abstract trace cannot be read by people: it explains nothing about the answer. The model was trained on
-$data_source and measured on what the table above lists, nothing else.
-
-## Citation
-
-```bibtex
-@article{ramji2026thinking,
-  title   = {Thinking Without Words: Efficient Latent Reasoning with Abstract Chain-of-Thought},
-  author  = {Ramji, Keshav and Naseem, Tahira and Fernandez Astudillo, Ram{\'o}n},
-  journal = {arXiv preprint arXiv:2604.22709},
-  year    = {2026}
-}
-```
-""")
-
-CODEBOOK = """\
-## The codebook
-
-`codebook/`, beside the weights, holds what gave the training traces their codes: centroids of the base's hidden
-states at the steps of a CoT (safetensors; `codebook.json` says of which layer and token). Other CoTs are coded with it.
-
-"""
 
 
 def write(data: RunData) -> None:
@@ -178,7 +47,8 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         if recipe.data.system_prompt
         else []
     )
-    config, rules = recipe.eval, trace_rules(recipe, "abstract")
+    messages = _python_list([*system, question])
+    rules, most = trace_rules(recipe, "abstract"), answer_tokens(recipe.eval, "abstract")
     body = BODY.substitute(
         title=recipe.name,
         base=f"`{recipe.model.base}`"
@@ -196,14 +66,15 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
         used="".join(f"{line}\n\n" for line in used.sentences(used.of_run(data), final)),
         codebook=CODEBOOK if data.codebook else "",
         published=_published() if published.any_beside(recipe.eval.benchmarks) else "",
+        peft=_peft(data, model_id, messages),
         model_id=json.dumps(model_id),
         context_tokens=context_tokens,
-        messages=_python_list([*system, question]),
+        messages=messages,
         m_min=rules.m_min,
         m_max=rules.m_max,
-        max_answer_tokens=answer_tokens(config, "abstract"),
-        **_sampling("trace", rules.temperature, rules.top_p),
-        **_sampling("answer", config.answer_temperature, config.answer_top_p),
+        max_answer_tokens=most,
+        max_tokens=z_tokens(rules.m_max) + most,  # the end of the trace, and a newline
+        **_requests(rules, recipe.eval),
         data_source=f"`{recipe.data.source}`"
         if recipe.data.source != "world"
         else "problems made from a seed",
@@ -211,11 +82,43 @@ def card(data: RunData, model_id: str, context_tokens: int) -> str:
     return data.without_secrets(_header(recipe, cells) + body)
 
 
-def _sampling(stage: str, temperature: float, top_p: float) -> dict[str, str]:
-    """How a stage of the snippets is decoded, as arguments of either library."""
-    rule = f"temperature={temperature}, top_p={top_p}" if temperature else "temperature=0.0"
-    sampled = f"do_sample=True, {rule}, top_k=0" if temperature else "do_sample=False"
-    return {f"{stage}_vllm": rule, f"{stage}_transformers": sampled}
+def _requests(rules: TraceConfig, config: EvalConfig) -> dict[str, str]:
+    """How the snippets ask, as the evaluation did, in the arguments of each library."""
+    trace, answer = rules.temperature, config.answer_temperature
+    temperature, stages = request_temperature(trace, answer)
+    openai = f"temperature={temperature}"
+    if temperature:
+        stages = json.dumps({"vllm_xargs": stages})
+        openai += f", top_p={config.answer_top_p},\n    extra_body={stages}"
+    sampled = f"do_sample=True, {_rule(answer, config.answer_top_p)}, top_k=0"
+    return {
+        "request_openai": openai,
+        "request_transformers": sampled if answer else "do_sample=False",
+        "trace_vllm": _rule(trace, rules.top_p),
+        "answer_vllm": _rule(answer, config.answer_top_p),
+    }
+
+
+def _rule(temperature: float, top_p: float) -> str:
+    return f"temperature={temperature}, top_p={top_p}" if temperature else "temperature=0.0"
+
+
+def _peft(data: RunData, model_id: str, messages: str) -> str:
+    """The snippet for adapters; nothing where none was trained."""
+    if not data.recipe.lora:
+        return ""
+    run = Path(model_id).parent
+    trained = trainings(data.recipe, data.run)
+    names = [t.adapter.name for t in trained if files.is_done(t.adapter)]
+    if len(names) < len(trained):
+        return ""
+    adapters = run / trained[0].adapter.parent.name
+    return PEFT.substitute(
+        base_id=json.dumps(str(run / data.run.base.name)),
+        adapters_id=json.dumps(str(adapters)),
+        adapter_names=json.dumps(names),
+        messages=messages,
+    )
 
 
 def _header(recipe: Recipe, cells: list[Summary]) -> str:
@@ -298,8 +201,9 @@ def _results(cells: list[Summary]) -> str:
 
 
 def _published() -> str:
-    about = "Published numbers, MATH-500 with Qwen3-4B; they compare only with that benchmark, base and mode"
-    return f"{about}:\n\n{published.PUBLISHED.markdown()}\n\n"
+    about = "Published numbers, MATH-500 with Qwen3-4B"
+    only = "they compare only with that benchmark, base and mode"
+    return f"{about}; {only}:\n\n{published.PUBLISHED.markdown()}\n\n"
 
 
 def _python_list(messages: list[dict]) -> str:

@@ -51,8 +51,10 @@ def test_the_snippets_ask_as_the_evaluation_did(tmp_path):
     for needed in (
         "temperature=0.7, top_p=1.0,\n        min_tokens=6,\n        max_tokens=9,",
         "SamplingParams(temperature=0.0, max_tokens=77)",
-        "do_sample=True, temperature=0.7, top_p=1.0, top_k=0,\n    min_new_tokens=6,",
-        "do_sample=False, max_new_tokens=77)",
+        "max_new_tokens=77,  # of the answer\n    do_sample=False,",
+        'temperature=0.7, top_p=1.0,\n    extra_body={"vllm_xargs": '
+        '{"trace_temperature": 0.7, "answer_temperature": 0.0}}',
+        "max_tokens=88,",
     ):
         assert needed in card
     for source in re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL):
@@ -81,6 +83,12 @@ def test_the_card_leaves_the_seal_on_the_weights(published):
     assert "README.md" not in json.loads((published / "DONE").read_text())["files"]
 
 
-def test_the_transformers_snippet_runs_as_published(published, tmp_path):
-    trace, _ = run_snippet(snippet(published, "transformers"), tmp_path)
+def test_the_transformers_snippet_and_the_one_of_peft_run_as_published(published, tmp_path):
+    """The adapters in their order make the model: it says the same."""
+    source = snippet(published, "transformers")
+    trace, answer = run_snippet(source, tmp_path)
     check_trace(trace)
+    made = source[source.index("inputs = ") :].replace("=MODEL", '=f"{ADAPTERS}/{name}"')
+    asked = source[source.index("MESSAGES") : source.index("tokenizer =")]
+    again = run_snippet("\n".join([snippet(published, "PEFT"), asked, made]), tmp_path)
+    assert again == (trace, answer)
