@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from abscot.common import files
+from abscot.model.chat_model import ChatModel, DecodingRules
 from abscot.pipeline.stages import require_finished
 from abscot.recipe.run import Run, open_run
+from abscot.recipe.schema import TraceConfig
 from abscot.reporting import report
 from abscot.reporting.hub import Upload, check_results, collect
 from kit.hub_server import TOKEN
@@ -40,6 +42,9 @@ def finished(tmp_path_factory) -> Run:
     # As the export of a round does.
     codebook = run.root / "final" / run.codebook.name
     shutil.copytree(run.codebook, codebook, ignore=shutil.ignore_patterns(files.DONE))
+    tokenizer = tiny_tokenizer()
+    rules = DecodingRules.of_tokenizer(tokenizer, 64, TraceConfig())
+    ChatModel(tokenizer, rules).write(run.root / "final")
     files.seal(run.root / "final")
     write_world(run)
     report.write(run)

@@ -29,6 +29,7 @@ def test_the_published_layout_and_nothing_else(finished):
         "final/model.safetensors",
         "final/README.md",
         "final/codebook/codebook.json",
+        "final/custom_generate/generate.py",
         "report/index.html",
         "train_logs/pi1_phaseA.json",
     } <= names
