@@ -97,14 +97,18 @@ def _asker(jobs: list[Job], engine: VllmEngine | None, hides: bool) -> Asker:
 
         make(asked, recipe)
     model = asked.directory
-    engine = _masking_engine(jobs[0]) if hides else engine or VllmEngine(model, recipe.inference)
+    engine = (
+        _masking_engine(jobs[0])
+        if hides
+        else engine or VllmEngine(model, recipe.inference, recipe.codebook_size)
+    )
     return Asker(model, recipe, [job.mode for job in jobs], engine)
 
 
 def _masking_engine(job: Job) -> TransformersEngine:
     """vLLM cannot hide a CoT that is in its cache."""
     config = dataclasses.replace(job.recipe.inference, max_num_seqs=CHANNEL_BATCH)
-    return TransformersEngine(job.model.directory, config)
+    return TransformersEngine(job.model.directory, config, job.recipe.codebook_size)
 
 
 def _generate(

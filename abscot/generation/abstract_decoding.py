@@ -24,12 +24,14 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Proc
 
 from abscot.generation.decoding import (
     ABSTRACT_DECODING,
+    CODEBOOK_SIZE,
     FREE,
     RequestRules,
     Rules,
     TraceTokens,
     stage_temperature,
 )
+from abscot.method.vocab import AbstractVocab
 from abscot.model.chat_model import DecodingRules
 
 MOST_TOKENS = 1 << 20  # of a trace; no window is as wide
@@ -46,10 +48,16 @@ class AbstractDecoding(V1Processor, V2Processor):
 
     def __init__(self, vllm_config, where, is_pin_memory=None):
         """where: of V1 the device, of V2 the state of its requests."""
-        self.tokens = None if self._stands_back(vllm_config) else trace_tokens(vllm_config)
+        self.tokens = None
+        if self._stands_back(vllm_config):
+            return
+        own = model_rules(vllm_config)
+        self.tokens = trace_tokens(vllm_config, own)
         if self.tokens is None:
             return
-        self.defaults = default_rules(vllm_config)
+        self.defaults = RequestRules()
+        if own is not None:
+            self.defaults = RequestRules(own.m_min, own.m_max, own.trace_temperature)
         if vllm_config.speculative_config is not None:
             raise ValueError(
                 f"{vllm_config.model_config.model}: abstract traces cannot be decoded with "
@@ -290,11 +298,22 @@ def _check_temperature(name: str, value, request: float) -> None:
         )
 
 
-def trace_tokens(vllm_config) -> TraceTokens | None:
-    """None where the model has no abstract tokens, or no tokenizer that can be asked."""
+def model_rules(vllm_config) -> DecodingRules | None:
+    """What the model's generation_config.json says."""
+    model = vllm_config.model_config
+    return DecodingRules.of(model.try_get_generation_config(), str(model.model))
+
+
+def trace_tokens(vllm_config, own: DecodingRules | None) -> TraceTokens | None:
+    """The tokens that the engine was told, else those of the model's rules, else all of its
+    tokenizer. None where it has no abstract tokens, or no tokenizer that can be asked.
+    """
     from vllm.tokenizers import get_tokenizer
 
-    model = vllm_config.model_config
+    model, size = vllm_config.model_config, vllm_config.additional_config.get(CODEBOOK_SIZE)
+    if own is not None and size is None:
+        vocab = AbstractVocab(tuple(own.codebook_token_ids), own.begin_token_id, own.end_token_id)
+        return TraceTokens(vocab, tuple(own.newline_token_ids))
     try:
         tokenizer = get_tokenizer(
             model.tokenizer,
@@ -305,13 +324,4 @@ def trace_tokens(vllm_config) -> TraceTokens | None:
     except (OSError, ValueError) as error:
         logger.warning("abstract decoding is off: no tokenizer of %s (%s)", model.model, error)
         return None
-    return TraceTokens.of(tokenizer)
-
-
-def default_rules(vllm_config) -> RequestRules:
-    """What the model was made for, by its generation_config.json; else the recipe's defaults."""
-    model = vllm_config.model_config
-    own = DecodingRules.of(model.try_get_generation_config(), str(model.model))
-    if own is None:
-        return RequestRules()
-    return RequestRules(own.m_min, own.m_max, own.trace_temperature)
+    return TraceTokens.of(tokenizer, size)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from abscot.method.sequence import ANSWER_OPENING
-from abscot.method.vocab import AbstractVocab, codebook_size_of
+from abscot.method.vocab import BEGIN, AbstractVocab, codebook_size_of
+from abscot.method.vocab import END as END_OF_TRACE
 from abscot.recipe.schema import TraceConfig
 
 # The processor of vLLM, as vLLM names it.
 ABSTRACT_DECODING = "abscot.generation.abstract_decoding:AbstractDecoding"
+CODEBOOK_SIZE = "abscot_codebook_size"  # a key of vLLM's additional_config
 
 # What may be sampled next. NEWLINE + j: the j-th token of ANSWER_OPENING; behind them, the answer.
 FREE, CODES, CODES_OR_END, END, NEWLINE = range(5)
@@ -52,13 +54,15 @@ class TraceTokens:
     newline: tuple[int, ...]
 
     @classmethod
-    def of(cls, tokenizer) -> "TraceTokens | None":
-        """None where the tokenizer has no abstract tokens."""
+    def of(cls, tokenizer, codebook_size: int | None = None) -> "TraceTokens | None":
+        """codebook_size: so many of the tokenizer's tokens, the first ones; None: all. None where
+        the tokenizer has no abstract tokens.
+        """
         size = codebook_size_of(tokenizer)
-        if not size or not {"<beginabstract>", "<endabstract>"} <= tokenizer.get_vocab().keys():
+        if not size or not {BEGIN, END_OF_TRACE} <= tokenizer.get_vocab().keys():
             return None
-        newline = tokenizer.encode(ANSWER_OPENING, add_special_tokens=False)
-        return cls(AbstractVocab.of(tokenizer, size), tuple(newline))
+        vocab = AbstractVocab.of(tokenizer, min(size, codebook_size or size))
+        return cls(vocab, tuple(tokenizer.encode(ANSWER_OPENING, add_special_tokens=False)))
 
     def begun(self, prompt: Sequence[int]) -> Begun | None:
         """Where a prompt stands; None: under no rules."""

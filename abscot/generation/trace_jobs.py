@@ -205,7 +205,7 @@ def _source(job: TraceJob, engine) -> Source:
     if engine is None:
         from abscot.generation.vllm_engine import VllmEngine
 
-        engine = VllmEngine(job.maker, recipe.inference)
+        engine = VllmEngine(job.maker, recipe.inference, recipe.codebook_size)
     with_cot = phase.sees_cot or source == MODEL_WITH_COT
     return ModelTraces(job.store, job.vocab, recipe.traces, with_cot, key, engine)
 

@@ -21,7 +21,7 @@ class TransformersEngine:
     sampled traces repeat only with the same requests in the same order, and are not vLLM's.
     """
 
-    def __init__(self, model: Path, config: InferenceConfig):
+    def __init__(self, model: Path, config: InferenceConfig, codebook_size: int | None = None):
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -32,7 +32,7 @@ class TransformersEngine:
         dtype = getattr(torch, inference_dtype(config.dtype))
         lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True)
         self.lm = lm.to(self.device).eval()
-        self.traces = TraceTokens.of(load_tokenizer(model))
+        self.traces = TraceTokens.of(load_tokenizer(model), codebook_size)
         self.rules = self.traces and Rules(self.traces, self.device)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:

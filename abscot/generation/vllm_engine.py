@@ -9,7 +9,7 @@ from pathlib import Path
 from abscot.common.errors import UserError
 from abscot.common.hardware import inference_dtype
 from abscot.common.ranks import RANK_VARIABLES
-from abscot.generation.decoding import ABSTRACT_DECODING, request_temperature
+from abscot.generation.decoding import ABSTRACT_DECODING, CODEBOOK_SIZE, request_temperature
 from abscot.generation.requests import Completion, Request, Running
 from abscot.model.handover import check_files, check_handover
 from abscot.model.shape import max_position
@@ -17,12 +17,13 @@ from abscot.recipe.schema import InferenceConfig
 
 
 class VllmEngine:
-    """One vLLM engine in this process, which must hold no torch.distributed group.
+    """One vLLM engine in this process, which must hold no torch.distributed group. codebook_size:
+    of the model's codebook tokens the first ones; None: all.
 
     Raises UserError where the model directory is missing or damaged.
     """
 
-    def __init__(self, model: Path, config: InferenceConfig):
+    def __init__(self, model: Path, config: InferenceConfig, codebook_size: int | None = None):
         if not (Path(model) / "config.json").is_file():
             raise UserError(
                 f"{model}: no model there; `launch/round.py --dry-run` shows which stage makes it"
@@ -56,6 +57,7 @@ class VllmEngine:
             enforce_eager=config.enforce_eager or on_cpu,
             enable_prefix_caching=True,
             logits_processors=[ABSTRACT_DECODING],
+            additional_config={CODEBOOK_SIZE: codebook_size},
             generation_config="vllm",
             use_tqdm_on_load=False,
             disable_log_stats=True,

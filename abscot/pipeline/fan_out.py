@@ -60,7 +60,7 @@ def evaluate_then_trace(jobs: list[Job]) -> None:
         log(f"{next_traces.final}: already done")
         return
     with exclusive(run.root, *answers_of(jobs), *chunks_of(next_traces)):
-        engine = VllmEngine(model.directory, recipe.inference)
+        engine = VllmEngine(model.directory, recipe.inference, recipe.codebook_size)
         evaluate(jobs, engine)
         generate(next_traces, engine=engine)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from abscot.common.draws import rng
-from abscot.generation.decoding import TraceTokens
+from abscot.generation.decoding import CODEBOOK_SIZE, TraceTokens
 from abscot.recipe.schema import TraceConfig
 from kit.tiny_run import make_model, tiny_tokenizer
 
@@ -23,13 +23,16 @@ def model(tmp_path_factory):
     return directory
 
 
-def config(model, named=(), asynchronous=False, speculative=None):
+def config(model, named=(), asynchronous=False, speculative=None, codebook_size=None):
     from vllm.config import ModelConfig
 
     of_model = ModelConfig(model=str(model), logits_processors=list(named) or None)
     scheduler = SimpleNamespace(async_scheduling=asynchronous)
     return SimpleNamespace(
-        model_config=of_model, scheduler_config=scheduler, speculative_config=speculative
+        model_config=of_model,
+        scheduler_config=scheduler,
+        speculative_config=speculative,
+        additional_config={CODEBOOK_SIZE: codebook_size},
     )
 
 
@@ -247,6 +250,10 @@ def test_a_model_brings_its_own_bounds_and_a_request_has_the_last_word(model, tm
         return processor.rules_of(SamplingParams(temperature=1.0, extra_args=arguments))
 
     assert rules() == RequestRules(3, 7, 0.7, None)
+    assert processor.tokens == TraceTokens.of(tokenizer)
+    of_recipe = config(own, codebook_size=5)
+    few = AbstractDecoding(of_recipe, torch.device("cpu"), False).tokens
+    assert few.vocab.codebook_ids == processor.tokens.vocab.codebook_ids[:5]
     assert rules(m_max=2) == RequestRules(2, 2, 0.7, None)
     assert rules(m_min=9, trace_temperature=0) == RequestRules(9, 9, 0, None)
     assert rules(m_min=1, m_max=30, answer_temperature=0.1) == RequestRules(1, 30, 0.7, 0.1)

@@ -8,5 +8,7 @@ pytestmark = pytest.mark.vllm
 
 
 def test_the_vllm_snippet_runs_as_published(published, tmp_path):
-    trace, _ = run_snippet(snippet(published, "vLLM, from token ids"), tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
+    trace, _ = run_snippet(
+        snippet(published, "vLLM, from token ids"), tmp_path, VLLM_CPU_KVCACHE_SPACE="1"
+    )
     check_trace(trace)

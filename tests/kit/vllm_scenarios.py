@@ -41,7 +41,7 @@ def main(root: Path, out: Path) -> None:
     run = Run.of(recipe)
     for copy in (tiny_run.training_of(recipe, run, 1, "A").export, round_model(recipe, run, 1)):
         shutil.copytree(run.base, copy)
-    engine = VllmEngine(run.base, recipe.inference)
+    engine = VllmEngine(run.base, recipe.inference, recipe.codebook_size)
     computed = count_scheduled_tokens(engine)
     found = {"base": str(run.base), "window_tokens": engine.window_tokens}
     found["stages"] = two_stages(engine, recipe, run, computed)

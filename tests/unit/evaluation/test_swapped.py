@@ -72,7 +72,7 @@ def test_the_trace_is_that_of_the_problem_that_is_named(swapped):
 def test_one_engine_is_started_for_all_three_modes(swapped, monkeypatch):
     started = []
     monkeypatch.setattr(
-        evaluation, "VllmEngine", lambda model, config: started.append(model) or Engine()
+        evaluation, "VllmEngine", lambda model, *_: started.append(model) or Engine()
     )
     jobs = swapped()
     evaluate(jobs)
