@@ -1,5 +1,5 @@
-"""Raw rows -> the shard store: scan, draw, tokenise, publish; by one process or many MPI ranks,
-resumable.
+"""Raw rows -> the shard store: scan, draw, tokenise, publish; by one process or many MPI ranks;
+what a kill leaves is gone on with.
 
     scan       each input unit by one rank: parse and filter every row, note key and size of those
                that pass

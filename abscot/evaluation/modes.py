@@ -14,14 +14,15 @@
     channel               gold CoT, z sampled in its sight, then free with the CoT hidden from the
                           answer: what phase A's answers really get, C -> H_Z -> Y
 
-How traces and answers are decoded, how long each may be, is the recipe's section `eval`, apart from
-what makes the traces that are trained on. `channel` alone is phase A's situation on problems that
-it was not trained on: z as phase A's model itself samples it by the section `traces`, the answer
-decoded greedily behind the bottleneck. vLLM has no such mask: transformers does it.
+Behind a trace no answer has abstract tokens. How traces and answers are decoded, how long each may
+be, is the recipe's section `eval`, apart from what makes the traces that are trained on. `channel`
+alone is phase A's situation on problems that it was not trained on: z as phase A's model itself
+samples it by the section `traces`, the answer decoded greedily behind the bottleneck. vLLM has no
+such mask: transformers does it.
 
-In `abstract_swapped` the first stage is that of `abstract` for the other problem, the second one
-the answer to this problem behind that trace. The problems of a benchmark form a ring, in which each
-hands its trace to the one before it.
+In `abstract_swapped` the first stage is that of the other problem, the second one the answer to
+this problem behind that trace. The problems of a benchmark form a ring, in which each hands its
+trace to the one before it.
 """
 
 import dataclasses
@@ -294,10 +295,8 @@ class Asker:
         if mode.trace == "pause":
             return pause_trace(self.vocab, rules.m_max)
         sampled = codebook_tokens_of(completions[0], self.vocab, rules)
-        if mode.edit is None:
-            return sampled
         draw = rng(self.recipe.seed, question.mode, question.problem.id, question.sample)
-        return mode.edit(sampled, draw)
+        return mode.edit(sampled, draw) if mode.edit else sampled
 
     def answer(self, question: Question, completions: list[Completion]) -> Answer:
         """Texts and token counts. Every token behind X counts, forced ones (delimiters, newline)
