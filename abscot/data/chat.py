@@ -68,6 +68,17 @@ class ChatTokenizer:
             for row in rows
         ]
 
+    def prompt(self, turns: list[dict[str, str]]) -> np.ndarray:
+        """X of one conversation. Raises UserError where the template refuses its turns."""
+        prompt = self.prompts([turns])[0]
+        if prompt is None:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: its chat template refuses the turns {roles}; "
+                "data.system_prompt=null leaves the system's out"
+            )
+        return prompt
+
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of plain text."""
         return [

@@ -212,7 +212,7 @@ class Asker:
         """X as in training; with thinking on, without the suffix that turns it off."""
         system = self.recipe.data.system_prompt
         turns = [{"role": "system", "content": system}] if system else []
-        x = self.chat.prompts([[*turns, {"role": "user", "content": problem.problem}]])[0]
+        x = self.chat.prompt([*turns, {"role": "user", "content": problem.problem}])
         if MODES[mode].thinking:
             x = x[: len(x) - len(self.chat.no_think_suffix)]
         return x.tolist()
@@ -323,10 +323,10 @@ class Asker:
             n_response_tokens=n_response,
             n_total_tokens=n_reasoning + n_response,
             n_abstract_in_response=sum(token in self.abstract_ids for token in response),
-            prompt_cut=self._input_tokens(question) > self.room(question.mode),
+            prompt_cut=self.input_tokens(question) > self.room(question.mode),
         )
 
-    def _input_tokens(self, question: Question) -> int:
+    def input_tokens(self, question: Question) -> int:
         """Of the longest prompt behind an answer."""
         cot = self.cot(question) if MODES[question.mode].cot else []
         asked = filter(None, (question.problem, question.other))

@@ -11,6 +11,7 @@ abstract tokens.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -151,6 +152,23 @@ def answered_request(
     opening = (vocab.end_id, *newline)
     behind = Behind(opening, answer.max_tokens, answer.temperature, answer.stop_ids)
     return dataclasses.replace(trace, answer=behind)
+
+
+def staged(tokens: Iterator[int], request: Request) -> Iterator[tuple[int, int]]:
+    """(stage, token) of what one decode of `request` makes, one by one: stage 0 is all of it, or
+    the trace with its end where it also answers; stage 1 that answer. Forced tokens between them
+    belong to neither, and behind the limit of the answer nothing is asked for.
+    """
+    if request.answer is None:
+        yield from ((0, token) for token in tokens)
+        return
+    end_id, *newline = request.answer.opening
+    for token in tokens:
+        yield 0, token
+        if token == end_id:
+            break
+    answer = itertools.islice(tokens, len(newline), len(newline) + request.answer.max_tokens)
+    yield from ((1, token) for token in answer)
 
 
 def codebook_tokens_of(

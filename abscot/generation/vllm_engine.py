@@ -1,5 +1,6 @@
 """One vLLM engine: the only place that knows vLLM."""
 
+import contextlib
 import itertools
 import os
 import warnings
@@ -10,7 +11,7 @@ from abscot.common.errors import UserError
 from abscot.common.hardware import inference_dtype
 from abscot.common.ranks import RANK_VARIABLES
 from abscot.generation.decoding import ABSTRACT_DECODING, CODEBOOK_SIZE, request_temperature
-from abscot.generation.requests import Completion, Request, Running
+from abscot.generation.requests import Completion, Request, Running, staged
 from abscot.model.handover import check_files, check_handover
 from abscot.model.shape import max_position
 from abscot.recipe.schema import InferenceConfig
@@ -112,8 +113,23 @@ class VllmEngine:
         finally:
             self.llm.llm_engine.abort_request(list(inside))
 
-    def tokens(self, request: Request) -> Iterator[int]:
-        """The tokens of one request as they come, forced ones too."""
+    def tokens(self, request: Request) -> Iterator[tuple[int, int]]:
+        """Yields (stage, token) of one request as they come: per stage what `stream` would give as
+        a completion. No other request may be running. Who stops listening ends what is running.
+        """
+        done = 0
+        while request is not None:
+            made = [[] for _ in range(1 if request.answer is None else 2)]
+            with contextlib.closing(self._decoded(request)) as tokens:
+                for stage, token in staged(tokens, request):
+                    made[stage].append(token)
+                    yield done + stage, token
+            done += len(made)
+            last = Completion(made[-1], "stop", len(request.prompt), 0)
+            request = request.then and request.then(last)
+
+    def _decoded(self, request: Request) -> Iterator[int]:
+        """The tokens of one decode as they come, forced ones too."""
         from vllm.sampling_params import RequestOutputKind
 
         params = sampling_params(request)

@@ -315,12 +315,17 @@ def _model(training: Training) -> Model:
     return Model(training.tag, training.export, round_, modes)
 
 
+def models_by_name(recipe: Recipe, run: Run) -> dict[str, Model]:
+    """Every model that the run has a name for."""
+    plain = (*round_models(recipe, run), *phase_models(recipe, run))
+    return {model.name: model for model in (*plain, *intermediate_models(recipe, run))}
+
+
 def model_named(recipe: Recipe, run: Run, name: str) -> Model | None:
     """The model that `--model name` means; None where that is a path or hub id of a model from
     elsewhere. Raises UserError for a name that can be neither.
     """
-    models = {m.name: m for m in (*round_models(recipe, run), *phase_models(recipe, run))}
-    models |= {m.name: m for m in intermediate_models(recipe, run)}
+    models = models_by_name(recipe, run)
     elsewhere = "/" in name or (name and os.path.isdir(name))
     if name not in models and not elsewhere:
         raise UserError(

@@ -69,7 +69,7 @@ class Source:
             directory = located(name, where, config)
             if is_adapter(directory, where):
                 return cls._adapter(directory, where, config, trained)
-            _expect_model(directory, where)
+            expect_model(directory, where)
             if config.random_init and trained:
                 rows = check_config(directory, where, config, trained).vocab_size
                 checked_tokenizer(directory, where, config, rows)
@@ -168,7 +168,7 @@ def _fetched(hub_id: str, folder: str, where: str, config: ModelConfig) -> Path:
         ) from None
 
 
-def _expect_model(directory: Path, where: str) -> None:
+def expect_model(directory: Path, where: str) -> None:
     if not (directory / "config.json").exists():
         inside = sorted({p.parent.name for p in directory.glob("*/config.json")})
         inside = [name for name in inside if name.isprintable()][:5]
@@ -178,12 +178,12 @@ def _expect_model(directory: Path, where: str) -> None:
         raise UserError(f"{where}: no config.json; {mend}")
 
 
-def open_model(recipe: Recipe, run: Run, name: str) -> Model:
-    """The model that `--model PATH|HUB_ID` means, checked; nothing is written but a note of what
-    was hashed. An adapter's directory is made by `make`, when it is asked.
+def open_model(recipe: Recipe, run: Run, name: str, option: str = "--model") -> Model:
+    """The model that `--model PATH|HUB_ID`, or another option, means, checked; nothing is written
+    but a note of what was hashed. An adapter's directory is made by `make`, when it is asked.
     """
     notes = Notes(run.results / ".read.json")
-    source = Source.of(name, "--model", recipe.model, False, notes)
+    source = Source.of(name, option, recipe.model, False, notes)
     with one_line(source.where, OSError):
         plain, digest, tokenizer = name_of(name), source.fingerprint(notes), source.tokenizer
     missing = missing_tokens(tokenizer, recipe.codebook_size)

@@ -31,7 +31,15 @@ def load_recipe(
     Raises UserError, which names file and line or the override, for a missing file, bad YAML, an
     unknown key, and a value or a combination of values that cannot be.
     """
-    file = _RecipeFile(_recipe_path(path))
+    return _loaded(_RecipeFile(_recipe_path(path)), overrides)
+
+
+def default_recipe(overrides: Sequence[str]) -> Recipe:
+    """What a recipe without a key says, with overrides. Raises UserError as `load_recipe` does."""
+    return _loaded(_NoFile(), overrides)
+
+
+def _loaded(file: "_RecipeFile | _NoFile", overrides: Sequence[str] | None) -> Recipe:
     given = [_Override.of(text) for text in overrides or []]
     tree = file.tree()
     for override in given:
@@ -128,6 +136,14 @@ class _RecipeFile:
         while place and place not in self._lines:
             place = place[:-1]
         return f"{self.path}:{self._lines[place]}" if place else str(self.path)
+
+
+class _NoFile:
+    def tree(self) -> dict[str, Any]:
+        return {"world": {}}  # the defaults name it
+
+    def where(self, place: Place) -> str:
+        return "the defaults"
 
 
 @dataclasses.dataclass(frozen=True)

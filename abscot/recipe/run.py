@@ -1,6 +1,7 @@
 """The run directory: every file's name, and its claim by one recipe."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -47,8 +48,9 @@ class Run:
         return self.root / "plans" / f"{tag}.npz"
 
 
-def open_run(root: str | os.PathLike) -> tuple[Run, Recipe]:
-    """The run at `root` and its recipe, which says where it is now: a run may have been moved.
+def open_run(root: str | os.PathLike, overrides: Sequence[str] | None = None) -> tuple[Run, Recipe]:
+    """The run at `root` and its recipe, with `key.path=value` overrides, which says where it is
+    now: a run may have been moved.
 
     Raises UserError for a directory that is no run.
     """
@@ -58,7 +60,7 @@ def open_run(root: str | os.PathLike) -> tuple[Run, Recipe]:
             f"{shown(str(root), 300)}: no config.yaml, so not a run; expected the directory of a "
             "run, e.g. runs/tiny-cpu"
         )
-    recipe = load_recipe(run.config)
+    recipe = load_recipe(run.config, overrides)
     return run, replace(recipe, run_root=str(run.root.parent), name=run.root.name)
 
 

@@ -127,6 +127,15 @@ ARGUMENTS = {  # name -> (script and arguments, words of the last line)
     "world_without": (["world.py", "--recipe", "qwen3-4b-lora-5k"], ["no world section"]),
     "extend_word": (["extend.py", "again"], ["unrecognized arguments: again"]),
     "prepare_word": (["prepare.py", "8"], ["unrecognized arguments: 8"]),
+    "ask_thinking": (["ask.py", "--thinking", "?"], ["--thinking", "--beside"]),
+    "ask_empty": (["ask.py", " "], ["question: expected a question"]),
+    "ask_words": (["ask.py", "what", "is"], ["unrecognized arguments: is"]),
+    "ask_model": (["ask.py", "--model", "round9", "?"], ["--model round9", "one of base"]),
+    "ask_model_empty": (["ask.py", "--model", "", "?"], ["--model : expected one of base"]),
+    "ask_model_missing": (["ask.py", "?"], ["final: missing", "launch/round.py"]),
+    "ask_beside": (["ask.py", "--beside", "round9", "?"], ["--beside round9", "one of base"]),
+    "ask_set": (["ask.py", "--set", "eval.m_max=0", "?"], ["eval.m_max"]),
+    "ask_system": (["ask.py", "--system", "a\x07", "?"], ["control characters"]),
     "ladder_word": (["ladder.py", "--rounds", "3"], ["unrecognized arguments: --rounds 3"]),
 }
 

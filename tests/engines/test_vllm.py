@@ -95,6 +95,18 @@ def test_an_answer_does_not_compute_its_prompt_again(found):
     assert second <= 0.05 * first
 
 
+def test_tokens_come_one_by_one_and_are_those_of_the_completions(found):
+    """A step a token; a request that was left on its way takes nothing from the next one."""
+    for mode, told in found["one by one"].items():
+        stages = [[] for _ in told["stages"]]
+        for _, stage, token in told["tokens"]:
+            stages[stage].append(token)
+        assert stages == told["stages"], mode
+        assert told["left"] == [row[1:] for row in told["tokens"][:2]]
+        steps = [row[0] for row in told["tokens"]]
+        assert steps == sorted(set(steps)) and len(steps) >= 8
+
+
 def test_transformers_makes_the_same_greedy_traces(found, vocab):
     assert found["greedy"]["transformers"] == found["greedy"]["vllm"]
     lengths = {

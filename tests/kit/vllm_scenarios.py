@@ -5,6 +5,7 @@ python -m kit.vllm_scenarios RUN_ROOT OUT.json, where RUN_ROOT holds a tiny run
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ from abscot.common.draws import keyed_seed
 from abscot.evaluation import benchmarks
 from abscot.evaluation.evaluate import _generate, evaluate
 from abscot.evaluation.jobs import jobs_of
-from abscot.evaluation.modes import MODES, Asker
+from abscot.evaluation.modes import MODES, Asker, Question
 from abscot.generation.requests import (
     Request,
     Sampling,
@@ -45,6 +46,7 @@ def main(root: Path, out: Path) -> None:
     computed = count_scheduled_tokens(engine)
     found = {"base": str(run.base), "window_tokens": engine.window_tokens}
     found["stages"] = two_stages(engine, recipe, run, computed)
+    found["one by one"] = one_by_one(engine, run, recipe)
     found["greedy"] = greedy(engine, run, recipe)
     found["surprisals"] = surprisals(engine, run, recipe)
     found["sets"] = trace_sets(engine, recipe, run)
@@ -134,6 +136,31 @@ def two_stages(engine, recipe, run, computed) -> dict:
         "alone": run_all(alone),
         "long": run_all([trace_request(prompts[0] * 3, vocab, recipe.traces, 0)]),
     }
+
+
+def one_by_one(engine, run, recipe) -> dict:
+    """Requests of one and of two decodes: their completions, and (steps that the engine had done,
+    stage, token) of their tokens as they come. Of each the tokens are first left after the second.
+    """
+    steps, step = [0], engine.llm.llm_engine.step
+
+    def counted():
+        steps[0] += 1
+        return step()
+
+    engine.llm.llm_engine.step = counted
+    asker, found = Asker(run.base, recipe, ["abstract", "abstract_permuted"], engine), {}
+    (problem, *_) = benchmarks.load("world", recipe, run)
+    for mode in ("abstract", "abstract_permuted", "verbal"):
+        request = asker.request(Question(problem, mode, 0))
+        ((_, stages),) = engine.stream([request])
+        left = list(itertools.islice(engine.tokens(request), 2))
+        begun = steps[0]
+        tokens = [(steps[0] - begun, *token) for token in engine.tokens(request)]
+        made = [completion.tokens for completion in stages]
+        found[mode] = {"stages": made, "left": left, "tokens": tokens}
+    engine.llm.llm_engine.step = step
+    return found
 
 
 def newline_tokens() -> list[int]:
