@@ -6,10 +6,11 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from abscot.common.errors import UserError
 from abscot.common.hardware import inference_dtype
-from abscot.common.ranks import RANK_VARIABLES
+from abscot.common.ranks import RANK_VARIABLES, without_ranks
 from abscot.generation.decoding import ABSTRACT_DECODING, CODEBOOK_SIZE, request_temperature
 from abscot.generation.requests import Completion, Request, Running, staged
 from abscot.model.handover import check_files, check_handover
@@ -31,38 +32,19 @@ class VllmEngine:
             )
         check_files(Path(model))
         _set_environment(config)
-        import torch
         from vllm import LLM
 
-        on_cpu = not torch.cuda.is_available()
-        self.window_tokens = min(config.max_model_len_tokens, max_position(model))
+        options = engine_options(Path(model), config)
+        self.window_tokens = options["max_model_len"]
         self.max_num_seqs = config.max_num_seqs
         self._serial = 0
-        options = {}
-        if on_cpu:
-            # The CPU engine has no generator offsets, so seeded requests need whole prompts in one
-            # step.
-            options = {
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(self.window_tokens, 8192),
-                "block_size": 32,
-            }
         self.llm = LLM(
             str(model),
             skip_tokenizer_init=True,
-            dtype=inference_dtype(config.dtype),
-            max_model_len=self.window_tokens,
-            max_num_seqs=config.max_num_seqs,
-            tensor_parallel_size=config.tensor_parallel,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            enforce_eager=config.enforce_eager or on_cpu,
-            enable_prefix_caching=True,
-            logits_processors=[ABSTRACT_DECODING],
             additional_config={CODEBOOK_SIZE: codebook_size},
             generation_config="vllm",
             use_tqdm_on_load=False,
             disable_log_stats=True,
-            seed=0,
             **options,
         )
         check_handover(self, Path(model))
@@ -206,15 +188,52 @@ def sampling_params(request: Request):
     )
 
 
+def engine_options(model: Path, config: InferenceConfig) -> dict[str, Any]:
+    """What every vLLM of this project is started with, by the names of vLLM's arguments."""
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    window_tokens = min(config.max_model_len_tokens, max_position(model))
+    options = {
+        "dtype": inference_dtype(config.dtype),
+        "max_model_len": window_tokens,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager or on_cpu,
+        "enable_prefix_caching": True,
+        "logits_processors": [ABSTRACT_DECODING],
+        "seed": 0,
+    }
+    if on_cpu:
+        # The CPU engine has no generator offsets, so seeded requests need whole prompts in one
+        # step.
+        options |= {
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(window_tokens, 8192),
+            "block_size": 32,
+        }
+    return options
+
+
+def engine_environment(config: InferenceConfig) -> dict[str, str]:
+    """What vLLM reads when it is imported. What is set already stays, but for the cache's size."""
+    wanted = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_BATCH_INVARIANT": str(int(config.batch_invariant)),
+    }
+    return {
+        **wanted,
+        **without_ranks(dict(os.environ)),
+        "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
+    }
+
+
 def _set_environment(config: InferenceConfig) -> None:
-    """vLLM reads these when it is imported. In this process: a seeded run then schedules the same
-    way every time.
-    """
+    """In this process: a seeded run then schedules the same way every time."""
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
+    os.environ |= engine_environment(config)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_BATCH_INVARIANT", str(int(config.batch_invariant)))
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
