@@ -26,8 +26,9 @@ A prompt ends in `<beginabstract>` (the chat template writes it); behind it stan
 
 ### vLLM, served
 
-With the package `abscot` beside vLLM, which then knows the rules of a trace and tells it from the answer
-(on a machine without a GPU: `VLLM_CPU_KVCACHE_SPACE=2`, the size of the KV cache in GiB):
+With the package `abscot` beside vLLM, which then knows the rules of a trace and tells it from the answer. On a
+machine without a GPU, set `VLLM_CPU_KVCACHE_SPACE=2` (GiB of the KV cache); `vllm-cpu` has
+`python -m vllm.entrypoints.launchers.api_server.entry --model` for `vllm serve`.
 
 ```bash
 vllm serve $model_id --reasoning-parser abstract --max-model-len $context_tokens

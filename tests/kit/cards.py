@@ -37,7 +37,7 @@ def published(tmp_path_factory) -> Path:
     make_model(run.base, tiny_tokenizer(), seed=0)
     recipe = load_recipe(run.config)
     for seed, training in enumerate(trainings(recipe, run)):
-        _train_at_random(training, seed)
+        _train_at_random(training, seed + 3)
     model_card.write(run_data.read(run))
     return run.root / "final"
 

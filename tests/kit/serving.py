@@ -21,31 +21,38 @@ from abscot.recipe.load import ROOT
 START_S, STOP_S = 300, 30
 
 
+def serve(model: Path, *arguments: str, recipe: Path | None = None):
+    """A server with `model`, as `running` gives it. arguments: of launch/serve.py, and vLLM's.
+    recipe: where the model lies in no run.
+    """
+    words = ["--model", str(model), *arguments]
+    words += ["--recipe", str(recipe)] if recipe else []
+    return running([sys.executable, str(ROOT / "launch" / "serve.py"), *words])
+
+
 @contextlib.contextmanager
-def serve(model: Path, *arguments: str, recipe: Path | None = None) -> Iterator[str]:
-    """Yields the base URL of a server with `model`. arguments: of launch/serve.py, and vLLM's.
-    recipe: where the model lies in no run. SIGTERM ends it, leaving nothing of it.
+def running(command: list[str], **environ: str) -> Iterator[str]:
+    """Yields the base URL of the server that `command` starts, on a free port. SIGTERM ends it,
+    leaving nothing of it.
     """
     port = free_port()
-    words = ["--model", str(model), "--port", str(port), *arguments]
-    words += ["--recipe", str(recipe)] if recipe else []
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
-            [sys.executable, str(ROOT / "launch" / "serve.py"), *words],
+            [*command, "--port", str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            cwd=ROOT,
+            env={**os.environ, **environ},
         )
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", server, log)
             yield f"http://127.0.0.1:{port}/v1"
             assert server.poll() is None, _said(log)
-            asked = time.monotonic()
             server.send_signal(signal.SIGTERM)
             assert server.wait(STOP_S) == 0, _said(log)
-            while left := _session(server.pid):  # Python's resource tracker leaves a moment later
-                assert time.monotonic() - asked < STOP_S, f"left running: {left}"
-                time.sleep(0.1)
+            left = _session(server.pid)
+            assert left == [], f"left running: {left}"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
