@@ -116,6 +116,12 @@ def test_transformers_makes_the_same_greedy_traces(found, vocab):
     assert len(lengths) > 1
 
 
+def test_the_code_that_exports_carry_writes_what_vllm_writes(found, vocab):
+    answered = found["greedy"]["answered"]
+    assert found["greedy"]["custom_generate"] == answered
+    assert len({tokens.index(vocab.end_id) for tokens in answered}) > 1
+
+
 def test_any_number_of_shards_makes_the_same_traces(found):
     sets = found["sets"]
     assert sets["1"]["traces"] == sets["2"]["traces"] == sets["3"]["traces"]

@@ -30,6 +30,8 @@ from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine
 from abscot.method.lineage import round_model
 from abscot.method.vocab import AbstractVocab
+from abscot.model import custom_generate
+from abscot.model.chat_model import DecodingRules
 from abscot.model.handover import check_handover
 from abscot.recipe.run import Run
 from kit import tiny_run
@@ -168,17 +170,40 @@ def newline_tokens() -> list[int]:
 
 
 def greedy(engine, run, recipe) -> dict:
-    """The same greedy requests by vLLM and by transformers."""
+    """The same greedy requests by vLLM, by transformers, and by the code that exports carry."""
     vocab = AbstractVocab.of(tiny_run.tiny_tokenizer())
     rules = dataclasses.replace(recipe.traces, temperature=0.0)
     requests = [trace_request([*range(5 + i), vocab.begin_id], vocab, rules, 0) for i in range(12)]
+    newline, free = newline_tokens(), Sampling(max_tokens=8, stop_ids=(3,))
+    asked = [answered_request(r.prompt, vocab, rules, newline, free) for r in requests]
     other = TransformersEngine(run.base, recipe.inference)
     sampled = [trace_request([5, vocab.begin_id], vocab, recipe.traces, i) for i in range(40)]
     return {
         "vllm": {i: c[0].tokens for i, c in engine.stream(requests)},
         "transformers": {i: c[0].tokens for i, c in other.stream(requests)},
         "transformers_sampled": {i: c[0].tokens for i, c in other.stream(sampled)},
+        "answered": [c[0].tokens + newline + c[1].tokens for _, c in sorted(engine.stream(asked))],
+        "custom_generate": [by_custom_generate(other.lm, request, rules) for request in asked],
     }
+
+
+def by_custom_generate(lm, request: Request, rules) -> list[int]:
+    """All that stands behind the prompt of a request for trace and answer."""
+    import torch
+
+    of_model = DecodingRules.of_tokenizer(tiny_run.tiny_tokenizer(), 64, rules)
+    lm.generation_config.abstract = of_model.model_dump()
+    ids = torch.tensor([list(request.prompt)])
+    out = custom_generate.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        model=lm,
+        max_new_tokens=request.answer.max_tokens,
+        eos_token_id=list(request.answer.stop_ids),
+        pad_token_id=0,
+        do_sample=False,
+    )
+    return out[0, len(request.prompt) :].tolist()
 
 
 def surprisals(engine, run, recipe) -> dict:

@@ -7,9 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from abscot.common import files
-from abscot.generation.requests import Request, Sampling, codebook_tokens_of, trace_request
+from abscot.generation.requests import Sampling, answered_request, codebook_tokens_of
 from abscot.generation.transformers_engine import TransformersEngine
-from abscot.method.sequence import answer_prompt
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.chat_model import ChatModel, DecodingRules
 from abscot.model.custom_generate import generate
@@ -102,22 +101,12 @@ def of_the_engine(model, tokenizer, vocab) -> list[list[int]]:
     """The same by two stages."""
     engine = TransformersEngine(model, InferenceConfig(dtype="fp32", max_model_len_tokens=256))
     newline = tokenizer.encode("\n")
-    free = Sampling(
-        max_tokens=ANSWER,
-        allowed_ids=tuple(set(range(384)) - set(vocab.ids)),
-        stop_ids=(tokenizer.eos_token_id,),
-    )
+    free = Sampling(max_tokens=ANSWER, stop_ids=(tokenizer.eos_token_id,))
 
     def request(question):
-        template = {"add_generation_prompt": True, "return_dict": False, "abstract": False}
-        x = tokenizer.apply_chat_template(turns(question), **template)
-
-        def then(completion):
-            trace = codebook_tokens_of(completion, vocab, TRACES)
-            return Request(answer_prompt(vocab, newline, x, trace), free)
-
-        first = trace_request([*x, vocab.begin_id], vocab, TRACES, seed=0)
-        return Request(first.prompt, first.sampling, then)
+        template = {"add_generation_prompt": True, "return_dict": False}
+        prompt = tokenizer.apply_chat_template(turns(question), **template)
+        return answered_request(prompt, vocab, TRACES, newline, free)
 
     found = dict(engine.stream([request(question) for question in QUESTIONS]))
     traces = [codebook_tokens_of(found[i][0], vocab, TRACES) for i in range(len(QUESTIONS))]
