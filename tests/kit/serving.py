@@ -51,8 +51,7 @@ def running(command: list[str], **environ: str) -> Iterator[str]:
             assert server.poll() is None, _said(log)
             server.send_signal(signal.SIGTERM)
             assert server.wait(STOP_S) == 0, _said(log)
-            left = _session(server.pid)
-            assert left == [], f"left running: {left}"
+            _wait_until_nothing_is_left(server.pid)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
@@ -67,6 +66,14 @@ def _wait_for(health: str, server: subprocess.Popen, log) -> None:
         assert server.poll() is None, _said(log)
         assert time.monotonic() - began < START_S, _said(log)
         time.sleep(0.2)
+
+
+def _wait_until_nothing_is_left(session: int) -> None:
+    """Python's own helpers end when they notice that their parent has."""
+    began = time.monotonic()
+    while left := _session(session):
+        assert time.monotonic() - began < STOP_S, f"left running: {left}"
+        time.sleep(0.1)
 
 
 def _said(log) -> str:
