@@ -185,12 +185,12 @@ def _bare(parts: _Parts, engine: VllmEngine, ours: ModelTraces, items: list[Item
 def _answer(
     parts: _Parts, engine: VllmEngine, ours: ModelTraces, items: list[Item], together: bool
 ) -> list:
-    """Traces and greedy answers, in one request each or in two. All traces are as long: the random
+    """Greedy traces and answers, in one request each or in two. All traces are as long: the random
     model's answers never end, and one decode has room for what a shorter trace leaves.
     """
     engine.forget()
     vocab, newline = parts.vocab, parts.newline
-    rules = dataclasses.replace(parts.rules, m_min=parts.rules.m_max)
+    rules = dataclasses.replace(parts.rules, m_min=parts.rules.m_max, temperature=0.0)
 
     def request(item: Item) -> Request:
         prompt, seed = ours.prompt(item.row), keyed_seed(*KEY, item.id, 0)

@@ -25,9 +25,8 @@ this problem behind that trace. The problems of a benchmark form a ring, in whic
 trace to the one before it.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +71,6 @@ class Mode:
     swapped: bool = False
     edit: Callable[[list[int], np.random.Generator], list[int]] | None = None
     cot: bool = False  # the gold CoT stands before the trace, and the answer cannot see it
-
-    @property
-    def as_written(self) -> bool:
-        """Whether the answer stands behind the very trace that the model wrote for it."""
-        return self.trace == "model" and not self.swapped and self.edit is None
 
 
 def _permute(trace: list[int], draw: np.random.Generator) -> list[int]:
@@ -169,6 +163,14 @@ def _ring(count: int, key: tuple) -> list[int]:
     return following.tolist()
 
 
+def _in_one(mode: Mode, rules: TraceConfig, answer: Sampling) -> bool:
+    """Whether trace and answer are one decode. It has one top_p, and samples in both if in one:
+    before a greedy answer that costs more than a second request.
+    """
+    same = rules.top_p == answer.top_p and bool(rules.temperature) == bool(answer.temperature)
+    return same and not mode.swapped and mode.edit is None
+
+
 class Asker:
     """Asks one model's engine. Raises UserError where the engine's window cannot hold what a mode
     generates.
@@ -243,10 +245,10 @@ class Asker:
         asked = question.other or question.problem
         begun = trace_prompt(self.vocab, self._fitted(asked, question.mode))
         rules = trace_rules(self.recipe, question.mode)
-        if mode.as_written and rules.top_p == free.top_p:
+        if _in_one(mode, rules, free):
             return answered_request(begun, self.vocab, rules, self.newline, free)
-        request = trace_request(begun, self.vocab, rules, self._seed(asked, question.sample))
-        return dataclasses.replace(request, then=answer_stage)
+        seed = self._seed(asked, question.sample)
+        return replace(trace_request(begun, self.vocab, rules, seed), then=answer_stage)
 
     def _fitted(self, problem: Problem, mode: str) -> list[int]:
         return fit_prompt(self.prompt(problem, mode), [], self.room(mode))[0]
@@ -275,8 +277,7 @@ class Asker:
 
         begun = trace_prompt(self.vocab, x, c)
         rules = trace_rules(self.recipe, question.mode)
-        request = trace_request(begun, self.vocab, rules, seed)
-        return dataclasses.replace(request, then=answer_stage)
+        return replace(trace_request(begun, self.vocab, rules, seed), then=answer_stage)
 
     def cot(self, question: Question) -> list[int]:
         """C as in training. Raises UserError for a benchmark that has no gold CoTs."""

@@ -90,7 +90,9 @@ def test_evaluation_samples_by_its_own_rules_and_training_keeps_its_own(asked):
 
 
 def test_what_is_not_edited_is_one_request(asked):
-    asked = asked(answer_temperature=0.3)
+    mixed = asked(answer_temperature=0.3)["abstract"][0]  # the trace is greedy
+    assert mixed.answer is None and mixed.then is not None
+    asked = asked(answer_temperature=0.3, trace_temperature=0.7)
     request, asker, question = asked["abstract"]
     assert request.then is None and request.answer.opening[1:] == tuple(asker.newline)
     assert (request.answer.temperature, request.answer.max_tokens) == (0.3, 8)
