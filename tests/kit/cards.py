@@ -10,14 +10,13 @@ import pytest
 
 from abscot.method.lineage import Training, trainings
 from abscot.method.vocab import codebook_tokens
-from abscot.model.handover import ExportMeta, Probe
 from abscot.model.lora import with_lora
 from abscot.recipe.load import ROOT, load_recipe
 from abscot.reporting import model_card, run_data
 from abscot.training.export import export
 from abscot.training.train_phase import chat_model_of
 from kit.synthetic_run import make_run
-from kit.tiny_run import make_model, tiny_tokenizer
+from kit.tiny_run import EXPORT_META, make_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +53,7 @@ def _train_at_random(training: Training, seed: int) -> None:
         for parameter in lm.parameters():
             if parameter.requires_grad:
                 parameter += 0.2 * torch.randn_like(parameter)
-    meta = ExportMeta(
-        tag=training.tag,
-        round=1,
-        phase=training.phase.name,
-        start="0",
-        step=1,
-        epoch=1,
-        tokens=1,
-        plan_hash="0",
-        world_size=1,
-        probe=Probe(tokens=[1, 2], surprisals=[0.5]),
-    )
+    meta = EXPORT_META.model_copy(update={"tag": training.tag, "phase": training.phase.name})
     chat = chat_model_of(training)
     export(lm, training.start, training.export, training.adapter, meta, chat=chat)
 

@@ -18,6 +18,7 @@ from abscot.generation.requests import Completion
 from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab, extend_tokenizer
+from abscot.model.handover import ExportMeta, Probe
 from abscot.recipe.load import dump
 from abscot.recipe.run import Run
 from abscot.recipe.schema import (
@@ -67,6 +68,20 @@ def tiny_recipe(root: Path, rows: int = 40) -> Recipe:
             max_answer_tokens=8,
         ),
     )
+
+
+EXPORT_META = ExportMeta(  # of a model that nobody trained
+    tag="pi1_phaseB",
+    round=1,
+    phase="B",
+    start="0",
+    step=1,
+    epoch=1,
+    tokens=1,
+    plan_hash="0",
+    world_size=1,
+    probe=Probe(tokens=[1, 2], surprisals=[0.5]),
+)
 
 
 def tiny_tokenizer():

@@ -15,11 +15,13 @@ from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.model.chat_model import ChatModel, DecodingRules, opening_trace
 from abscot.model.custom_generate import generate
 from abscot.model.foreign import Source
-from abscot.model.handover import ExportMeta, Probe
 from abscot.model.lora import with_lora
 from abscot.recipe.schema import LoraConfig
 from abscot.training.export import export
 from abscot.training.train_phase import chat_model_of
+from kit.tiny_run import (
+    EXPORT_META as META,
+)
 from kit.tiny_run import (
     make_model,
     make_tiny_run,
@@ -27,19 +29,6 @@ from kit.tiny_run import (
     tiny_recipe,
     tiny_tokenizer,
     training_of,
-)
-
-META = ExportMeta(
-    tag="pi1_phaseB",
-    round=1,
-    phase="B",
-    start="0",
-    step=1,
-    epoch=1,
-    tokens=1,
-    plan_hash="0",
-    world_size=1,
-    probe=Probe(tokens=[1, 2], surprisals=[0.5]),
 )
 
 
