@@ -321,15 +321,15 @@ def models_by_name(recipe: Recipe, run: Run) -> dict[str, Model]:
     return {model.name: model for model in (*plain, *intermediate_models(recipe, run))}
 
 
-def model_named(recipe: Recipe, run: Run, name: str) -> Model | None:
+def model_named(recipe: Recipe, run: Run, name: str, or_all: bool = True) -> Model | None:
     """The model that `--model name` means; None where that is a path or hub id of a model from
-    elsewhere. Raises UserError for a name that can be neither.
+    elsewhere. Raises UserError for a name that can be neither; or_all: it could have been `all`.
     """
     models = models_by_name(recipe, run)
     elsewhere = "/" in name or (name and os.path.isdir(name))
     if name not in models and not elsewhere:
         raise UserError(
-            f"--model {name}: expected all, one of {', '.join(models)}, or a directory or hub id "
-            "of another model"
+            f"--model {name}: expected {'all, ' * or_all}one of {', '.join(models)}, or a "
+            "directory or hub id of another model"
         )
     return models.get(name)

@@ -140,7 +140,7 @@ def recipe_beside(model: str) -> Path | None:
 
 def _found(recipe: Recipe, name: str) -> tuple[str, Path, bool]:
     """(its name for clients, directory, whether it was trained to write traces)."""
-    model = model_named(recipe, Run.of(recipe), name)
+    model = model_named(recipe, Run.of(recipe), name, or_all=False)
     if model is not None:  # the base has round 0, a baseline None
         require(model.directory)
         check_files(model.directory)
