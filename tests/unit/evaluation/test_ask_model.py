@@ -106,7 +106,8 @@ def test_its_answer_is_that_of_evaluation(tiny_run, tmp_path):
 @pytest.mark.parametrize("top_p", ["1.0", "0.9"])
 def test_one_or_two_decodes_and_a_sample_for_each_question(tiny_run, tmp_path, top_p):
     recipe, run, vocab = tiny_run
-    keys = [f"eval.trace_top_p={top_p}", "eval.trace_temperature=1.0"]
+    sampled = ["eval.trace_temperature=1.0", "eval.answer_temperature=1.0"]
+    keys = [f"eval.trace_top_p={top_p}", *sampled]
     model = opened(tmp_path, run.base, overrides=keys)
     requests = [model.asker.request(q) for q in map(question_of, (0, 0, 1))]
     seeds = [request.sampling.seed for request in requests]
