@@ -16,6 +16,7 @@ from rich.text import Text
 from abscot.common.errors import UserError
 from abscot.evaluation.ask_model import STOPPED, Told
 from abscot.evaluation.ask_text import THOUGHT, TRACE, Piece
+from abscot.method.vocab import token_name
 
 SIDE_BY_SIDE = 100  # columns of a terminal in which two answers stand beside each other
 GOLDEN = 0.618034  # of a turn: hues of neighbouring codes lie far apart
@@ -49,15 +50,10 @@ def summary(told: Told) -> str:
     return f"{parts}, {rate}{cut}"
 
 
-def code_name(token: str) -> str:
-    """`<TOKEN_BL>` -> `BL`"""
-    return token.removeprefix("<TOKEN_").removesuffix(">")
-
-
 def written(piece: Piece, begun: bool) -> Text:
     """begun: whether a piece of the same kind stands before it."""
     if piece.kind == TRACE:
-        name = code_name(piece.text)
+        name = token_name(piece.text)
         return Text(" " * begun).append(name, f"bold {_colour(name)}")
     return Text(_harmless(piece.text), "dim" if piece.kind == THOUGHT else "")
 

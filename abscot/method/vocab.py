@@ -22,6 +22,11 @@ def codebook_tokens(size: int = 64) -> list[str]:
     return names
 
 
+def token_name(token: str) -> str:
+    """`BL` of `<TOKEN_BL>`."""
+    return token.removeprefix("<TOKEN_").removesuffix(">")
+
+
 def abstract_tokens(size: int = 64) -> list[str]:
     """The delimiters and the codebook, in the order in which an extension adds them: that of the
     published checkpoints, whose ids it then has.

@@ -22,10 +22,10 @@ from collections import Counter, defaultdict
 
 from abscot.common.secrets import redacted
 from abscot.evaluation.results import ResultRow, result_name
+from abscot.method.vocab import token_name
 from abscot.reporting import meaning
 from abscot.reporting.blocks import Explorer
 from abscot.reporting.run_data import RunData
-from abscot.reporting.tables import token_name
 
 ROWS = 1500  # on a page
 ROWS_OF_SET = 200

@@ -11,6 +11,7 @@ from abscot.common.table import Table
 from abscot.evaluation.results import ResultRow
 from abscot.evaluation.statistics import Interval, Summary, paired_difference
 from abscot.method.lineage import step_of
+from abscot.method.vocab import token_name
 from abscot.reporting import published
 from abscot.reporting.blocks import Block, Code, Heading, Paragraph
 from abscot.reporting.run_data import RunData, order
@@ -221,11 +222,6 @@ def _example(row: ResultRow) -> list[Block]:
     read = f"Read as {_shorten(str(row.prediction))!r}; gold {_shorten(row.gold)!r}."
     shown = [Code(label, _shorten(text)) for label, text in texts.items() if text]
     return [*shown, Paragraph(read, note=True)]
-
-
-def token_name(token: str) -> str:
-    """`BL` of `<TOKEN_BL>`."""
-    return token.removeprefix("<TOKEN_").removesuffix(">")
 
 
 def trace_text(tokens: list[str]) -> str:

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from abscot.common.errors import UserError
 from abscot.evaluation.ask_model import STOPPED, Told
-from abscot.evaluation.ask_screen import Title, code_name, json_line, show, summary
+from abscot.evaluation.ask_screen import Title, json_line, show, summary
 from abscot.evaluation.ask_text import ANSWER, THOUGHT, TRACE, Piece
+from abscot.method.vocab import token_name
 from kit.asked import told
 
 ONE = [Title("final", "abstract")]
@@ -84,7 +85,7 @@ def test_codes_are_coloured_each_in_its_own():
     text = shown(ONE, TRACED, force_terminal=True, color_system="truecolor", width=80)
     colours = re.findall(r"\x1b\[1;38;2;([\d;]+)m(A|BL)", text)
     assert [name for _, name in colours] == ["A", "BL"] and len(dict(colours)) == 2
-    assert code_name("<TOKEN_BL>") == "BL"
+    assert token_name("<TOKEN_BL>") == "BL"
 
 
 def test_what_would_steer_the_terminal_is_not_written():
