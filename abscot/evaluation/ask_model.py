@@ -17,7 +17,7 @@ from abscot.evaluation.results import Answer
 from abscot.generation.requests import Completion
 from abscot.method.lineage import Model, models_by_name
 from abscot.recipe.load import default_recipe, load_recipe, local_path
-from abscot.recipe.run import Run, open_run
+from abscot.recipe.run import Run, open_run, run_around
 from abscot.recipe.schema import EvalConfig, Recipe
 
 STOPPED = "stopped"  # the finish reason of an answer that the user ended
@@ -40,9 +40,8 @@ class Rules:
         """
         given, path = tuple(overrides), local_path(model)
         if recipe is None and _is_elsewhere(model):
-            roots = path.resolve().parents if path else ()
-            if root := next(filter(_is_run, roots), None):
-                run, found = open_run(root, given)
+            if path and (around := run_around(path)):
+                run, found = open_run(around.root, given)
                 return cls(found, given, run)
             return cls(default_recipe(given), given, None)
         found = load_recipe(recipe, given)
@@ -55,12 +54,6 @@ class Rules:
             names = f"one of {', '.join(models)}, or " if models else ""
             mend = "" if models else "; for a model of a run give its --recipe"
             raise UserError(f"{option} {name}: expected {names}a directory or hub id{mend}")
-
-
-def _is_run(root: Path) -> bool:
-    """Others write a config.yaml too; that of a run has every key."""
-    config = Run(root).config
-    return config.is_file() and "\nrun_root: " in config.read_text(errors="replace")
 
 
 def _is_elsewhere(name: str) -> bool:

@@ -33,7 +33,7 @@ from abscot.model.chat_model import DecodingRules, opening_trace
 from abscot.model.foreign import Source, located
 from abscot.model.handover import check_files
 from abscot.recipe.load import ROOT, local_path
-from abscot.recipe.run import Run
+from abscot.recipe.run import Run, run_around
 from abscot.recipe.schema import Recipe
 
 PORT = 8000  # vLLM's own
@@ -134,8 +134,8 @@ def written(added: dict[str, str]) -> Path:
 def recipe_beside(model: str) -> Path | None:
     """The recipe of the run that a model's directory lies in."""
     path = local_path(model)
-    runs = map(Run, path.resolve().parents) if path is not None and path.is_dir() else ()
-    return next((run.config for run in runs if run.config.is_file()), None)
+    around = run_around(path) if path is not None and path.is_dir() else None
+    return around and around.config
 
 
 def _found(recipe: Recipe, name: str) -> tuple[str, Path, bool]:

@@ -48,6 +48,17 @@ class Run:
         return self.root / "plans" / f"{tag}.npz"
 
 
+def run_around(path: Path) -> Run | None:
+    """The run that a file or directory lies in; None where it lies in none."""
+    return next(filter(_is_begun, map(Run, path.resolve().parents)), None)
+
+
+def _is_begun(run: Run) -> bool:
+    """Others write a config.yaml too; that of a run has every key."""
+    config = run.config
+    return config.is_file() and "\nrun_root: " in config.read_text(errors="replace")
+
+
 def open_run(root: str | os.PathLike, overrides: Sequence[str] | None = None) -> tuple[Run, Recipe]:
     """The run at `root` and its recipe, with `key.path=value` overrides, which says where it is
     now: a run may have been moved.
