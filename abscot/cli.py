@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from abscot.common.disk import error_line, exit_code, one_line
-from abscot.common.errors import NEEDS_A_PERSON, MissingInput, StageCrashed, UserError
+from abscot.common.errors import (
+    NEEDS_A_PERSON,
+    MachineError,
+    MissingInput,
+    StageCrashed,
+    UserError,
+)
+from abscot.common.gpus import hide_where_asked
 from abscot.common.process import die_with_parent, leave
 from abscot.method import schedules
 from abscot.pipeline.stages import maker_of
@@ -56,6 +63,7 @@ def run(main: Callable[[], int | None]) -> None:
     _speak_utf8()
     threading.excepthook = _end_of_thread
     die_with_parent()
+    hide_where_asked()
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -63,6 +71,9 @@ def run(main: Callable[[], int | None]) -> None:
         code = end.code or 0
     except MissingInput as error:
         _end(f"error: {error}; make it with: {_maker_of(error.path)}", NEEDS_A_PERSON)
+    except MachineError as error:
+        first = os.environ.get("LOCAL_RANK", "0") in ("0", "")
+        _end(f"error: {error}", NEEDS_A_PERSON, of_this_rank=first)
     except (UserError, FloatingPointError) as error:
         _end(f"error: {error}", NEEDS_A_PERSON)
     except StageCrashed as error:

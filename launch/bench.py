@@ -3,7 +3,7 @@
   python launch/bench.py channel     does the answer learn the CoT through the trace?
   python launch/bench.py attention   every backend of this machine against dense, causal, the floor
   python launch/bench.py step        a whole training step against three other ways, the same rows
-  python launch/bench.py gpu         kernels' tests, TFLOP/s and useful MFU on a CUDA GPU
+  python launch/bench.py gpu         the first hour on a GPU: kernels, steps, trainer, traces
   python launch/bench.py plan        time, balance and fill of a plan of 600k rows, beside TRL's
   python launch/bench.py loader      tokens/s, memory, resume of the batches, beside two libraries
   python launch/bench.py traces      constrained traces per second, beside vLLM and transformers
@@ -11,10 +11,11 @@
   python launch/bench.py grounding   tokens/s of grounded traces, beside plain forwards
   python launch/bench.py mask        the mask of one packed bin as a picture
 
-plan, loader, traces and grounding take options: python launch/bench.py plan --help. TRL and
-mosaicml-streaming are no part of the project; where they are not installed they are left out. They
-want other versions of what the project pins, so put them beside it, without their requirements:
-  .venv/bin/pip install --no-deps --target .peers trl accelerate mosaicml-streaming catalogue \\
+plan, loader, traces, grounding and gpu take options: python launch/bench.py plan --help. TRL
+and mosaicml-streaming are no part of the project; where they are not installed they are left out.
+They want other versions of what the project pins, so put them beside it, without their
+requirements:
+  .venv/bin/pip install --no-deps --target .peers trl==1.16.0 mosaicml-streaming catalogue \\
       brotli python-snappy cramjam zstd xxhash
   PYTHONPATH=.peers python launch/bench.py loader
 """
@@ -28,7 +29,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from abscot import cli
+LACKS = "{} is not installed for {}; bash launch/setup.sh makes .venv with all that is needed"
+try:
+    from abscot import cli
+except ModuleNotFoundError as missing:  # the python of a bare machine
+    print(f"error: {LACKS.format(missing.name, sys.executable)}", file=sys.stderr)
+    sys.exit(2)
+
+from abscot.common.errors import UserError
 
 BENCHMARKS = {  # name -> module with `run() -> dict`, which prints its tables on the way
     "channel": "abscot.bench.channel",
@@ -56,7 +64,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     options = [word for word in args.options if word != "--json"]
-    run = importlib.import_module(BENCHMARKS[args.name]).run
+    try:
+        run = importlib.import_module(BENCHMARKS[args.name]).run
+    except ModuleNotFoundError as missing:
+        raise UserError(LACKS.format(missing.name, sys.executable)) from None
     if options and not inspect.signature(run).parameters:
         parser.error(f"{args.name} takes no options of its own: {' '.join(options)}")
     result = run(options) if options else run()

@@ -4,8 +4,10 @@ run.
   python launch/plan.py                                 the tiny recipe
   python launch/plan.py --recipe launch/recipes/qwen3-4b-full-600k.yaml --world 64
   python launch/plan.py --recipe R --lengths FILE       a line per row: prompt,cot,answer tokens
+  python launch/plan.py --recipe R --scorecard FILE     the GPU as bench.py gpu measured it
 
-Lengths come from the run's shards; before there are any, from --lengths, or they are assumed.
+Lengths come from the run's shards; before there are any, from --lengths, or they are assumed. Hours
+come from a model of each kind of GPU with the kernels of this environment, or from --mfu.
 """
 
 import json
@@ -15,9 +17,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
-from abscot.common import hardware
 from abscot.common.arguments import whole_number
 from abscot.common.errors import UserError
+from abscot.pipeline.launchers import ranks_to_train_on
 from abscot.pipeline.preflight import preflight
 from abscot.pipeline.preflight_text import render
 
@@ -33,8 +35,14 @@ def main() -> None:
     parser.add_argument(
         "--mfu",
         type=float,
-        default=0.4,
-        help="share of the GPU's peak FLOPs that training reaches (default 0.4)",
+        help="share of the peak FLOPs that busy GPUs reach, measured: use what bench.py gpu or the "
+        "train log says (default: what the model of each kind of GPU says)",
+    )
+    parser.add_argument(
+        "--scorecard",
+        type=Path,
+        metavar="FILE",
+        help="JSON of bench.py gpu: what its GPU reaches, in place of published rates",
     )
     parser.add_argument(
         "--lengths",
@@ -45,10 +53,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     args = parser.parse_args()
     recipe = cli.recipe_of(args)
-    world = recipe.train.num_gpus or hardware.local_gpus() if args.world is None else args.world
-    if not 0 < args.mfu <= 1:
+    world = ranks_to_train_on(recipe.train.num_gpus) if args.world is None else args.world
+    if args.mfu is not None and not 0 < args.mfu <= 1:
         raise UserError(f"--mfu {args.mfu}: expected a share above 0, at most 1")
-    report = preflight(recipe, world, args.mfu, args.lengths)
+    if args.mfu and args.scorecard:
+        raise UserError("--mfu and --scorecard: expected one of them; the first says all")
+    report = preflight(recipe, world, args.mfu, args.lengths, args.scorecard)
     print(json.dumps(report, indent=1) if args.json else render(report))
 
 

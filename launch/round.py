@@ -15,8 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from abscot import cli
-from abscot.pipeline import runner
-from abscot.pipeline.launchers import allocation
+from abscot.pipeline import launchers, runner
 from abscot.pipeline.stages import select
 
 
@@ -39,8 +38,10 @@ def main() -> None:
     stages = select(recipe, args.round)
     if args.without_evaluation:
         stages = [stage for stage in stages if stage.kind != "evaluate"]
+    if fewer := launchers.fewer_ranks(recipe.train.num_gpus):
+        print(fewer, flush=True)
     if args.dry_run:
-        job, walltimes = allocation(), {}
+        job, walltimes = launchers.allocation(), {}
         if job:
             from abscot.pipeline.preflight import stage_walltimes
 

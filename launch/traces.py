@@ -29,7 +29,12 @@ def make_parser() -> argparse.ArgumentParser:
     names = [phase.name for phase in loop() if phase.trace_source == "model"]
     add("--phase", choices=names, required=True)
     add("--shard", type=whole_number(0), metavar="I", help="only shard I (from 0) of --of N")
-    add("--of", type=whole_number(1), metavar="N", help="number of shards (default: traces.shards)")
+    add(
+        "--of",
+        type=whole_number(1),
+        metavar="N",
+        help="number of shards (default: traces.shards; null: the engines that the GPUs here hold)",
+    )
     add(
         "--import",
         dest="pattern",
@@ -49,11 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     args = make_parser().parse_args()
     recipe = cli.recipe_of(args)
-    of = recipe.traces.shards if args.of is None else args.of
-    if args.shard is not None and not 0 <= args.shard < of:
-        raise UserError(f"--shard {args.shard}: expected 0 to {of - 1}, the shards being --of {of}")
     if (args.pattern, args.rows, args.export) != (None, None, None):
         return exchange(args, recipe)
+    of = args.of or recipe.traces.shards
+    if args.shard is not None and of is None:
+        raise UserError(f"--shard {args.shard}: expected --of N too, how many shards there are")
+    if args.shard is not None and args.shard >= of:
+        raise UserError(f"--shard {args.shard}: expected 0 to {of - 1}, the shards being --of {of}")
 
     from abscot.common.files import is_done
     from abscot.generation.trace_jobs import generate, open_job
@@ -61,6 +68,7 @@ def main() -> int:
     from abscot.method.schedules import GROUNDED
     from abscot.pipeline.fan_out import (
         chunks_of,
+        engines_here,
         generate_on_this_machine,
         processes_for_grounding,
     )
@@ -73,7 +81,7 @@ def main() -> int:
         return 0
     job = open_job(training)
     claim(recipe)
-    grounded = training.trace_source == GROUNDED
+    grounded, of = training.trace_source == GROUNDED, of or engines_here(recipe)
     if grounded and args.shard is None and args.of is None:
         of = processes_for_grounding(of)
     if args.shard is None and of > 1 and job.maker is not None:

@@ -18,6 +18,9 @@ if [ -n "${ABSCOT_CONTAINER:-}" ]; then
 fi
 contained+=("$(command -v python)")
 
+# srun does not take this over from the job since Slurm 22.05. Where it is not said, a step has all CPUs of the job.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+
 # Slurm's name of this job: <array>_<task>, or its number.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}

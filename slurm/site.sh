@@ -5,7 +5,9 @@
 # export SBATCH_PARTITION=gpu
 # export SBATCH_TIMELIMIT=1-00:00:00
 
-# module load cuda/12.8 gcc/12
+# CUDA as torch has it (.venv/bin/python -c 'import torch; print(torch.version.cuda)'): DeepSpeed compiles its CPU Adam with
+# it, and refuses another major version. CUDA 13 wants driver 580 or newer on the nodes.
+# module load cuda/13.0 gcc/12
 
 # The nodes see this folder, the virtual environment and the run directory under the same path, on a shared file system.
 if [ -f .venv/bin/activate ]; then

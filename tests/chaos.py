@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from abscot.model import checkpoint_dirs
 from abscot.training.audit import audit
 from kit.tiny_run import training_of
 from kit.training_run import (
@@ -62,6 +63,8 @@ def disturb(recipe, run, moment: str, draw: random.Random) -> bool:
     goal = before + draw.randint(1, 3)
 
     def reached() -> bool:
+        if moment == "before a step":
+            return (folder / "deepspeed.json").exists()
         if moment == "save":
             return saved_step(run) > before and any(folder.glob(".step_*.partial"))
         if moment == "export":
@@ -136,7 +139,7 @@ def chaos(root: Path, moments: list[str], seed: int, reference, **settings) -> d
         "exported": training_of(recipe, run, 1, "A").exported_steps(),
         "curve": curve_steps(run) == [step["step"] for step in theirs],
         "left_over": sorted(
-            {p.name for p in run.checkpoints(TAG).glob("*step_*")}
+            {p.name for p in checkpoint_dirs.superfluous(run.checkpoints(TAG))}
             | {p.name for p in (run.root / "intermediate").glob(".*")}
             | (shared_memory() - shared)
         ),

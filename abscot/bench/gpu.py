@@ -1,215 +1,169 @@
-"""On one CUDA GPU: the kernels' tests, attention TFLOP/s of each backend, useful MFU of whole
-training steps.
+"""The first hour on a GPU: the product itself, measured in parts of at most 8 minutes each.
 
-Useful work is what the method needs: allowed pairs, logits at supervised positions, no
-recomputation.
+  python launch/bench.py gpu                       all parts, one after the other
+  python launch/bench.py gpu --part kernels        attention and loss: right? how fast? and matmul
+  python launch/bench.py gpu --part step           whole steps of the model, lever by lever
+  python launch/bench.py gpu --part trainer        launch/train.py: ZeRO, LoRA, stop, resume, export
+  python launch/bench.py gpu --part traces         a chunk of traces at prompts of 20k tokens
+
+Each part adds to one file (--out), which launch/plan.py --scorecard reads, so that short slots on a
+GPU make one scorecard. The same command goes on with what a part had no time for; --again measures
+all of it anew.
 """
 
+import argparse
+import importlib
+import importlib.util
+import os
+import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
-import transformers
 
-from abscot.bench import tools
-from abscot.bench.attention import HEADS, document, measure
-from abscot.bench.step import VOCAB, adamw, packed_loss
-from abscot.common import hardware
+from abscot.bench.gpu_command import json_of
+from abscot.bench.gpu_part import Part, one_line
+from abscot.bench.gpu_scorecard import PARTS, Scorecard, text
+from abscot.common.arguments import whole_number
 from abscot.common.errors import UserError
-from abscot.method.phases import BOTTLENECK, PHASES
-from abscot.model import attention
+from abscot.common.process import PARENT, die_with_parent
 from abscot.recipe.load import ROOT
-from abscot.recipe.schema import LoraConfig
 
-DENSE_BF16_TFLOPS = {"H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "A100": 312}
-# TFLOP/s forward, backward on causal-document masks, 8k tokens, H100; MFU of a plain 7B at 8k.
-ANCHORS = {
-    "FlashAttention-3": (485, 320),
-    "FlexAttention": (181, 110),
+MINUTES = 8
+# Of a part's time: for ending what its last case has started.
+RESERVE_S = 10
+FOLLOWED_S = 2  # until what a killed part has started has seen that (process.py)
+MACHINE_LIMIT_S = 120
+NEEDS = {
+    "kernels": ("torch",),
+    "step": ("torch", "transformers"),
+    "trainer": ("torch", "transformers", "peft", "deepspeed"),
+    "traces": ("torch", "transformers", "peft", "deepspeed", "vllm"),
 }
-ANCHOR_MFU = 0.43
-BACKWARD_PRODUCTS = 2.5  # matrix products of a FlashAttention backward over those of its forward
-BINS = {8192: [4096, 4096], 32_768: [16_384, 8192, 4096, 4096]}  # phase A documents, tokens
-REPEATS = 5
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A Qwen3, as its config names it; tied embeddings, head_dim 128."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int = 8
-    head_dim: int = 128
-
-    def build(self, backend: str):
-        config = transformers.Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            tie_word_embeddings=True,
-            attn_implementation=backend,
-        )
-        with torch.device("cuda"):
-            return transformers.AutoModelForCausalLM.from_config(
-                config, dtype=torch.bfloat16
-            ).train()
-
-    @property
-    def layer_parameters(self) -> int:
-        attention_parameters = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return attention_parameters + 3 * self.hidden * self.intermediate
-
-    def useful_flops(
-        self, tokens: int, pairs: int, supervised_tokens: int, weight_gradients: bool
-    ) -> float:
-        """Forward and backward of one bin. Frozen weights need no gradient: two products instead of
-        three.
-        """
-        products = 6 if weight_gradients else 4
-        layers, head = (
-            self.layers * self.layer_parameters * tokens,
-            VOCAB * self.hidden * supervised_tokens,
-        )
-        return products * (layers + head) + 12 * self.layers * self.heads * self.head_dim * pairs
-
-
-SHAPES = {
-    "Qwen3-0.6B": Shape(1024, 3072, 28, 16),
-    "Qwen3-1.7B": Shape(2048, 6144, 28, 16),
-    "Qwen3-4B": Shape(2560, 9728, 36, 32),
-}
-CASES = [("Qwen3-4B", "lora"), ("Qwen3-1.7B", "full"), ("Qwen3-0.6B", "full")]
-
-
-def run() -> dict:
-    """Prints the scorecard. Raises UserError without a CUDA GPU."""
-    if not torch.cuda.is_available():
+def run(options: Sequence[str] = ()) -> dict:
+    """Prints the scorecard and returns it. Raises UserError without a CUDA GPU."""
+    args = _parser().parse_args(list(options))
+    name = "bench-gpu-tiny.json" if args.tiny else "bench-gpu.json"
+    card = Scorecard((args.out or ROOT / "runs" / name).resolve())
+    card.read()  # refused now, and not after the first part
+    if not (torch.cuda.is_available() or args.tiny):
         raise UserError(
-            "bench.py gpu: no CUDA GPU here; run it on a machine with one, e.g. srun --gpus=1"
+            "bench.py gpu: no CUDA GPU here; run it on a machine with one, e.g. srun --gpus=1, or "
+            "the flow alone with --tiny"
         )
-    result = {"kernel_tests_passed": kernel_tests_pass(), **tools.environment()}
-    result |= attention_scores()
-    for name, kind in CASES:
-        for phase in "AB":
-            for tokens in BINS:
-                key = f"{name}_{kind}_phase{phase}_{tokens // 1024}k"
-                result[key] = tools.in_own_process(
-                    "abscot.bench.gpu", name, kind, phase, str(tokens)
-                )
-    print(scorecard(result))
-    return result
+    machine = json_of(["abscot.bench.gpu_machine"], card.logs / "machine.log", MACHINE_LIMIT_S)
+    for line in machine["unpinned"]:
+        print(f"{line}: what does not work may be due to that", flush=True)
+    for part in [args.part] if args.part else PARTS:
+        _run_part(card, part, machine, args)
+    tree = card.read()
+    print(f"\n{text(tree)}\n\n{card.path}")
+    return tree
 
 
-def kernel_tests_pass() -> bool:
-    files = ["tests/unit/model/test_attention.py", "tests/unit/model/test_loss.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
-    return subprocess.run(command, cwd=ROOT).returncode == 0
-
-
-def attention_scores() -> dict[str, float]:
-    """TFLOP/s over the allowed pairs, forward and backward, per backend and bin."""
-    device, scores = torch.device("cuda"), {}
-    heads, _, head_dim = HEADS["cuda"]
-    attention.choose("varlen", device)  # FlashAttention-3 where it can be had
-    for tokens, documents in BINS.items():
-        packed = tools.synthetic_bin([document(n) for n in documents])
-        pairs = attention.layout_of(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
-        seconds = measure(packed, ["varlen", "flex", "segments"], device, repeats=20)
-        for name in ("varlen", "flex", "segments"):
-            forward, backward = (
-                seconds[name]["forward"],
-                seconds[name]["both"] - seconds[name]["forward"],
-            )
-            tflop = 4 * heads * head_dim * pairs / 1e12
-            scores[f"{name}_forward_tflops_{tokens // 1024}k"] = tflop / forward
-            scores[f"{name}_backward_tflops_{tokens // 1024}k"] = (
-                BACKWARD_PRODUCTS * tflop / backward
-            )
-    return scores
-
-
-def measure_step(name: str, kind: str, phase: str, tokens: int) -> dict[str, float]:
-    """Tokens per second, useful MFU (None on a GPU of unknown peak) and peak bytes of steps on one
-    bin.
-    """
-    attention.register()
-    shape = SHAPES[name]
-    lm = shape.build(attention.choose("auto", torch.device("cuda")))
-    if kind == "lora":
-        import peft
-
-        lora = LoraConfig()
-        config = peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            target_modules=lora.target_modules,
-        )
-        lm = peft.get_peft_model(lm, config, autocast_adapter_dtype=False).get_base_model()
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    packed = tools.synthetic_bin(phase_documents(phase, tokens), VOCAB)
-    pairs = attention.layout_of(packed, "abscot_varlen", BOTTLENECK).allowed_pairs
-    packed, optimizer = packed.to("cuda"), adamw(lm)
-
-    def step():
-        packed_loss(lm, packed).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    seconds = tools.interleaved_medians({"step": step}, REPEATS)["step"]
-    num_tokens, supervised = packed.labels.numel(), int((packed.labels >= 0).sum())
-    flops = shape.useful_flops(num_tokens, pairs, supervised, weight_gradients=kind == "full")
-    peak = next(
-        (t for gpu, t in DENSE_BF16_TFLOPS.items() if gpu in torch.cuda.get_device_name()), None
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench.py gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    return {
-        "tokens_per_s": num_tokens / seconds,
-        "useful_mfu": flops / seconds / (peak * 1e12) if peak else None,
-        "peak_bytes": hardware.peak_memory_bytes(),
-    }
-
-
-def phase_documents(phase: str, tokens: int) -> list[tools.Document]:
-    """With the CoT as they are; without it as many as fill the bin."""
-    documents = [document(n) for n in BINS[tokens]]
-    if PHASES[phase].sees_cot:
-        return documents
-    x, _, z, y = documents[0]
-    return [(x, 0, z, y)] * (tokens // (x + z + y))
-
-
-def scorecard(result: dict) -> str:
-    rows = []
-    for tokens in BINS:
-        size = f"{tokens // 1024}k"
-        for name in ("varlen", "flex", "segments"):
-            speeds = [result[f"{name}_{way}_tflops_{size}"] for way in ("forward", "backward")]
-            rows.append([f"{name}, {size}", *speeds])
-    rows += [[f"anchor: {name}, 8k, H100", *speeds] for name, speeds in ANCHORS.items()]
-    kernels = tools.table(
-        "\nattention, TFLOP/s over allowed pairs", ["", "forward", "backward"], rows
+    parser.add_argument("--part", choices=PARTS, help="only this one")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the scorecard (default: runs/bench-gpu.json)"
     )
-    steps = [
-        [key, value["tokens_per_s"], value["useful_mfu"] or "?", value["peak_bytes"] / 2**30]
-        for key, value in result.items()
-        if isinstance(value, dict)
-    ]
-    steps.append(["anchor: a 7B at 8k", "", ANCHOR_MFU, ""])
-    passed = "passed" if result["kernel_tests_passed"] else "FAILED"
-    header = ["", "tokens/s", "useful MFU", "peak GiB"]
-    training = tools.table("\ntraining steps", header, steps)
-    return "\n".join([kernels, training, f"\nkernel tests: {passed}"])
+    parser.add_argument(
+        "--minutes", type=whole_number(1, 600), default=MINUTES, help="a part's, at most"
+    )
+    parser.add_argument("--again", action="store_true", help="measure what is known anew")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny shapes, on a CPU too: a test of the flow"
+    )
+    return parser
+
+
+def _run_part(card: Scorecard, name: str, machine: dict, args: argparse.Namespace) -> None:
+    """Runs a part in a process of its own; what breaks it is in the scorecard."""
+    print(f"\n{name}: at most {args.minutes} minutes", flush=True)
+    known = {} if args.again else known_cases(card.read().get(name, {}), machine, args.tiny)
+    card.begin(name, machine=machine, tiny=args.tiny, cases=known, left_out={})
+    missing = [n for n in NEEDS[name] if importlib.util.find_spec(n) is None]
+    if missing:
+        why = f"{' and '.join(missing)} not installed; bash launch/setup.sh installs all"
+        card.put(name, skipped=why)
+        print(f"  skipped: {why}", flush=True)
+        return
+    began_s = time.monotonic()
+    ends_at = time.time() + 60 * args.minutes - RESERVE_S
+    command = [sys.executable, "-m", "abscot.bench.gpu", name, str(card.path), str(ends_at)]
+    with _work_of(card, name):
+        why = _ended_badly([*command, *["--tiny"] * args.tiny], 60 * args.minutes)
+    if why:
+        why = card.read()[name].get("error") or why
+        card.put(name, error=why)
+        print(f"  BROKEN: {why}", flush=True)
+    card.put(name, seconds=round(time.monotonic() - began_s, 1))
+
+
+def known_cases(part: dict, machine: dict, tiny: bool) -> dict[str, dict]:
+    """The cases of a part that need not be measured again: what went well on such a machine."""
+    before, keys = part.get("machine", {}), ("device", "gpus", "packages")
+    if part.get("tiny") != tiny or any(before.get(key) != machine[key] for key in keys):
+        return {}
+    return {name: found for name, found in part.get("cases", {}).items() if "error" not in found}
+
+
+@contextmanager
+def _work_of(card: Scorecard, name: str) -> Iterator[None]:
+    """Makes the part's work directory; gone behind it, and what a kill has left before it."""
+    shutil.rmtree(card.work(name), ignore_errors=True)
+    card.work(name).mkdir(parents=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(card.work(name), ignore_errors=True)
+        with suppress(OSError):  # another part works
+            card.work(name).parent.rmdir()
+
+
+def _ended_badly(command: list[str], limit_s: float) -> str | None:
+    """Runs a part's process; in words what was wrong with its end, None where nothing was."""
+    environ = {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    process, code = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True), None
+    try:
+        code = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return f"ended after {limit_s:.0f} s, its time"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if code is None:
+            time.sleep(FOLLOWED_S)
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}; what it said stands above" if code else None
+
+
+def _measure(name: str, path: str, ends_at: str, *tiny: str) -> None:
+    """The process of a part."""
+    card = Scorecard(Path(path))
+    entry = card.read()[name]
+    part = Part(name, card, float(ends_at), entry["machine"], bool(tiny), set(entry["cases"]))
+    try:
+        importlib.import_module(f"abscot.bench.gpu_{name}").measure(part)
+    except Exception as error:  # of no case: a package that is too old, a disk that is full
+        card.put(name, error=one_line(error))
+        raise
 
 
 if __name__ == "__main__":
-    import json
-
-    print(json.dumps(measure_step(*sys.argv[1:4], int(sys.argv[4]))))
+    die_with_parent()
+    _measure(*sys.argv[1:])

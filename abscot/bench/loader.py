@@ -16,31 +16,19 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from abscot.bench.synthetic_rows import VOCAB, write_store, write_traces
 from abscot.common.arguments import whole_number
 from abscot.common.draws import rng
-from abscot.common.files import is_done, publish, write_json_atomic
-from abscot.common.log import Progress, log
-from abscot.data.rows import Row
-from abscot.data.shards import ShardStore, ShardWriter, manifest_of
-from abscot.generation import collapse
-from abscot.generation.trace_records import (
-    SET_SCHEMA,
-    VERSION,
-    SetMeta,
-    TraceStats,
-    rows_sha256,
-)
-from abscot.generation.trace_set import TraceSet, publish_set
+from abscot.common.files import is_done, write_json_atomic
+from abscot.common.log import log
+from abscot.data.shards import ShardStore
+from abscot.generation.trace_set import TraceSet
 from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
-from abscot.method.schedules import RANDOM
-from abscot.method.vocab import AbstractVocab
 from abscot.packing.batches import Documents, prefetched
 from abscot.packing.phase_plan import plan_of
 from abscot.pipeline import estimate
@@ -48,7 +36,6 @@ from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
-VOCAB = AbstractVocab(tuple(range(1000, 1064)), 1064, 1065)
 SHORTER = 16  # than Dolci-like rows, so that 600k rows are 2.5 GB
 PEER_ROWS = 50_000  # a peer reads at most these many
 PEER_S = 30.0  # .. and at most this long
@@ -119,13 +106,14 @@ def _recipe() -> Recipe:
 
 def _write(root: Path, rows: int) -> None:
     """root/run: shards, traces and a base's config."""
-    run = Run(root / "run")
-    if is_done(run.traces("pi1_phaseA")) and json.loads((root / "rows.json").read_text()) == rows:
+    training = _training(root)
+    run, done = training.run, root / "rows.json"
+    if is_done(training.traces) and json.loads(done.read_text()) == rows:
         return
     total = estimate.dolci_like_lengths(rows, rng("bench")) // SHORTER + 8
-    with Progress(rows, "rows", "write shards") as progress:
-        store = _write_store(run, total, progress)
-    _write_traces(run, store)
+    eighth = total // 8
+    store = write_store(run, np.stack([eighth, total - 2 * eighth, eighth], axis=1))
+    write_traces(training, store)
     write_json_atomic(
         run.base / "config.json",
         {
@@ -139,68 +127,17 @@ def _write(root: Path, rows: int) -> None:
             "tie_word_embeddings": True,
         },
     )
-    write_json_atomic(root / "rows.json", rows)
+    write_json_atomic(done, rows)
 
 
-def _write_store(run: Run, total: np.ndarray, progress: Progress) -> ShardStore:
-    import tokenizers
-    import transformers
-
-    tokens = rng("bench", "tokens").integers(0, 1000, int(total.max()), dtype=np.int32)
-    word_level = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=word_level, chat_template="-")
-    none = np.zeros(0, np.int32)
-    chat = SimpleNamespace(
-        tokenizer=tokenizer, turn_end_id=0, no_think_suffix=none, think_open=none, think_close=none
-    )
-    with publish(run.shards) as directory:
-        entries = []
-        for shard, part in enumerate(
-            np.array_split(np.arange(len(total)), -(-len(total) // 20_000))
-        ):
-            writer = ShardWriter(directory / f"shard_{shard:05}.arrow")
-            for row in part.tolist():
-                ends = total[row] // 8, total[row] - total[row] // 8
-                prompt, cot, answer = np.split(tokens[: total[row]], ends)
-                writer.add(
-                    Row(f"row-{row}", prompt, cot, np.array([len(cot)], np.int32), answer, "bench")
-                )
-            entries.append(writer.close())
-            progress.update(len(part))
-        write_json_atomic(directory / "manifest.json", manifest_of(directory, entries, {}, chat))
-    return ShardStore(run.shards)
-
-
-def _write_traces(run: Run, store: ShardStore) -> None:
-    lengths = rng("bench", "traces").integers(4, 129, len(store))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    column = pa.ListArray.from_arrays(
-        offsets, rng("bench", "codes").integers(1000, 1064, offsets[-1], dtype=np.int32)
-    )
-    rows = np.arange(len(store))
-    table = pa.table([rows, store.ids(), column], schema=SET_SCHEMA)
-    meta = SetMeta(
-        version=VERSION,
-        round=1,
-        phase="A",
-        model_fingerprint=RANDOM,
-        store=store.hash,
-        rows=len(rows),
-        rows_sha256=rows_sha256(rows),
-        codebook_size=64,
-        m_min=4,
-        m_max=128,
-    )
-    values = column.values.to_numpy()
-    found = collapse.statistics(values, offsets, VOCAB.codebook_ids, 128, {}, 0)
-    stats = TraceStats(source=RANDOM, cut_prompts=0, empty_traces=0, warnings=[], **found)
-    publish_set(run.traces("pi1_phaseA"), table, meta, stats)
+def _training(root: Path) -> Training:
+    return Training(_recipe(), Run(root / "run"), PHASES["A"], 1)
 
 
 def _open(root: Path):
     """(plan, documents) as the trainer opens them."""
-    run, recipe = Run(root / "run"), _recipe()
-    training, store = Training(recipe, run, PHASES["A"], 1), ShardStore(run.shards)
+    training = _training(root)
+    recipe, store = training.recipe, ShardStore(training.run.shards)
     traces = TraceSet.load(training.traces, store)
     documents = Documents(store, traces, training.phase, VOCAB, recipe.train, recipe.traces)
     return plan_of(training, documents), documents

@@ -30,6 +30,12 @@ class UserError(Exception):
         return super().__str__()
 
 
+class MachineError(UserError):
+    """One machine cannot do what was asked of it; other nodes of a job may. The first of its ranks
+    tells.
+    """
+
+
 class MissingInput(UserError):
     """An input that some stage makes; the command line adds which command that is."""
 

@@ -30,11 +30,16 @@ def local_rank() -> int:
 
 
 def local_world_size() -> int:
-    """Ranks on this machine; each launcher has its own name for it."""
+    """Ranks on this machine: what the launcher says, or all of them."""
+    return told_local_world_size() or world_size()
+
+
+def told_local_world_size() -> int | None:
+    """Ranks on this machine; each launcher has its own name for it, and some say nothing."""
     for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
-    return world_size()
+    return None
 
 
 def cores_per_rank() -> int:

@@ -131,7 +131,8 @@ def _generate(
             s: stack.enter_context(open(job.partial(s), "a", encoding="utf-8")) for s in samples
         }
         bar = stack.enter_context(Progress(total, "answers", job.name, len(answers)))
-        for index, completions in asker.engine.stream([asker.request(questions[i]) for i in left]):
+        requests = [asker.request(questions[i]) for i in left]
+        for index, completions in asker.engine.stream(requests, lambda tokens: bar.update(0)):
             number = left[index]
             question = questions[number]
             answers[number] = KeptAnswer(

@@ -99,16 +99,30 @@ class Request:
         return Request([*self.prompt, *trace, *self.answer.opening], sampling, then=self.then)
 
 
+Stepped = Callable[[int], object]  # told after each step how many prompt tokens are computed
+
+
+def untold(tokens: int) -> None:
+    """A `Stepped` that tells nobody."""
+
+
 class Engine(Protocol):
-    """What generates. window_tokens: prompt and completion together, at most."""
+    """What generates. window_tokens: prompt and completion together, at most. stepped: told after
+    each step, for what shows that it is alive while nothing finishes.
+    """
 
     window_tokens: int
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
+    def stream(
+        self, requests: Sequence[Request], stepped: Stepped = untold
+    ) -> Iterator[tuple[int, list[Completion]]]:
         """Yields (index in `requests`, its completions stage by stage) as requests finish."""
 
     def surprisals(
-        self, texts: Sequence[Sequence[int]], positions: Sequence[int]
+        self,
+        texts: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        stepped: Stepped = untold,
     ) -> list[list[float]]:
         """-log p in nats of the last tokens of each text, each given those before it; positions:
         how many of each text, fewer than it has tokens. A text is shorter than window_tokens.

@@ -1,19 +1,62 @@
-"""The chunks of a trace set that is being made: an Arrow file each, there whole or not at all."""
+"""The chunks of a trace set that is being made: cut by what their rows cost, an Arrow file each,
+there whole or not at all.
+"""
 
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from abscot.common.disk import naming
 from abscot.common.errors import UserError
 from abscot.common.files import removed_on_error
+from abscot.data.shards import ShardStore
 from abscot.generation.trace_records import SCHEMA, Choices, ChunkMeta, read_table
 from abscot.generation.trace_sources import Item, Made, Source
+from abscot.method.lineage import Training
+from abscot.method.schedules import GROUNDED, RANDOM
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
+
+# Of a prompt, which cost as much as a decoded one: so it is behind a few hundred tokens (4B model,
+# H100). Behind 20,000 it is 50, but there the prompt itself is most of the work.
+DECODED_TOKENS = 2
+
+
+def row_tokens(training: Training, store: ShardStore) -> np.ndarray:
+    """int64 [rows of the store]: what a trace of each row costs at most, in tokens of a prompt: its
+    prompt, the CoT where it is in sight, and what is decoded and scored behind it, best_of times.
+    """
+    lengths, rules, source = store.lengths(), training.recipe.traces, training.trace_source
+    prompt = lengths["prompt"].astype(np.int64)
+    if source == RANDOM:
+        return np.full_like(prompt, rules.m_max)
+    if source == GROUNDED:
+        return prompt + lengths["cot"]
+    behind = DECODED_TOKENS * rules.m_max
+    if rules.best_of > 1:
+        behind = behind + prompt + rules.m_max + lengths["answer"]
+    seen = prompt + lengths["cot"] if training.traces_see_cot else prompt
+    return seen + rules.best_of * behind
+
+
+def cut(items: Iterable[Item], tokens: np.ndarray, most: int) -> Iterator[list[Item]]:
+    """The items in order, as many in a chunk as cost `most` tokens; a dearer one stands alone.
+    tokens: see row_tokens.
+    """
+    chunk, spent = [], 0
+    for item in items:
+        if chunk and spent + tokens[item.row] > most:
+            yield chunk
+            chunk, spent = [], 0
+        chunk.append(item)
+        spent += tokens[item.row]
+    if chunk:
+        yield chunk
 
 
 def write_chunk(path: Path, items: list[Item], source: Source, made: Made) -> None:

@@ -15,7 +15,8 @@ from abscot.common.errors import UserError
 from abscot.common.record import Record
 from abscot.method.phases import round_and_phase
 
-VERSION = 1  # of the files below: a set of another version is made again
+VERSION = 2  # of the files below: a set that is begun with another version is made again
+OLDEST = 1  # that is read all the same once it is published: its chunks were cut by rows
 TRACES, STATS, JOB = "traces.arrow", "stats.json", "job.json"
 IMPORTED = "imported"  # model_fingerprint of traces that were made elsewhere
 SCHEMA = pa.schema(
@@ -41,10 +42,11 @@ def mend(directory: Path, damaged: Path | None = None) -> str:
 
 
 class Sampling(Record):
-    """How the traces of a set were drawn."""
+    """How the traces of a set were drawn. chunk_rows: of version 1, which has no chunk_tokens."""
 
     seed: int
-    chunk_rows: int
+    chunk_tokens: int | None = None
+    chunk_rows: int | None = None
     source: str
     best_of: int
     random: str
@@ -68,7 +70,7 @@ class SetMeta(Record):
     sampled: None for imported traces, which have `imported`. rows: how many; rows_sha256: which.
     """
 
-    version: Annotated[int, pydantic.Field(ge=VERSION, le=VERSION)]
+    version: Annotated[int, pydantic.Field(ge=OLDEST, le=VERSION)]
     round: int
     phase: str
     model_fingerprint: str

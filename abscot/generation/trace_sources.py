@@ -1,6 +1,7 @@
 """Where traces come from: random draws where no model has learnt to write any, else a model."""
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,10 +16,11 @@ from abscot.method.sequence import answered_prompt, fit_prompt, trace_prompt, z_
 from abscot.method.vocab import AbstractVocab
 from abscot.recipe.schema import TraceConfig
 
-Made = Callable[[int], object]  # told that so many more traces are there, to show the progress
+# Told that so many more traces are there, perhaps none, and a note: to show the progress.
+Made = Callable[..., object]
 
 
-def untold(traces: int) -> None:
+def untold(traces: int, note: str = "") -> None:
     """A `Made` that tells nobody."""
 
 
@@ -31,6 +33,20 @@ class Item:
     row: int
     id: str
     sample: int
+
+
+class Pace:
+    """How fast an engine takes in a chunk: told with each of its steps, so that one which is at
+    work is heard of while no trace is there yet.
+    """
+
+    def __init__(self, made: Made, unit: str):
+        self.made, self.unit, self.note, self.began_s = made, unit, "", time.monotonic()
+
+    def stepped(self, tokens: int) -> None:
+        per_s = tokens / max(time.monotonic() - self.began_s, 1e-9)
+        self.note = f"{tokens:,} {self.unit}, {per_s:,.0f} a second"
+        self.made(0, self.note)
 
 
 class Source(Protocol):
@@ -103,13 +119,14 @@ class ModelTraces:
         # The candidates of an item stand together, so that its prompt is computed once.
         requests = list(itertools.chain.from_iterable(map(self._requests, items)))
         candidates, best_of = [[] for _ in requests], self.config.best_of
-        for index, (completion,) in self.engine.stream(requests):
+        pace = Pace(made, "prompt tokens")
+        for index, (completion,) in self.engine.stream(requests, pace.stepped):
             candidates[index] = codebook_tokens_of(completion, self.vocab, self.config)
-            made(index % best_of == 0)  # one candidate of an item stands for it
+            made(index % best_of == 0, pace.note)  # one candidate of an item stands for it
         if best_of == 1:
             return candidates
         groups = [candidates[i : i + best_of] for i in range(0, len(candidates), best_of)]
-        return self._best(items, groups)
+        return self._best(items, groups, made)
 
     def _requests(self, item: Item) -> list[Request]:
         """The first candidate has the seed of an only one."""
@@ -117,7 +134,9 @@ class ModelTraces:
         keys = [key, *((*key, candidate) for candidate in range(1, self.config.best_of))]
         return [trace_request(prompt, self.vocab, self.config, keyed_seed(*k)) for k in keys]
 
-    def _best(self, items: list[Item], groups: list[list[list[int]]]) -> list[list[int]]:
+    def _best(
+        self, items: list[Item], groups: list[list[list[int]]], made: Made
+    ) -> list[list[int]]:
         """The best candidate of each group. Equal candidates are scored once."""
         distinct = [list(dict.fromkeys(map(tuple, group))) for group in groups]
         texts, answers = [], []
@@ -125,7 +144,8 @@ class ModelTraces:
             x, y = self._prompt_and_answer(item.row)
             texts += [answered_prompt(self.vocab, x, trace, y) for trace in traces]
             answers += [len(y)] * len(traces)
-        scores = (-sum(found) for found in self.engine.surprisals(texts, answers))
+        pace = Pace(made, "tokens of candidates")
+        scores = (-sum(found) for found in self.engine.surprisals(texts, answers, pace.stepped))
         return [
             self._choose(item, traces, list(itertools.islice(scores, len(traces))))
             for item, traces in zip(items, distinct, strict=True)

@@ -4,9 +4,17 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from abscot.common.gpus import on_gpu
 from abscot.common.hardware import inference_dtype
 from abscot.generation.decoding import FREE, Rules, TraceTokens
-from abscot.generation.requests import Completion, Request, Running, Sampling
+from abscot.generation.requests import (
+    Completion,
+    Request,
+    Running,
+    Sampling,
+    Stepped,
+    untold,
+)
 from abscot.method.vocab import load_tokenizer
 from abscot.model.handover import check_files
 from abscot.model.shape import max_position
@@ -28,17 +36,20 @@ class TransformersEngine:
         check_files(Path(model))
         self.window_tokens = min(config.max_model_len_tokens, max_position(model))
         self.batch_size = config.max_num_seqs
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = "cuda" if on_gpu() else "cpu"
         dtype = getattr(torch, inference_dtype(config.dtype))
         lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True)
         self.lm = lm.to(self.device).eval()
         self.traces = TraceTokens.of(load_tokenizer(model), codebook_size)
         self.rules = self.traces and Rules(self.traces, self.device)
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
+    def stream(
+        self, requests: Sequence[Request], stepped: Stepped = untold
+    ) -> Iterator[tuple[int, list[Completion]]]:
         """Like VllmEngine.stream; a batch holds neighbouring requests with the same
-        sampling rules.
+        sampling rules, and is a step.
         """
+        computed = 0
         running = [Running(index, request) for index, request in enumerate(requests)]
         while running:
             first = running[0].request.sampling
@@ -50,6 +61,7 @@ class TransformersEngine:
             ]
             batch = [r for r in rules if (r.request.hidden is not None) is hides][: self.batch_size]
             generate = self._generate_hidden if hides else self._generate
+            computed += sum(len(r.request.prompt) for r in batch)
             for one, completion in zip(batch, generate([r.request for r in batch]), strict=True):
                 one.stages.append(completion)
                 following = one.request.next_stage(completion)
@@ -58,9 +70,13 @@ class TransformersEngine:
                     yield one.index, one.stages
                 else:
                     one.request = following
+            stepped(computed)
 
     def surprisals(
-        self, texts: Sequence[Sequence[int]], positions: Sequence[int]
+        self,
+        texts: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        stepped: Stepped = untold,
     ) -> list[list[float]]:
         """See requests.Engine."""
         import torch
@@ -71,6 +87,7 @@ class TransformersEngine:
             with torch.inference_mode():
                 log_p = self._log_p(texts[start : start + self.batch_size], max(asked))
             found += [(-row[-n:]).tolist() for row, n in zip(log_p, asked, strict=True)]
+            stepped(sum(map(len, texts[: len(found)])))
         return found
 
     def _log_p(self, texts: Sequence[Sequence[int]], positions: int):

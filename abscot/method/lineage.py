@@ -22,6 +22,7 @@ from abscot.common.files import is_done
 from abscot.method.phases import PHASES, Phase, baselines, loop
 from abscot.method.schedules import (
     GROUNDED,
+    MODEL_WITH_COT,
     SAMPLED,
     check_channel_rows,
     given_epochs,
@@ -73,6 +74,11 @@ class Training:
     def trace_model(self) -> Path | None:
         """The model that samples its traces; None where no model does."""
         return self.before.export if self.trace_source in SAMPLED else None
+
+    @property
+    def traces_see_cot(self) -> bool:
+        """Are its traces made with the CoT in sight, where a model samples them?"""
+        return self.phase.sees_cot or self.trace_source == MODEL_WITH_COT
 
     @property
     def trace_maker(self) -> Path | None:

@@ -107,8 +107,9 @@ class CausalCall:
     """
 
     sequences: tuple[Sequence, ...]
-    query_index: torch.Tensor  # int64 [rows of queries]: where they stand in the bin, no row twice
-    key_index: torch.Tensor  # int64 [rows of keys]: likewise
+    # int64 [rows of queries]: where they stand in the bin, ascending; None: all rows of it
+    query_index: torch.Tensor | None
+    key_index: torch.Tensor | None  # int64 [rows of keys]: likewise
     cu_seqlens_q: torch.Tensor  # int32 [sequences + 1]
     cu_seqlens_k: torch.Tensor
     max_seqlen_q: int
@@ -122,8 +123,8 @@ class CausalCall:
         num_queries, num_keys = [s.num_queries for s in sequences], [s.num_keys for s in sequences]
         return cls(
             tuple(sequences),
-            _rows([s.queries for s in sequences]).to(device),
-            _rows([run for s in sequences for run in s.keys]).to(device),
+            _rows([s.queries for s in sequences], num_tokens, device),
+            _rows([run for s in sequences for run in s.keys], num_tokens, device),
             _cumulated(num_queries).to(device),
             _cumulated(num_keys).to(device),
             max(num_queries),
@@ -213,8 +214,12 @@ def _documents(document_id: torch.Tensor, segment_id: torch.Tensor) -> list[list
     return documents
 
 
-def _rows(runs: list[tuple[int, int]]) -> torch.Tensor:
-    return torch.cat([torch.arange(start, stop) for start, stop in runs])
+def _rows(
+    runs: list[tuple[int, int]], num_tokens: int, device: torch.device
+) -> torch.Tensor | None:
+    """The rows of ascending runs; None where they are all of the bin."""
+    rows = torch.cat([torch.arange(start, stop) for start, stop in runs])
+    return None if len(rows) == num_tokens else rows.to(device)
 
 
 def _cumulated(lengths: list[int]) -> torch.Tensor:

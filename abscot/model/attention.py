@@ -1,16 +1,14 @@
 """The attention backends, registered with transformers' AttentionInterface.
 
 `segments` (SDPA, any device) and `varlen` (FlashAttention, CUDA) execute the same two-call layout,
-`flex` a BlockMask (CUDA), `dense` a boolean mask (the reference). The layers get what
-`layout_of` built as a keyword; `hidden_states` makes the call.
+`dense` a boolean mask (the reference), `flex` a BlockMask (what benchmarks compare with). The
+layers get what `layout_of` built as a keyword; `hidden_states` makes the call.
 """
 
 import functools
-import importlib.util
 import itertools
 
 import torch
-from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -20,6 +18,7 @@ from abscot.common.hardware import compute_dtype
 from abscot.common.log import log
 from abscot.method import masks
 from abscot.method.phases import HiddenPairs
+from abscot.model import kernels
 
 PREFIX = "abscot_"
 
@@ -34,37 +33,27 @@ def register() -> None:
         AttentionInterface.register(PREFIX + name, functools.partial(_attention, backend))
 
 
-def choose(requested: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
-    """The registered name of the backend `requested` (model.attention); `auto` picks one and says
-    which.
+def choose(requested: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The registered name of the backend `requested` (model.attention) for weights of `dtype`;
+    `auto` picks one. Logs it, with the FlashAttention that it runs on.
 
-    On Hopper, FlashAttention-3 takes the place of torch's own kernels where its package is
-    installed. Raises UserError for a backend that cannot train on `device` in `dtype`.
+    Raises UserError for a backend that cannot run on `device` in `dtype`.
     """
-    cuda = device.type == "cuda"
     has_flash = (
-        cuda and torch.cuda.get_device_capability(device) >= (8, 0) and dtype != torch.float32
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
     )
     if requested == "auto":
         requested = "varlen" if has_flash else "segments"
-        log(f"attention: {requested} on {device.type}")
     if requested == "varlen" and not has_flash:
         raise UserError(
             "model.attention: varlen needs a CUDA GPU of compute capability 8.0 and 16-bit "
             f"weights, found {dtype} on {device}; use --set model.attention=auto"
         )
-    if requested == "flex" and not cuda:
-        raise UserError(
-            f"model.attention: flex has no backward on {device}; use --set model.attention=auto"
-        )
-    if requested == "varlen" and _flash_attention_3(device):
-        activate_flash_attention_impl("FA3")
+    by = kernels.use_flash_attention(device) if requested == "varlen" else "SDPA"
+    log(f"kernels: attention {requested} by {by}, {dtype} on {device.type}")
     return PREFIX + requested
-
-
-def _flash_attention_3(device: torch.device) -> bool:
-    hopper = torch.cuda.get_device_capability(device) == (9, 0)
-    return hopper and importlib.util.find_spec("flash_attn_interface") is not None
 
 
 def layout_of(batch, backend: str, hidden: HiddenPairs):
@@ -127,31 +116,34 @@ def dense(query, key, value, mask: torch.Tensor, scale: float | None = None) -> 
 
 
 def flex(query, key, value, mask, scale: float | None = None) -> torch.Tensor:
-    """FlexAttention over a BlockMask; on a CPU its eager form, forward only."""
-    kernel = (
-        _compiled_flex() if query.is_cuda and not torch.compiler.is_compiling() else flex_attention
-    )
+    """FlexAttention over a BlockMask; on a CPU its eager form, forward only.
+
+    No backend for training: it is compiled for each length of a bin, and the bins of a training
+    hardly ever have the same.
+    """
+    kernel = _compiled_flex() if query.is_cuda else flex_attention
     return kernel(query, key, value, block_mask=mask, scale=scale, enable_gqa=True).transpose(1, 2)
 
 
 @functools.cache
 def _compiled_flex():
-    return torch.compile(flex_attention, dynamic=False)
+    # At torch's own limit of 8 it would go on uncompiled, with all scores in memory.
+    return torch.compile(flex_attention, dynamic=False, recompile_limit=64)
 
 
 def varlen(
     query, key, value, layout: masks.Layout, scale: float | None = None, kernel=varlen_attn
 ) -> torch.Tensor:
     """The calls of `layout`, each one call of `kernel`, which has the signature of torch's
-    varlen_attn.
+    varlen_attn. Where one call holds all rows in order nothing is copied.
     """
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = torch.zeros_like(query)
-    for call in layout.calls:
-        part = kernel(
-            _TakeRows.apply(query, call.query_index),
-            _TakeRows.apply(key, call.key_index),
-            _TakeRows.apply(value, call.key_index),
+    of_queries = [call.query_index for call in layout.calls]
+    of_keys = [call.key_index for call in layout.calls]
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    operands = (_taken(query, of_queries), _taken(key, of_keys), _taken(value, of_keys))
+    parts = [
+        kernel(
+            *rows,
             call.cu_seqlens_q,
             call.cu_seqlens_k,
             call.max_seqlen_q,
@@ -160,25 +152,54 @@ def varlen(
             window_size=(-1, 0),  # causal, the last query at the last key
             enable_gqa=True,
         )
-        out.index_copy_(0, call.query_index, part)
-    return out[None]
+        for call, *rows in zip(layout.calls, *operands, strict=True)
+    ]
+    if of_queries[0] is None:
+        return parts[0][None]
+    return _PutRows.apply(layout.num_tokens, of_queries, *parts)[None]
+
+
+def _taken(x: torch.Tensor, indices: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """The rows of x [T, ..] at each index; None: x itself."""
+    taken = iter(_TakeRows.apply(x, [index for index in indices if index is not None]))
+    return [x if index is None else next(taken) for index in indices]
 
 
 class _TakeRows(torch.autograd.Function):
-    """x[index] for an index without repeats: the gradient is a plain copy, where indexing adds
-    atomically.
+    """x[index] for each index; none holds a row twice. The gradients are copied into one tensor
+    like x, where indexing would add atomically into one for each index.
     """
 
     @staticmethod
-    def forward(ctx, x, index):
-        ctx.save_for_backward(index)
-        ctx.num_rows = x.shape[0]
-        return x.index_select(0, index)
+    def forward(ctx, x, indices):
+        ctx.num_rows, ctx.indices = x.shape[0], indices
+        return tuple(x.index_select(0, index) for index in indices)
+
+    @staticmethod
+    def backward(ctx, first, *others):
+        grad = first.new_zeros(ctx.num_rows, *first.shape[1:])
+        grad.index_copy_(0, ctx.indices[0], first)
+        for index, part in zip(ctx.indices[1:], others, strict=True):
+            grad.index_copy_(0, index, part + grad.index_select(0, index))
+        return grad, None
+
+
+class _PutRows(torch.autograd.Function):
+    """The parts at their indices, in which no row stands twice, of num_rows rows; the others 0."""
+
+    @staticmethod
+    def forward(ctx, num_rows, indices, *parts):
+        ctx.indices = indices
+        out = parts[0].new_empty(num_rows, *parts[0].shape[1:])
+        if sum(map(len, parts)) < num_rows:
+            out.zero_()
+        for index, part in zip(indices, parts, strict=True):
+            out.index_copy_(0, index, part)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        (index,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.num_rows, *grad.shape[1:]).index_copy_(0, index, grad), None
+        return None, None, *(grad.index_select(0, index) for index in ctx.indices)
 
 
 def segments(query, key, value, layout: masks.Layout, scale: float | None = None) -> torch.Tensor:
@@ -188,7 +209,7 @@ def segments(query, key, value, layout: masks.Layout, scale: float | None = None
     twice as fast as one with an explicit mask, and the rows it wastes are the few of X and Z.
     """
     dtype = compute_dtype(query)
-    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    q, k, v = (x.squeeze(0).transpose(0, 1).to(dtype) for x in (query, key, value))
     outputs = {}
     for call in layout.calls:
         q_at, k_at, v_at = (_views(x, call) for x in (q, k, v))
@@ -204,7 +225,7 @@ def segments(query, key, value, layout: masks.Layout, scale: float | None = None
                 scale=scale,
                 enable_gqa=True,
             )
-            outputs[first] = out[0].transpose(0, 1)[missing:]
+            outputs[first] = out.squeeze(0).transpose(0, 1)[missing:]
     out = torch.cat([outputs[start] for start in sorted(outputs)])
     # The padding at the end sees nothing.
     out = pad(out, (0, 0, 0, 0, 0, layout.num_tokens - out.shape[0]))

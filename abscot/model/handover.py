@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 
 from abscot.common import files
+from abscot.common.errors import UserError
 from abscot.common.log import log
 from abscot.common.record import Record
 from abscot.method.phases import NOTHING_HIDDEN
-from abscot.model import attention
-
-HANDOVER_KL = 0.015  # nats per token; bf16 kernels that differ stay far below
+from abscot.model import attention, checkpoint_dirs
 
 
 class Probe(Record):
@@ -78,6 +77,14 @@ def surprisals(module, batch, positions: int) -> list[float]:
     return found
 
 
+def divergence(live: list[float], served: list[float]) -> float:
+    """KL in nats per token of two engines' surprisals of the same tokens, estimated as
+    r - 1 - log r of the two probabilities' ratio r, which is never negative.
+    """
+    gaps = [one - other for one, other in zip(live, served, strict=True)]
+    return sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
+
+
 def check_files(model: Path) -> None:
     """Compares the files of a published model with their checksums before an engine reads them.
     Raises UserError. A model from elsewhere has none.
@@ -89,24 +96,35 @@ def check_files(model: Path) -> None:
         log(f"{model.name}: {size / 1e9:.2f} GB verified in {time.monotonic() - began_s:.1f} s")
 
 
-def check_handover(engine, model: Path) -> None:
+def check_handover(engine, model: Path, most_kl: float) -> None:
     """Compares the engine's probabilities with those that the export has left in DONE: they were
-    computed by the live weights.
-
-    Per token the KL divergence is estimated as r - 1 - log r of the two probabilities' ratio r,
-    which is never negative. Raises RuntimeError above HANDOVER_KL: then weights were lost on the
-    way, and every trace would be another model's.
+    computed by the live weights. Raises as `agree` does.
     """
     probe = Probe.left_in(model)
     if probe is None or len(probe.tokens) >= engine.window_tokens:
         return
     (found,) = engine.surprisals([probe.tokens], [len(probe.surprisals)])
-    gaps = [live - served for live, served in zip(probe.surprisals, found, strict=True)]
-    kl = sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
-    if not kl <= HANDOVER_KL:
-        raise RuntimeError(
+    agree(model, probe, found, most_kl)
+
+
+def agree(model: Path, probe: Probe, found: list[float], most_kl: float) -> None:
+    """found: the probe's surprisals by an engine that has loaded `model`. Where they agree, the
+    checkpoint kept for the model is let go.
+
+    Raises UserError above most_kl: then weights were lost on the way, and every trace would be
+    another model's.
+    """
+    kl = divergence(probe.surprisals, found)
+    if not kl <= most_kl:
+        kept = checkpoint_dirs.kept_for(model)
+        raise UserError(
             f"{model}: this engine's probabilities are not those of the trained weights (KL "
-            f"{kl:.4f} per token, at most {HANDOVER_KL}); ask a model that was trained in fp32 "
-            f"with --set inference.dtype=fp32, else delete {model} to export it again"
+            f"{kl:.4f} per token, inference.handover_kl is {most_kl:g}); ask a model that was "
+            "trained in fp32 with --set inference.dtype=fp32"
+            + (
+                f", else delete {model}: its training then exports it again from {kept}"
+                * bool(kept)
+            )
         )
     log(f"{model.name}: the engine agrees with the trained weights, KL {kl:.1e} per token")
+    checkpoint_dirs.let_go(model)

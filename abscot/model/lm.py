@@ -10,10 +10,11 @@ import transformers
 
 from abscot.common import hardware
 from abscot.common.log import log
-from abscot.model import attention
+from abscot.model import attention, kernels
 from abscot.model.cpu_linear import upcast_linears
 from abscot.model.lora import with_lora
 from abscot.model.loss import right_tokens, supervised_loss
+from abscot.model.recompute import checkpoint_layers
 from abscot.recipe.schema import Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -61,12 +62,14 @@ def unwrapped(lm):
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
 
-def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> SupervisedLM:
+def load_for_training(
+    directory: Path, recipe: Recipe, device: torch.device, name: str
+) -> SupervisedLM:
     """The model at `directory`, ready for `deepspeed.initialize`: backend, checkpointing and LoRA
-    as in the recipe.
+    as in the recipe. name: of the training, which keys the adapters' random start.
     """
     attention.register()
-    backend = attention.choose(recipe.model.attention, device)
+    backend = attention.choose(recipe.model.attention, device, DTYPES[recipe.model.dtype])
     lm = transformers.AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=DTYPES[recipe.model.dtype],
@@ -74,12 +77,11 @@ def load_for_training(directory: Path, recipe: Recipe, device: torch.device) -> 
         use_safetensors=True,
         trust_remote_code=recipe.model.trust_remote_code,
     )
+    kernels.fuse(lm, device)
     if recipe.lora:
-        lm = with_lora(lm, recipe, directory)
+        lm = with_lora(lm, recipe, directory, name)
     if recipe.model.gradient_checkpointing:
-        # Reentrant: the only kind that works with PEFT under ZeRO-3 (trl#6356).
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        lm.enable_input_require_grads()
+        checkpoint_layers(lm, recipe.model.keep_attention)
     if device.type == "cpu" and recipe.model.dtype == "bf16" and not hardware.cpu_has_bf16():
         log(
             "this CPU has no bf16 instructions: weights stay bf16, their matrix products run in "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from abscot.common.draws import keyed_seed
 from abscot.method.vocab import AbstractVocab, load_tokenizer
 from abscot.recipe.schema import Recipe
 
@@ -39,9 +40,10 @@ def merged_weight(parameter, wrapper) -> torch.Tensor:
     return tensor
 
 
-def with_lora(lm, recipe: Recipe, directory: Path):
+def with_lora(lm, recipe: Recipe, directory: Path, name: str):
     """peft adapters. `new_rows` trains only the abstract rows of the (tied) table; `full` the whole
-    table.
+    table. name: of the training: their random start is keyed by it and the recipe's seed, and so
+    the same on all ranks, in every run, whatever was drawn before.
     """
     import peft
 
@@ -64,5 +66,7 @@ def with_lora(lm, recipe: Recipe, directory: Path):
         base_model_name_or_path=str(directory),
         **embeddings,
     )
-    # fp32 adapters on a bf16 model raise under ZeRO-3 (DeepSpeed#8072).
-    return peft.get_peft_model(lm, config, autocast_adapter_dtype=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(recipe.seed, name, "lora"))
+        # fp32 adapters on a bf16 model raise under ZeRO-3 (DeepSpeed#8072).
+        return peft.get_peft_model(lm, config, autocast_adapter_dtype=False)

@@ -4,7 +4,8 @@ way.
 A training bin supervises a small part of its tokens, and logits are 60 times wider than hidden
 states: 32k tokens x 151,936 entries are 20 GB in fp32. Here at most `chunk_tokens` rows of logits
 exist, and they become their own gradient in place: three matrix products, no recomputation. The
-weight is read in the forward only, where ZeRO-3 has it gathered.
+weight is read in the forward only, where ZeRO-3 has it gathered; its gradient is summed over the
+chunks in fp32.
 """
 
 import importlib.util
@@ -15,6 +16,9 @@ import torch
 from abscot.common.hardware import compute_dtype
 from abscot.method.phases import SEGMENT_Y, SEGMENT_Z
 from abscot.method.sequence import IGNORE
+
+PART_ROWS = 128  # of a chunk, whose logits exist in fp32 at the same time
+PART_ENTRIES = 8192  # of the vocabulary, whose 16-bit products exist at the same time
 
 
 class LossSums(NamedTuple):
@@ -79,10 +83,10 @@ class _SummedHeadLoss(torch.autograd.Function):
             with_gradient and needed for needed in ctx.needs_input_grad[:2]
         )
         compute = compute_dtype(weight)
-        matrix = weight.to(compute)
-        losses = torch.empty(len(targets), dtype=_at_least_fp32(compute), device=hidden.device)
+        matrix, summed = weight.to(compute), _at_least_fp32(compute)
+        losses = torch.empty(len(targets), dtype=summed, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(matrix) if needs_weight else None
+        grad_weight = torch.zeros_like(matrix, dtype=summed) if needs_weight else None
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             x = hidden[chunk].to(compute)
@@ -91,9 +95,10 @@ class _SummedHeadLoss(torch.autograd.Function):
             if needs_hidden:
                 grad_hidden[chunk] = logits @ matrix
             if needs_weight:
-                grad_weight.addmm_(logits.t(), x)
+                _add_product_(grad_weight, logits, x)
             del logits  # before the next chunk's are made
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype) if needs_weight else None)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
@@ -101,13 +106,36 @@ class _SummedHeadLoss(torch.autograd.Function):
     def backward(ctx, grad, _):
         # In place: a second copy of the weight's gradient is what this avoids. Autograd notices a
         # reuse.
-        return *(g if g is None else g.mul_(grad) for g in ctx.saved_tensors), None, None, None
+        grad_hidden, grad_weight = (g if g is None else g.mul_(grad) for g in ctx.saved_tensors)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total [V, H] += left^T right, of left [rows, V] and right [rows, H], which may be of 16 bits
+    where the total is fp32.
+    """
+    if total.dtype == right.dtype:
+        total.addmm_(left.t(), right)
+    elif total.is_cuda:
+        torch.addmm(total, left.t(), right, out_dtype=total.dtype, out=total)
+    else:  # a CPU has no such product: parts of it are made in 16 bits
+        parts = (total.split(PART_ENTRIES), left.split(PART_ENTRIES, dim=1))
+        for part, columns in zip(*parts, strict=True):
+            part += columns.t() @ right
 
 
 def _cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The losses of logits [rows, V], which become their gradient, softmax - one-hot, in place."""
     if logits.is_cuda and importlib.util.find_spec("liger_kernel"):
         return _fused_cross_entropy_(logits, targets)
+    parts = zip(logits.split(PART_ROWS), targets.split(PART_ROWS), strict=True)
+    return torch.cat([_plain_cross_entropy_(*part) for part in parts])
+
+
+def _plain_cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The same in an fp32 copy of all the logits."""
     work = logits.to(_at_least_fp32(logits.dtype))
     work -= work.amax(1, keepdim=True)
     shifted_target = work.gather(1, targets[:, None])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from abscot.common.errors import UserError
 from abscot.model.weights import read_json, said
-from abscot.recipe.schema import LoraConfig
+from abscot.recipe.schema_train import LoraConfig
 
 GB = 1e9
 BF16_BYTES, FP32_BYTES = 2, 4  # bytes
@@ -43,6 +43,14 @@ class ModelShape:
             number("vocab_size"),
             config.get("tie_word_embeddings") is True,
         )
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        return self.kv_heads * self.head_dim
 
     @property
     def linear_parameters_per_layer(self) -> int:
@@ -87,19 +95,24 @@ class ModelShape:
         """Trainable parameters: r (in + out) per target layer, and the new rows or the
         whole tables.
         """
-        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        ends = {
-            "q_proj": self.hidden + query,
-            "k_proj": self.hidden + key,
-            "v_proj": self.hidden + key,
-            "o_proj": query + self.hidden,
-            "gate_proj": self.hidden + self.intermediate,
-            "up_proj": self.hidden + self.intermediate,
-            "down_proj": self.intermediate + self.hidden,
-        }
         rows = new_rows if lora.embeddings == "new_rows" else self.vocab
-        adapters = lora.r * sum(ends.get(name, 0) for name in lora.target_modules) * self.layers
+        adapters = lora.r * sum(self.adapted_widths(lora)) * self.layers
         return adapters + rows * self.hidden * (1 if self.tied else 2)
+
+    def adapted_widths(self, lora: LoraConfig) -> tuple[int, int]:
+        """(inputs, outputs) of a layer's linear layers that get an adapter, added up."""
+        query, key = self.query_width, self.key_width
+        ends = {
+            "q_proj": (self.hidden, query),
+            "k_proj": (self.hidden, key),
+            "v_proj": (self.hidden, key),
+            "o_proj": (query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+        found = [ends[name] for name in lora.target_modules if name in ends]
+        return sum(width for width, _ in found), sum(width for _, width in found)
 
 
 QWEN3 = {  # config.json of Qwen/Qwen3-*, for planning before anything is downloaded

@@ -12,6 +12,7 @@ import transformers
 
 from abscot.common import hardware
 from abscot.common.errors import UserError
+from abscot.common.gpus import on_gpu
 from abscot.method.phases import NOTHING_HIDDEN, SEGMENT_X
 from abscot.model import attention
 from abscot.model.check import quiet
@@ -53,7 +54,7 @@ class HiddenStates:
         dtype: str = "auto",
         trust_remote_code: bool = False,
     ):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if on_gpu() else "cpu")
         self.capacity_tokens = capacity_tokens
         kind = getattr(torch, hardware.inference_dtype(dtype))
         attention.register()

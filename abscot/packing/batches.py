@@ -4,7 +4,7 @@ padding. What a document is stands in method/sequence.py.
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -117,8 +117,11 @@ class Documents:
         compared on.
         """
         row = self.store.row(0)
-        tokens = np.concatenate([row.prompt, row.answer])[:most_tokens]
-        return _collate([[(tokens, SEGMENT_X, False)]], np.zeros(1, np.int64), [row.id])
+        return self.text(np.concatenate([row.prompt, row.answer])[:most_tokens])
+
+    def text(self, tokens: Sequence[int]) -> Batch:
+        """These tokens as plain text, of no row and without labels."""
+        return _collate([[(np.asarray(tokens, np.int32), SEGMENT_X, False)]], None, [])
 
     def _document(self, row: Row, number: int) -> list[Piece]:
         trace = self.traces.trace(number) if self.traces else self.pause

@@ -1,10 +1,9 @@
-"""What a run will need, from shapes alone: memory of a GPU, FLOPs, hours, disk."""
+"""What a run will need, from shapes alone: memory of a rank, disk."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from abscot.common.hardware import Gpu
 from abscot.model.shape import BF16_BYTES, FP32_BYTES, GB, ModelShape
 from abscot.training.optimizer import OPTIMIZERS
 
@@ -21,6 +20,7 @@ class Sharding:
     offload_parameters: bool = False
     max_live_parameters: float = 1e9
     bucket: float = 5e7  # elements of a reduce bucket
+    overlap: bool = True  # communication beside compute
 
     @classmethod
     def of_config(cls, config: dict) -> "Sharding":
@@ -34,6 +34,7 @@ class Sharding:
             devices[1] != "none",
             zero.get("stage3_max_live_parameters", 1e9),
             zero.get("reduce_bucket_size", 5e8),
+            zero.get("overlap_comm", zero.get("stage", 0) == 3),
         )
 
     @property
@@ -59,14 +60,15 @@ def memory_bytes(
     *,
     checkpointing: bool,
     chunk_tokens: int,
+    keep_attention: bool = False,
     trainable: int | None = None,
     optimizer: str = "adamw",
 ) -> dict[str, float]:
     """Peak bytes of one GPU by part. It trains bins of `bin_tokens` in bf16 and sums gradients in
-    fp32.
+    fp32. Without Liger's kernels, which save less.
 
-    trainable: parameters that are trained (default: all). `host` is CPU memory per rank, not part
-    of `total`.
+    keep_attention: beside the inputs of checkpointed layers. trainable: parameters that are trained
+    (default: all). `host` is CPU memory per rank, not part of `total`.
     """
     parameters, trained = shape.parameters, shape.parameters if trainable is None else trainable
     parts: dict[str, float] = dict.fromkeys(
@@ -87,15 +89,19 @@ def memory_bytes(
         parts["host"] += parts["parameters"]
         parts["parameters"] = 0.0
     buckets = 2 * FP32_BYTES * min(sharding.bucket, trained)
+    # What is gathered ahead (stage3_prefetch_bucket_size) is among it.
     live = (
         BF16_BYTES * min(sharding.max_live_parameters, parameters) if sharding.stage >= 3 else 0.0
     )
     parts["gathered"] = live + buckets
-    parts["activations"] = bin_tokens * activation_bytes_per_token(shape, checkpointing)
-    head_gradient = (
-        BF16_BYTES * shape.vocab * shape.hidden if trained >= shape.vocab * shape.hidden else 0.0
-    )
-    parts["loss head"] = head_gradient + chunk_tokens * shape.vocab * (BF16_BYTES + FP32_BYTES)
+    # The loss works before the layers' backward: a chunk of logits in bf16 and fp32, beside the
+    # table's gradient in fp32, which in bf16 then waits for the end of the backward.
+    table = shape.vocab * shape.hidden if trained >= shape.vocab * shape.hidden else 0
+    logits = chunk_tokens * shape.vocab * (BF16_BYTES + FP32_BYTES)
+    kept = bin_tokens * kept_bytes_per_token(shape, checkpointing, keep_attention)
+    layer = bin_tokens * working_bytes_per_token(shape, checkpointing)
+    parts["activations"] = kept + max(layer, FP32_BYTES * table + logits)
+    parts["loss head"] = BF16_BYTES * table
     parts["runtime"] = RUNTIME_BYTES
     parts["total"] = sum(size for name, size in parts.items() if name != "host")
     return parts
@@ -109,6 +115,7 @@ def cpu_memory_bytes(
     *,
     checkpointing: bool,
     chunk_tokens: int,
+    keep_attention: bool = False,
     trainable: int | None = None,
     optimizer: str = "adamw",
     bf16_in_hardware: bool = False,
@@ -135,9 +142,11 @@ def cpu_memory_bytes(
         "runtime": CPU_RUNTIME_BYTES,
     }
     live = BF16_BYTES * min(sharding.max_live_parameters, parameters) if stage >= 3 else 0.0
+    activations = kept_bytes_per_token(shape, checkpointing, keep_attention)
+    activations += working_bytes_per_token(shape, checkpointing)
     work = {
         "gathered": live,
-        "activations": bin_tokens * activation_bytes_per_token(shape, checkpointing),
+        "activations": bin_tokens * activations,
         "loss head": _cpu_head_bytes(shape, chunk_tokens, trained, bf16_in_hardware),
     }
     step = 0.0 if offloaded else kind.step_copies * FP32_BYTES * share
@@ -158,20 +167,36 @@ def _cpu_head_bytes(
     return logits + copies * compute * table
 
 
-def activation_bytes_per_token(shape: ModelShape, checkpointing: bool) -> float:
+def saved_bytes_per_token(shape: ModelShape) -> int:
     """Saved by a layer: its norms' inputs and outputs, q k v through norm, RoPE and attention, the
-    attention's output, and the four tensors of the gated MLP; the norms work in fp32. With
-    checkpointing a layer keeps its input, and one layer at a time is computed again, with gradients
-    as large as what it saved.
+    attention's output, and the four tensors of the gated MLP; the norms work in fp32.
     """
-    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    saved = (
-        BF16_BYTES * (5 * shape.hidden + 4 * query + 5 * key + 4 * shape.intermediate)
-        + 2 * FP32_BYTES * shape.hidden
-    )
+    width = 5 * shape.hidden + 4 * shape.query_width + 5 * shape.key_width + 4 * shape.intermediate
+    return BF16_BYTES * width + 2 * FP32_BYTES * shape.hidden
+
+
+def kept_bytes_per_token(shape: ModelShape, checkpointing: bool, keep_attention: bool) -> int:
+    """Kept by all layers between forward and backward; with checkpointing their inputs, and
+    attention's outputs with their log-sum-exps in fp32.
+    """
     if not checkpointing:
-        return shape.layers * saved
-    return shape.layers * BF16_BYTES * shape.hidden + 2 * saved
+        return shape.layers * (saved_bytes_per_token(shape) + _row_bytes_per_token(shape))
+    attention = BF16_BYTES * shape.query_width + FP32_BYTES * shape.heads
+    return shape.layers * (BF16_BYTES * shape.hidden + keep_attention * attention)
+
+
+def working_bytes_per_token(shape: ModelShape, checkpointing: bool) -> int:
+    """Of the layer whose backward runs: the gradients inside its MLP, and what it saved where that
+    was computed again.
+    """
+    gradients = 2 * BF16_BYTES * (shape.intermediate + shape.hidden)
+    saved = saved_bytes_per_token(shape) + _row_bytes_per_token(shape)
+    return gradients + checkpointing * saved
+
+
+def _row_bytes_per_token(shape: ModelShape) -> int:
+    """Saved too where a layer has several attention calls: the q, k and v that each took."""
+    return BF16_BYTES * (shape.query_width + 2 * shape.key_width)
 
 
 def smallest_world_size(limit_bytes: float, memory_of, most: int = 4096) -> int | None:
@@ -184,52 +209,6 @@ def smallest_world_size(limit_bytes: float, memory_of, most: int = 4096) -> int 
     return None
 
 
-def trace_seconds(
-    shape: ModelShape,
-    gpu: Gpu,
-    prompt_tokens: np.ndarray,
-    trace_tokens: float,
-    *,
-    mfu: float,
-    samples: int = 1,
-    bandwidth_share: float = 0.6,
-) -> float:
-    """GPU seconds to prefill `prompt_tokens` (one per row) and to decode `trace_tokens` more per
-    row, `samples` times from the same prefill.
-
-    Prefill runs at `mfu`. Decoding reads, each step, all weights once and the KV cache of as many
-    rows as fit beside the weights in 0.9 of the memory (at most 256), at `bandwidth_share` of the
-    bandwidth.
-    """
-    lengths = prompt_tokens.astype(float)
-    prefill = _forward_flops(shape, prompt_tokens) / (mfu * gpu.flops)
-    weights = BF16_BYTES * shape.parameters
-    row_bytes = shape.kv_bytes_per_token * (lengths.mean() + trace_tokens)
-    together = float(np.clip((0.9 * gpu.memory_gb * GB - weights) / row_bytes, 1, 256))
-    step_s = (weights + together * row_bytes) / (bandwidth_share * gpu.bandwidth)
-    return prefill + samples * len(lengths) * trace_tokens * step_s / together
-
-
-def states_seconds(
-    shape: ModelShape, gpu: Gpu, tokens: np.ndarray, layers: int, *, mfu: float
-) -> float:
-    """GPU seconds of a forward of causal texts (`tokens`: one per row) through the first `layers`
-    layers, without the head.
-    """
-    return _forward_flops(shape, tokens) * layers / shape.layers / (mfu * gpu.flops)
-
-
-def scoring_seconds(shape: ModelShape, gpu: Gpu, tokens: np.ndarray, *, mfu: float) -> float:
-    """GPU seconds of the log-probabilities of all tokens of texts (`tokens`: one per row)."""
-    head = 2 * shape.hidden * shape.vocab * float(tokens.sum())
-    return (_forward_flops(shape, tokens) + head) / (mfu * gpu.flops)
-
-
-def _forward_flops(shape: ModelShape, tokens: np.ndarray) -> float:
-    lengths = tokens.astype(float)
-    return shape.forward_flops(lengths.sum(), (lengths * (lengths + 1) / 2).sum())
-
-
 def disk_bytes(
     shape: ModelShape,
     *,
@@ -239,13 +218,14 @@ def disk_bytes(
     checkpoints: int,
     saved_bytes: float,
 ) -> dict[str, float]:
-    """Shards, traces, checkpoints (one more exists while it is written) and exported models, in
-    bytes. saved_bytes: of one checkpoint; what is not trained is not in it.
+    """Shards, traces, checkpoints and exported models, in bytes. saved_bytes: of one checkpoint;
+    what is not trained is not in it. One more exists while it is written, and the last of the
+    training before, until an engine has agreed with its model.
     """
     return {
         "shards": FP32_BYTES * row_tokens * 1.02,
         "traces": FP32_BYTES * trace_tokens,
-        "checkpoints": (checkpoints + 1) * saved_bytes,
+        "checkpoints": (checkpoints + 2) * saved_bytes,
         "models": BF16_BYTES * shape.parameters * models,
     }
 

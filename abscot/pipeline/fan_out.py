@@ -3,9 +3,9 @@
 import os
 import subprocess
 
+from abscot.common import gpus
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
-from abscot.common.hardware import local_gpus
 from abscot.common.log import log
 from abscot.common.process import PARENT
 from abscot.common.ranks import cores_per_rank, without_ranks
@@ -82,14 +82,16 @@ def training_behind(recipe: Recipe, run: Run, model: Model) -> Training:
     return follows[0]
 
 
+def engines_here(recipe: Recipe) -> int:
+    """vLLM engines that the GPUs of this machine hold; one where there are none."""
+    return max(1, gpus.count() // recipe.inference.tensor_parallel)
+
+
 def processes_for_grounding(shards: int) -> int:
     """That code CoTs on this machine: one a GPU, else one a core, and few, for each loads the
     base; `shards` at least.
     """
-    import torch
-
-    here = local_gpus() if torch.cuda.is_available() else min(MOST_ON_CPU, cores_per_rank())
-    return max(shards, here)
+    return max(shards, gpus.count() or min(MOST_ON_CPU, cores_per_rank()))
 
 
 def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int:
@@ -97,15 +99,21 @@ def generate_on_this_machine(command: list[str], of: int, gpus_each: int) -> int
     where there are any.
 
     Returns 0, or the exit code of a shard that failed after all have ended: what the others made is
-    kept.
+    kept. Raises UserError where a shard wants more GPUs than are visible, MachineError where torch
+    cannot use them.
     """
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(local_gpus())))).split(
-        ","
-    )
+    here = gpus.usable()
+    if here and gpus_each > len(here):
+        raise UserError(
+            f"inference.tensor_parallel is {gpus_each}: expected at most {len(here)}, the GPUs "
+            f"that are visible here; lower it with --set inference.tensor_parallel={len(here)}"
+        )
     shards = []
     for shard in range(of):
-        mine = [gpus[(shard * gpus_each + i) % len(gpus)] for i in range(gpus_each)]
-        environ = {**_environment(), "CUDA_VISIBLE_DEVICES": ",".join(mine)}
+        environ = _environment()
+        if here:
+            mine = [here[(shard * gpus_each + i) % len(here)] for i in range(gpus_each)]
+            environ[gpus.VISIBLE] = ",".join(mine)
         shards.append(
             subprocess.Popen([*command, "--shard", str(shard), "--of", str(of)], env=environ)
         )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from abscot.common import gpus
 from abscot.common.errors import UserError
-from abscot.common.hardware import local_gpus
 from abscot.common.process import PARENT
 from abscot.common.ranks import CORES_PER_RANK, RANK_VARIABLES, number_of, without_ranks
 from abscot.recipe.load import ROOT
@@ -21,6 +21,7 @@ SHARD = ROOT / "slurm" / "shard.sh"
 LAST_RANK_S = 300
 # Whatever the terminal: what a stage prints goes through a pipe, what it writes into files.
 UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+SRUN_CORES = "SRUN_CPUS_PER_TASK"  # slurm/job.sh sets it to what the job was given per task
 # In lines by which a launcher says no more than that a rank has failed.
 LAUNCHERS_WORDS = ("subprocess", "[launch.py", "srun: ")
 
@@ -64,8 +65,12 @@ class Launch:
         gets its own from its launcher.
         """
         environ = {**without_ranks(dict(os.environ)), "PYTHONUNBUFFERED": "1", **UTF8}
+        if self.ranks and command[0] != "srun":
+            environ = _for_deepspeed(environ)
         if command[0] != "srun" and not command[0].endswith("mpiexec"):
             return {**environ, PARENT: str(os.getpid())}  # seen on this node only
+        if self.mpi:  # it starts one daemon a node by srun, whose cores are those of all its ranks
+            environ.pop(SRUN_CORES, None)
         if self.mpi and os.geteuid() == 0:  # a container: whoever started this has decided that
             environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         if self.ranks:
@@ -74,7 +79,18 @@ class Launch:
         return environ
 
     def _deepspeed_ranks(self, script: list[str], port: int) -> list[str]:
-        launcher = [*container(), beside_python("deepspeed"), "--num_gpus", str(self.ranks)]
+        """On the GPUs that are visible here: its --num_gpus alone would take the first ones of the
+        machine. Raises MachineError where torch cannot use them.
+        """
+        visible, named = gpus.usable(), gpus.VISIBLE in os.environ
+        chosen = ["--num_gpus", str(self.ranks)]
+        if visible and named and all(gpu.isdecimal() for gpu in visible):
+            chosen = ["--include", f"localhost:{','.join(visible[: self.ranks])}"]
+        elif visible and named:  # its --include knows no UUIDs; numbers that it sets are set back
+            named_again = f"{gpus.VISIBLE}={','.join(visible[: self.ranks])}"
+            script = ["env", named_again, sys.executable, "-u", *script]
+            chosen += ["--no_python", "--no_local_rank"]
+        launcher = [*container(), beside_python("deepspeed"), *chosen]
         return [*launcher, "--master_port", str(port), *script]
 
     def _srun_ranks(self, plain: list[str]) -> list[str]:
@@ -88,7 +104,19 @@ class Launch:
     def _srun_engines(self, plain: list[str], job: Allocation) -> list[str]:
         per_node = max(1, job.tasks // job.nodes // self.gpus_per_engine)
         shard = ["bash", str(SHARD), str(self.gpus_per_engine)]
-        return [*srun(job.nodes * per_node), f"--ntasks-per-node={per_node}", *shard, *plain]
+        tasks = [*srun(job.nodes * per_node), f"--ntasks-per-node={per_node}"]
+        if cores := number_of("SLURM_CPUS_PER_TASK", 0):  # of the job: a task of it is a GPU
+            tasks.append(f"--cpus-per-task={cores * (job.tasks // job.nodes // per_node)}")
+        return [*tasks, *shard, *plain]
+
+
+def _for_deepspeed(environ: dict[str, str]) -> dict[str, str]:
+    """Which GPUs are meant stands in its command line; where none is, only this word reaches its
+    ranks, for whom it sets CUDA_VISIBLE_DEVICES on CPUs too.
+    """
+    if gpus.hidden():
+        return {**environ, gpus.ACCELERATOR: "cpu"}
+    return {name: value for name, value in environ.items() if name != gpus.VISIBLE}
 
 
 def srun(tasks: int) -> list[str]:
@@ -126,10 +154,29 @@ def allocation() -> Allocation | None:
     return Allocation(max(1, number_of("SLURM_JOB_NUM_NODES", 1)), tasks)
 
 
-def ranks_to_train_on() -> int:
-    """A rank per task of the Slurm job, or per GPU of this machine."""
-    job = allocation()
-    return job.tasks if job else local_gpus()
+def ranks_to_train_on(wanted: int | None) -> int:
+    """wanted: the recipe's train.num_gpus. A rank per task of the Slurm job, or per GPU of this
+    machine where there are any.
+    """
+    if job := allocation():
+        return wanted or job.tasks
+    here = gpus.count()
+    return min(wanted or here, here) if here else wanted or 1
+
+
+def gpus_here() -> bool:
+    """Whether this machine, or each node of the Slurm job, has GPUs to use."""
+    return gpus.count() > 0 or number_of("SLURM_GPUS_ON_NODE", 0) > 0
+
+
+def fewer_ranks(wanted: int | None) -> str | None:
+    """A line where this machine has fewer GPUs than `wanted` (train.num_gpus)."""
+    ranks = ranks_to_train_on(wanted)
+    if wanted is None or ranks >= wanted:
+        return None
+    return (
+        f"train.num_gpus is {wanted}, and the GPUs that are visible here are {ranks}: a rank each"
+    )
 
 
 def job_id() -> str | None:
@@ -148,13 +195,14 @@ def take_ranks_from_slurm() -> None:
 
     Raises UserError where the ranks are not told where to meet.
     """
-    cores, per_node = (
-        os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_NTASKS_PER_NODE")
+    per_task, on_node, per_node = (
+        number_of(f"SLURM_{name}", 0)
+        for name in ("CPUS_PER_TASK", "CPUS_ON_NODE", "NTASKS_PER_NODE")
     )
-    if cores.isdigit():
-        os.environ[CORES_PER_RANK] = cores
-    if per_node.isdigit():
-        os.environ.setdefault("LOCAL_WORLD_SIZE", per_node)
+    if cores := per_task or (per_node and on_node // per_node):
+        os.environ[CORES_PER_RANK] = str(cores)
+    if per_node:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(per_node))
     if "RANK" in os.environ or number_of("SLURM_STEP_NUM_TASKS", 1) < 2:
         return
     os.environ |= {

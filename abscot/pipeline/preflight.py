@@ -6,6 +6,7 @@ import numpy as np
 
 from abscot.common.errors import UserError
 from abscot.common.files import is_done
+from abscot.common.hardware import GPUS
 from abscot.common.log import format_s
 from abscot.generation.trace_set import TraceSet
 from abscot.method.lineage import Training, listed_baselines, trainings
@@ -18,6 +19,8 @@ from abscot.pipeline import estimate
 from abscot.pipeline.preflight_advice import advice
 from abscot.pipeline.preflight_hours import CODEBOOK, Work
 from abscot.pipeline.preflight_lengths import Lengths, describe, lengths_of
+from abscot.pipeline.preflight_levers import levers
+from abscot.pipeline.scorecard import with_measured
 from abscot.pipeline.sizing import Sizing
 from abscot.recipe.load import local_path
 from abscot.recipe.run import Run
@@ -26,14 +29,19 @@ from abscot.training.optimizer import OPTIMIZERS
 
 
 def preflight(
-    recipe: Recipe, world_size: int, mfu: float, lengths_file: Path | None = None
+    recipe: Recipe,
+    world_size: int,
+    mfu: float | None = None,
+    lengths_file: Path | None = None,
+    scorecard: Path | None = None,
 ) -> dict:
     """Rows, phases, memory, hours, disk and advice as plain JSON values; sizes in bytes, times in
-    hours.
+    hours. mfu: in place of the model of speed; scorecard: what a GPU was measured to reach.
 
-    Raises UserError for lengths that cannot be read and for a base whose shape is not known.
+    Raises UserError for files that cannot be read and for a base whose shape is not known.
     """
     run = Run.of(recipe)
+    gpus = with_measured(GPUS, scorecard) if scorecard else GPUS
     shape, lengths = shape_of(recipe, run), lengths_of(recipe, run, lengths_file)
     rounds, baselines = trainings(recipe, run), listed_baselines(recipe, run)
     firsts = [next((t for t in rounds if t.phase == phase), None) for phase in loop()]
@@ -42,22 +50,35 @@ def preflight(
     by_name = {phase["phase"]: phase for phase in phases}
     bin_tokens = max(phase["max_bin_tokens"] for phase in phases)
     sizing = Sizing(recipe, shape, world_size, bin_tokens)
+    work, speeds = Work(recipe, run, lengths, by_name), [sizing.speed(gpu, mfu) for gpu in gpus]
+    memory = [
+        {
+            **sizing.needs(setting),
+            "training_gpu_hours": {
+                speed.gpu.name: work.training_s(sizing.in_setting(setting, speed)) / 3600
+                for speed in speeds
+            },
+        }
+        for setting in sizing.settings
+    ]
+    hours = [work.hours(speed) for speed in speeds]
     report = {
         "recipe": recipe.name,
         "base": recipe.model.base,
         "parameters": shape.parameters,
         "trainable": sizing.trainable,
         "world": world_size,
-        "mfu": mfu,
+        "mfu": {of["gpu"]: of["mfu"] for of in hours},
         "data": describe(lengths),
         "phases": phases,
-        "memory": list(sizing.settings()),
+        "memory": memory,
         "cpu_rank_bytes": sizing.cpu_rank_memory(),
         "until_channel": recipe.train.until_channel,
-        "hours": Work(recipe, run, shape, lengths, by_name).hours(world_size, mfu),
+        "levers": [] if mfu else levers(recipe, work, speeds),
+        "hours": hours,
         "disk": _disk(sizing, lengths, planned, by_name),
     }
-    return {**report, "advice": list(advice(recipe, shape, report))}
+    return {**report, "advice": list(advice(sizing, work, speeds, report))}
 
 
 def _disk(
@@ -139,7 +160,8 @@ def _phase(training: Training, shape: ModelShape, lengths: Lengths, world_size: 
         rows=rows,
     )
     sums = {name: int(documents[name][rows].sum()) for name in ("total", "supervised", "pairs")}
-    bin_tokens = np.add.reduceat(documents["total"][plan.rows], plan.bin_starts[:-1])
+    bins = {n: np.add.reduceat(documents[n][plan.rows], plan.bin_starts[:-1]) for n in sums}
+    largest = int(plan.bin_costs().argmax())
     epochs = [loop_epochs(recipe, phase, r) for r in range(1, recipe.rounds + 1)]
     return {
         "phase": phase.name,
@@ -150,23 +172,27 @@ def _phase(training: Training, shape: ModelShape, lengths: Lengths, world_size: 
         "steps": plan.num_steps * training.epochs,
         "tokens": sums["total"],
         "supervised_tokens": sums["supervised"],
+        "pairs": sums["pairs"],
+        "attention_calls": 2 if phase.hidden else 1,
         "bins": plan.num_bins,
         "bins_per_step": float(np.median(np.diff(plan.step_starts))),
         "fill": sums["total"] / (plan.num_bins * train.capacity_tokens),
-        "max_bin_tokens": int(bin_tokens.max()),
+        "max_bin_tokens": int(bins["total"].max()),
+        "largest_bin": {n: int(bins[n][largest]) for n in ("total", "pairs", "supervised")},
+        "most_bins_per_rank": -(-int(np.diff(plan.step_starts).max()) // world_size),
         "utilisation": plan.utilisation(world_size),
-        "flops": shape.training_flops(sums["total"], sums["pairs"], sums["supervised"]),
+        "flops": shape.training_flops(
+            sums["total"], sums["pairs"], sums["supervised"], recipe.lora is not None
+        ),
     }
 
 
-def stage_walltimes(
-    recipe: Recipe, world_size: int, gpu: str = "H100 80 GB", mfu: float = 0.4
-) -> dict[str, str]:
+def stage_walltimes(recipe: Recipe, world_size: int, gpu: str = "H100 80 GB") -> dict[str, str]:
     """Stage -> about how long it takes on `world_size` GPUs; empty where the base's shape is
     not known.
     """
     try:
-        hours = next(h for h in preflight(recipe, world_size, mfu)["hours"] if h["gpu"] == gpu)
+        hours = next(h for h in preflight(recipe, world_size)["hours"] if h["gpu"] == gpu)
     except UserError:
         return {}
     most = "at most " if recipe.train.until_channel else ""
@@ -174,8 +200,9 @@ def stage_walltimes(
     for stage, gpu_hours in hours["stage_gpu_hours"].items():
         gpus = 1 if stage == CODEBOOK else world_size
         time = format_s(3600 * gpu_hours / gpus)
-        limit = most if stage.startswith("train") else ""
-        walltimes[stage] = f"{limit}about {time} on {gpus} x {gpu} at MFU {mfu:.2f}"
+        walltimes[stage] = f"about {time} on {gpus} x {gpu}"
+        if stage.startswith("train"):
+            walltimes[stage] = f"{most}{walltimes[stage]} at MFU {hours['mfu']:.2f}"
         if not gpu_hours:
             made = "a codebook that is there" if stage == CODEBOOK else "random traces"
             walltimes[stage] = f"minutes: {made}"

@@ -1,5 +1,7 @@
 """The preflight as text for a terminal."""
 
+import sys
+
 from abscot.common.hardware import GPUS
 from abscot.common.log import format_s
 from abscot.common.table import Table
@@ -31,6 +33,7 @@ def render(report: dict) -> str:
     ]
     out += ["", Table(("tokens", *columns), tuple(rows)).text(), ""]
     out += [_phase_table(report), "", _memory_table(report), ""]
+    out += [_bin_table(report), "", *_lever_table(report)]
     out += [_stage_table(report), "", _hours_table(report), *_upper_bounds(report), ""]
     cpu = report["cpu_rank_bytes"]
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in cpu.items() if name != "total")
@@ -81,16 +84,51 @@ def _phase_table(report: dict) -> str:
 
 def _memory_table(report: dict) -> str:
     parts = [name for name in report["memory"][0]["bytes"] if name != "host"]
-    heads = ("GB per GPU", *parts, "host", *(f"{gpu.memory_gb:.0f} GB" for gpu in GPUS))
+    kinds = [f"{gpu.memory_gb:.0f} GB" for gpu in GPUS]
+    heads = ("GB per GPU", *parts, "host", *kinds, *(f"GPU-h on {kind}" for kind in kinds))
     rows = [
         (
             m["setting"],
             *(f"{m['bytes'][name] / GB:.1f}" for name in (*parts, "host")),
             *("fits" if f else "no" for f in m["fits"].values()),
+            *(f"{h:,.0f}" for h in m["training_gpu_hours"].values()),
         )
         for m in report["memory"]
     ]
     return Table(heads, tuple(rows)).text()
+
+
+def _bin_table(report: dict) -> str:
+    """Where the time goes."""
+    parts = list(next(iter(report["hours"][0]["phases"].values()))["bin_s"])
+    rows = [
+        (
+            f"{name}, {h['gpu']}",
+            *(f"{of['bin_s'][part]:.3g}" for part in parts),
+            f"{sum(of['bin_s'].values()):.3g}",
+            f"{of['mfu']:.2f}",
+        )
+        for h in report["hours"]
+        for name, of in h["phases"].items()
+    ]
+    return Table(("seconds of a mean bin", *parts, "total", "MFU"), tuple(rows)).text()
+
+
+def _lever_table(report: dict) -> list[str]:
+    if not report["levers"]:
+        return []
+    kinds = [h["gpu"] for h in report["hours"]]
+    rows = [
+        (
+            lever["name"],
+            f"{'on' if lever['on'] else 'OFF'}: {lever['state']}",
+            *(f"{lever['gpu_hours'][gpu]:,.1f}" for gpu in kinds),
+        )
+        for lever in report["levers"]
+    ]
+    heads = ("GPU-h of training that it saves", "", *kinds)
+    here = f"Packages are those of {sys.prefix}: plan in the environment that trains."
+    return [Table(heads, tuple(rows)).text(), here, ""]
 
 
 def _stage_table(report: dict) -> str:
@@ -113,7 +151,8 @@ def _upper_bounds(report: dict) -> list[str]:
 
 def _hours_table(report: dict) -> str:
     heads = (
-        f"all trainings, MFU {report['mfu']:.2f}",
+        "all",
+        "MFU of training",
         "training GPU-h",
         "of the channel",
         "sampled traces GPU-h",
@@ -123,6 +162,7 @@ def _hours_table(report: dict) -> str:
     rows = [
         (
             h["gpu"],
+            f"{h['mfu']:.2f}",
             f"{h['training_gpu_hours']:,.1f}",
             f"{h['channel_gpu_hours']:,.1f}",
             f"{h['trace_gpu_hours']:,.1f}",

@@ -20,7 +20,7 @@ from abscot.pipeline.stages import Stage, maker_of
 from abscot.recipe.run import Run, claim
 from abscot.recipe.schema import Recipe
 
-MAX_CRASHES = 3  # of a stage, each soon after its start: then it needs a person too
+MAX_CRASHES = 3  # of a stage, each soon after its start or hung: then it needs a person too
 SOON_S = 1800
 
 
@@ -102,10 +102,12 @@ def run_stage(run: Run, stage: Stage, stop: ForwardedStop, hang_minutes: float) 
         _end_group(process)
     seconds = time.monotonic() - start
     outcome = _outcome(code != 0 or not stage.done(), code, stop.asked)
-    error = _last_error(tail) if outcome in ("failed", "crashed") else None
+    error = last_error(tail) if outcome in ("failed", "crashed") else None
     if error and watchdog.fired:
         error = f"printed nothing for {hang_minutes:g} minutes (hang_minutes)"
-    crashes = (state.crashes + 1 if seconds < SOON_S else 1) if outcome == "crashed" else 0
+    crashes = 0
+    if outcome == "crashed":
+        crashes = state.crashes + 1 if seconds < SOON_S or watchdog.fired else 1
     state.finished(outcome, crashes, error).write(state_file)
     _raise_unless_done(stage, outcome, crashes, f"(exit {code}): {error}; its log: {log_file}")
     return seconds
@@ -195,7 +197,7 @@ def _tee(process, log_file, watchdog: Watchdog) -> collections.deque:
     return tail
 
 
-def _last_error(tail) -> str:
+def last_error(tail) -> str:
     """The line that says most: the last one that names an error, else the last one."""
     named = [
         line

@@ -1,18 +1,30 @@
-"""A recipe on so many ranks: the parameters it trains, how they are spread, their memory."""
+"""A recipe on so many ranks: what it trains, how that is spread, its memory and its speed."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from abscot.common import hardware
-from abscot.common.hardware import GPUS
+from abscot.common.hardware import GPUS, Gpu
 from abscot.method.vocab import abstract_tokens
 from abscot.model.shape import GB, ModelShape
 from abscot.pipeline.estimate import Sharding, cpu_memory_bytes, memory_bytes
+from abscot.pipeline.speed import Levers, Speed
 from abscot.recipe.deepspeed_file import read_deepspeed_file
 from abscot.recipe.load import ROOT
-from abscot.recipe.schema import LoraConfig, Recipe
+from abscot.recipe.schema import Recipe
+from abscot.recipe.schema_train import LoraConfig
 
 USABLE = 0.95  # share of a GPU's memory that a process can have
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to train. lora: None where all parameters are trained."""
+
+    name: str
+    sharding: Sharding
+    lora: LoraConfig | None
 
 
 @dataclass(frozen=True)
@@ -32,13 +44,35 @@ class Sizing:
     @property
     def trainable(self) -> int:
         """Parameters that the recipe trains."""
-        return self.adapter_parameters if self.recipe.lora else self.shape.parameters
+        return self.trained_by(self.recipe.lora)
 
-    @property
-    def adapter_parameters(self) -> int:
-        """Parameters that LoRA trains, as in the recipe or by default."""
-        new_rows = len(abstract_tokens(self.recipe.codebook_size))
-        return self.shape.lora_parameters(self.recipe.lora or LoraConfig(), new_rows)
+    def trained_by(self, lora: LoraConfig | None) -> int:
+        """Parameters that `lora` trains; None: all."""
+        if lora is None:
+            return self.shape.parameters
+        return self.shape.lora_parameters(lora, len(abstract_tokens(self.recipe.codebook_size)))
+
+    def speed(self, gpu: Gpu, mfu: float | None = None) -> Speed:
+        """The recipe's own, with the kernels of this environment."""
+        return Speed(
+            self.shape,
+            gpu,
+            Levers.of(self.recipe),
+            self.recipe.model.gradient_checkpointing,
+            self.sharding,
+            self.world_size,
+            self.trainable,
+            self.recipe.lora,
+            mfu,
+        )
+
+    def in_setting(self, setting: Setting, speed: Speed) -> Speed:
+        return dataclasses.replace(
+            speed,
+            sharding=setting.sharding,
+            lora=setting.lora,
+            trained=self.trained_by(setting.lora),
+        )
 
     def memory(self, sharding: Sharding, **changes) -> dict[str, float]:
         """Peak bytes of one GPU by part; changes: keywords of memory_bytes, or world_size."""
@@ -60,20 +94,26 @@ class Sizing:
     def _settings(self) -> dict:
         return {
             "checkpointing": self.recipe.model.gradient_checkpointing,
+            "keep_attention": self.recipe.model.keep_attention,
             "chunk_tokens": self.recipe.model.loss_chunk_tokens,
             "trainable": self.trainable,
             "optimizer": self.recipe.optimizer.name,
         }
 
-    def settings(self) -> Iterator[dict]:
-        """The recipe's own setting first, then the others: what each takes, where it fits."""
-        lora, adapters = self.recipe.lora or LoraConfig(), self.adapter_parameters
-        every = self.shape.parameters
-        options = [(self.sharding, self.trainable, "the recipe: ")]
-        options += [(Sharding(stage), every, "") for stage in (1, 2, 3)]
-        options += [(Sharding(3, offload_optimizer=True), every, ""), (Sharding(3), adapters, "")]
-        for sharding, trainable, mark in options:
-            parts = self.memory(sharding, trainable=trainable)
-            fits = {gpu.name: parts["total"] <= USABLE * gpu.memory_gb * GB for gpu in GPUS}
-            kind = f"LoRA r={lora.r}, " if trainable != every else ""
-            yield {"setting": f"{mark}{kind}{sharding.name}", "bytes": parts, "fits": fits}
+    @property
+    def settings(self) -> Iterator[Setting]:
+        """The recipe's own first, then the others."""
+        own, lora = self.recipe.lora, self.recipe.lora or LoraConfig()
+        options = [("the recipe: ", self.sharding, own)]
+        options += [("", Sharding(stage), None) for stage in (1, 2, 3)]
+        options += [("", Sharding(3, offload_optimizer=True), None)]
+        options += [("", Sharding(stage), lora) for stage in (1, 3)]
+        for mark, sharding, adapters in options:
+            kind = f"LoRA r={adapters.r}, " if adapters else ""
+            yield Setting(f"{mark}{kind}{sharding.name}", sharding, adapters)
+
+    def needs(self, setting: Setting) -> dict:
+        """What it takes of a GPU, and on which kinds it fits."""
+        parts = self.memory(setting.sharding, trainable=self.trained_by(setting.lora))
+        fits = {gpu.name: parts["total"] <= USABLE * gpu.memory_gb * GB for gpu in GPUS}
+        return {"setting": setting.name, "bytes": parts, "fits": fits}

@@ -24,7 +24,7 @@ Moment = Annotated[str, pydantic.AfterValidator(_is_moment)]
 class StageState(Record):
     """state: running until it ends as done, stopped (asked to), crashed (need not happen again) or
     failed (would). started, ended: ISO 8601, UTC. pid: while it runs, on `host`. crashes: in a row,
-    each soon after its start. attempt: from 1.
+    each soon after its start or hung. attempt: from 1.
     """
 
     state: Literal["running", "done", "stopped", "crashed", "failed"]

@@ -19,7 +19,8 @@ from abscot.method.lineage import (
     trainings_of,
 )
 from abscot.method.schedules import GROUNDED
-from abscot.pipeline.launchers import Launch, ranks_to_train_on
+from abscot.model import checkpoint_dirs
+from abscot.pipeline.launchers import Launch, gpus_here, ranks_to_train_on
 from abscot.recipe.run import Run
 from abscot.recipe.schema import Recipe
 
@@ -27,9 +28,9 @@ from abscot.recipe.schema import Recipe
 @dataclass(frozen=True)
 class Stage:
     """One command of a run. It is done when all its outputs are (a directory by its DONE file, a
-    result by a meta file that vouches for its rows) and its checkpoints are gone. round: 0 for what
-    comes before the rounds. training: whose traces it makes, which it does, or, of a baseline,
-    whose model it asks.
+    result by a meta file that vouches for its rows) and no checkpoint is left that is not kept.
+    round: 0 for what comes before the rounds. training: whose traces it makes, which it does, or,
+    of a baseline, whose model it asks.
     """
 
     name: str
@@ -48,11 +49,11 @@ class Stage:
         return all(map(_whole, self.outputs)) and not self.checkpoints_left()
 
     def checkpoints_left(self) -> list[Path]:
-        """Of a training, whole or not. Where its model is published, a kill came before they were
-        removed, and its command removes them.
+        """Of a training whose model is published: a kill came before they were removed, and its
+        command removes them.
         """
         trains = self.training is not None and self.kind == "train"
-        return list(self.training.checkpoints.glob("*step_*")) if trains else []
+        return checkpoint_dirs.superfluous(self.training.checkpoints) if trains else []
 
     def missing_inputs(self) -> list[Path]:
         return [path for path in self.inputs if not finished(path)]
@@ -113,7 +114,8 @@ def baseline_stages(recipe: Recipe, run: Run) -> list[Stage]:
 def trace_stage(training: Training) -> Stage:
     recipe, run = training.recipe, training.run
     inputs = (run.shards, run.base, *filter(None, [training.trace_maker]))
-    engines = recipe.inference.tensor_parallel if recipe.traces.shards > 1 else 0
+    several = recipe.traces.shards != 1 if recipe.traces.shards else gpus_here()
+    engines = recipe.inference.tensor_parallel if several else 0
     if training.trace_source == GROUNDED:
         engines = 1  # nothing is asked of vLLM: a process a GPU
     arguments = ("--round", str(training.round), "--phase", training.phase.name)
@@ -127,7 +129,7 @@ def train_stage(training: Training) -> Stage:
     weights trained.
     """
     arguments = ("--phase", training.phase.name, "--round", str(training.round))
-    ranks = training.recipe.train.num_gpus or ranks_to_train_on()
+    ranks = ranks_to_train_on(training.recipe.train.num_gpus)
     return Stage(
         f"train_{training.tag}",
         training.round,

@@ -15,7 +15,7 @@ from types import NoneType
 import yaml
 
 from abscot.common.files import write_text_atomic
-from abscot.recipe import schema
+from abscot.recipe import schema, schema_train
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import Recipe
 
@@ -41,11 +41,13 @@ keeps its resolved recipe in `config.yaml`; what shapes the model cannot be chan
 sharded), `zero3_offload.json` (optimizer on the CPU), `zero2.json`, `zero1.json`, `cpu.json` (no
 overlap, no prefetch: gloo on one machine). Gradients are reduced and accumulated in fp32, in
 buckets of 50M elements (200 MB); parameters below 100k elements stay whole on every rank (norms; on
-the CPU none); up to 1G elements are kept gathered. Batch sizes, clipping, accumulation, optimizer
-and schedule are the recipe's: a DeepSpeed file that sets one is refused.
+the CPU none); up to 1G elements are kept gathered, and where a file has no
+`stage3_prefetch_bucket_size`, ZeRO-3 fetches two layers of the model at a time. Batch sizes,
+clipping, accumulation, optimizer and schedule are the recipe's: a DeepSpeed file that sets one is
+refused.
 
-This page is made by `python -m abscot.recipe.keys` from `abscot/recipe/schema.py`; a test holds it
-to that.
+This page is made by `python -m abscot.recipe.keys` from `abscot/recipe/schema.py` and
+`schema_train.py`; a test holds it to that.
 
 ## Schedules
 
@@ -148,7 +150,11 @@ def _default(field: dataclasses.Field) -> str:
 
 def _comments() -> dict[tuple[str, str], str]:
     """(class, field) -> what its comment says: behind the field, or in the lines above it."""
-    text = Path(schema.__file__).read_text()
+    return _comments_of(schema) | _comments_of(schema_train)
+
+
+def _comments_of(module) -> dict[tuple[str, str], str]:
+    text = Path(module.__file__).read_text()
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     of_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     found = {}

@@ -18,6 +18,7 @@ MOVED = (
     {f"train.{key}": f"optimizer.{key}" for key in ("weight_decay", "beta1", "beta2")}
     | {f"eval.{key}": f"eval.answer_{key}" for key in ("temperature", "top_p")}
     | {"train.schedule": "train.lr_schedule"}
+    | {"inference.chunk_rows": "inference.chunk_tokens, in tokens and not rows,"}
 )
 
 

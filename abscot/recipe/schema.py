@@ -13,9 +13,7 @@ from abscot.recipe import names
 from abscot.recipe.bounds import (
     Amount,
     Count,
-    Decay,
     Each,
-    EpochsByRound,
     Few,
     Line,
     Name,
@@ -31,6 +29,7 @@ from abscot.recipe.bounds import (
     ascending,
     section,
 )
+from abscot.recipe.schema_train import LoraConfig, OptimizerConfig, TrainConfig
 
 
 @section
@@ -56,9 +55,12 @@ class WorldConfig:
 class ModelConfig:
     base: Line = "world"  # directory or hub id of a model or of a LoRA adapter, or `world`
     dtype: Literal["bf16", "fp32"] = "bf16"  # of weights and activations; the optimizer keeps fp32
-    # auto: varlen on CUDA, segments elsewhere
-    attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"
+    # auto: varlen on CUDA in bf16, segments elsewhere
+    attention: Literal["auto", "segments", "varlen", "dense"] = "auto"
     gradient_checkpointing: bool = True  # recompute activations in the backward pass
+    # but not attention: its outputs are kept, per layer and token 2 x heads x head_dim + 4 x heads
+    # bytes (Qwen3-4B: 9.8 GB at 32k), and its forward runs once
+    keep_attention: bool = True
     new_rows: Literal["mean", "normal", "zero"] = "mean"  # start of the 66 new embedding rows
     new_rows_std: Spread = 1e-3  # N(0, std) added to `mean`; the spread of `normal`
     loss_chunk_tokens: Count = 1024  # supervised positions whose logits exist at the same time
@@ -114,7 +116,7 @@ class TraceConfig:
     top_p: Rate = 1.0  # of trace sampling
     allow_empty: bool = False  # keep rows whose trace came back empty
     on_collapse: Literal["warn", "stop"] = "warn"  # stop: a collapsed trace set ends the round
-    shards: Few = 1  # independent engines, shard i of n
+    shards: Few | None = None  # independent engines, shard i of n; null: as many as GPUs allow
     # prompts that get further samples, to see how much a trace tells about its prompt
     probe_prompts: Amount = 64
     probe_samples: Few = 3  # further samples per probed prompt
@@ -141,89 +143,6 @@ class GroundingConfig:
 
 
 @section
-class TrainConfig:
-    deepspeed: Line = "ds_configs/zero3.json"  # ZeRO stage, offload and buckets
-    capacity_tokens: Count = 32_768  # of a packed bin; longer rows follow data.long_rows
-    global_batch_examples: Count | None = 32  # rows per optimizer step, on any number of ranks
-    global_batch_tokens: Count | None = None  # instead of the above
-    epochs: Few = 1  # of each phase; a baseline gets as many as all rounds together
-    lr: Rate = 1e-5  # peak
-    new_rows_lr: Rate | None = None  # learning rate of the embedding table; null: lr
-    # over the true number of steps of the phase
-    lr_schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    warmup_ratio: Share = 0.05  # share of the steps
-    min_lr_ratio: Share = 0.0  # of the peak, at the last step
-    grad_clip: Positive = 1.0  # global norm
-    # loss on <endabstract>; without it a model cannot learn when to stop
-    supervise_end: bool = True
-    supervise_begin: bool = False  # loss on <beginabstract>
-    # the last step is always saved, until the model is exported
-    checkpoint_every_steps: Count | None = None
-    checkpoint_every_minutes: Positive | None = 30.0  # whichever comes first
-    keep_checkpoints: Few = 2  # newest ones
-    # whole models on the way, asked by name (pi1_phaseA_step100); null: none
-    export_every_steps: Count | None = None
-    num_gpus: Few | None = None  # ranks that launch/round.py starts; null: all GPUs of the machine
-    phase_lr: dict[names.PhaseName, Rate] = field(
-        default_factory=dict
-    )  # phase name -> lr, where it differs
-    # phase name -> epochs where they differ; a list: round by round, the last for all that follow;
-    # 0: the phase is left out
-    phase_epochs: dict[names.PhaseName, EpochsByRound] = field(default_factory=dict)
-    # rows that no phase trains on: on them the channel is measured where the answer cannot see the
-    # CoT, the share of rows whose whole answer is right, and logged
-    channel_rows: Amount = 0
-    channel_every_steps: Count = 50  # between two measurements
-    # share at which such a phase ends before its epochs do, null: never; the learning rate is
-    # planned over all epochs: `constant` and `wsd` are at their peak then, `cosine` on its way down
-    until_channel: Rate | None = None
-
-    @model_validator(mode="after")
-    def _the_channel_is_measured(self):
-        if self.until_channel and not self.channel_rows:
-            raise ValueError("channel_rows: expected 1 or more, on which until_channel is measured")
-        return self
-
-    @model_validator(mode="after")
-    def _one_size_of_a_batch(self):
-        if (self.global_batch_examples is None) == (self.global_batch_tokens is None):
-            raise ValueError(
-                "global_batch_examples: expected exactly one of global_batch_examples and "
-                "global_batch_tokens; set the other to null"
-            )
-        return self
-
-
-@section
-class OptimizerConfig:
-    name: Literal["adamw"] = "adamw"  # a row of OPTIMIZERS in abscot/training/optimizer.py
-    weight_decay: Share = 0.0  # of matrices
-    beta1: Decay = 0.9  # of AdamW
-    beta2: Decay = 0.95  # of AdamW
-
-
-@section
-class LoraConfig:
-    r: Few = 32  # rank
-    alpha: Few = 64  # scale is alpha / r
-    dropout: Decay = 0.0  # on the adapter input
-    # linear layers that get an adapter
-    target_modules: Each[Line] = field(
-        default_factory=lambda: [
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ]
-    )
-    # full: the whole table, as the public reproduction does
-    embeddings: Literal["new_rows", "full"] = "new_rows"
-
-
-@section
 class InferenceConfig:
     # auto: bf16 where the machine computes in it; what was trained in fp32 is to be asked in fp32
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
@@ -233,7 +152,12 @@ class InferenceConfig:
     gpu_memory_utilization: Rate = 0.9  # share of the GPU that vLLM takes
     cpu_kv_cache_gib: Few = 2  # KV cache of vLLM on a CPU
     enforce_eager: bool = False  # no CUDA graphs
-    chunk_rows: Count = 2048  # rows between two appends to a trace shard
+    # of prompts and traces (a decoded one counts as two) between two appends to a trace set: what
+    # a kill loses; 2 to 5 minutes of an H100 with a model of 4B
+    chunk_tokens: Count = 6_000_000
+    # nats per token by which an engine may differ from the weights that were trained; bf16 kernels
+    # that differ stay far below
+    handover_kl: Positive = 0.015
     # GPUs: bitwise the same results whatever is batched together, at some speed
     batch_invariant: bool = False
 

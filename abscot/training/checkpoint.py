@@ -34,10 +34,10 @@ from abscot.common.disk import naming
 from abscot.common.errors import DamagedInput, UserError, shown
 from abscot.common.log import log
 from abscot.common.record import Record
+from abscot.model import checkpoint_dirs
 from abscot.training.optimizer import MASTER, OPTIMIZERS, set_optimizer_step
 from abscot.training.together import on_all_ranks
 
-PREFIX = "step_"
 FILE_BYTES = 1 << 30
 # `first` in a file's metadata: tensor name -> the element at which its slice begins.
 BEGINS = pydantic.TypeAdapter(dict[str, pydantic.NonNegativeInt])
@@ -58,10 +58,11 @@ def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer:
     `keep` newest. optimizer: its name, for the state that it keeps.
     """
     began_s = time.monotonic()
-    final = directory / f"{PREFIX}{state.step:07}"
-    temp = _hidden(final)
+    final = checkpoint_dirs.at_step(directory, state.step)
+    temp = checkpoint_dirs.hidden(final)
     if ranks.rank() == 0:
-        _remove_unfinished(directory)
+        for path in checkpoint_dirs.unfinished(directory):
+            shutil.rmtree(path)
         temp.mkdir(parents=True)
     torch.distributed.barrier()
     try:
@@ -75,42 +76,13 @@ def save(model_engine, directory: Path, state: TrainState, keep: int, optimizer:
         files.seal(temp, state.model_dump(), sums)
         shutil.rmtree(final, ignore_errors=True)
         temp.rename(final)
-        for old in checkpoints(directory)[:-keep]:
-            _remove(old)
+        checkpoint_dirs.clear(directory, keep)
         size_bytes = sum((final / name).stat().st_size for name in sums)
         log(
             f"checkpoint {final.name}: {size_bytes / 1e9:.2f} GB in "
             f"{time.monotonic() - began_s:.1f} s"
         )
     torch.distributed.barrier()
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints, oldest first. Each appeared whole: what is unfinished has a hidden name."""
-    return sorted(path for path in directory.glob(f"{PREFIX}*") if path.is_dir())
-
-
-def clear(directory: Path) -> None:
-    """Removes the checkpoints of a phase whose model is published: nothing goes on from them."""
-    _remove_unfinished(directory)
-    for path in checkpoints(directory):
-        _remove(path)
-
-
-def _hidden(checkpoint: Path) -> Path:
-    """Its name while it is not whole."""
-    return checkpoint.with_name(f".{checkpoint.name}.partial")
-
-
-def _remove(checkpoint: Path) -> None:
-    """A kill leaves it hidden and unfinished, not damaged."""
-    shutil.rmtree(checkpoint.rename(_hidden(checkpoint)))
-
-
-def _remove_unfinished(directory: Path) -> None:
-    """What a run that was killed while it saved or removed one has left."""
-    for path in directory.glob(f".{PREFIX}*.partial"):
-        shutil.rmtree(path)
 
 
 def state_of(checkpoint: Path) -> TrainState:

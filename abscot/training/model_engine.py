@@ -9,11 +9,13 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from abscot.common import files, ranks
-from abscot.common.errors import UserError
+from abscot.common import files, gpus, ranks
+from abscot.common.caches import use_local_caches
+from abscot.common.errors import MachineError, UserError
 from abscot.common.log import log
 from abscot.common.process import free_port
 from abscot.model.lm import load_for_training, parameter_counts, restore_rotary
+from abscot.model.shape import ModelShape
 from abscot.recipe.deepspeed_file import read_deepspeed_file
 from abscot.recipe.load import ROOT
 from abscot.recipe.schema import Recipe
@@ -22,8 +24,10 @@ from abscot.training.optimizer import make_optimizer
 
 def init_ranks() -> torch.device:
     """Joins the process group with the launcher's ranks (deepspeed, torchrun or srun), or as the
-    only rank.
+    only rank. Returns this rank's device. Raises MachineError where there is no GPU for it, though
+    GPUs are visible, and where torch cannot use them.
     """
+    gpus.hide_where_asked()
     if "RANK" not in os.environ:  # plain python; without all five DeepSpeed would ask mpi4py
         os.environ |= {
             "RANK": "0",
@@ -32,16 +36,35 @@ def init_ranks() -> torch.device:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
         }
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    use_local_caches()
+    device = _device_of_rank()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault(gpus.ACCELERATOR, "cpu")
         torch.set_num_threads(ranks.cores_per_rank())
         _without_shared_memory_operator()
-    deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
-    device = torch.device("cuda", ranks.local_rank()) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return device
+
+
+def _device_of_rank() -> torch.device:
+    """Its number among the ranks of this machine is that of its GPU. A task that is shown one GPU
+    alone (srun --gpus-per-task) was given it.
+    """
+    if not gpus.on_gpu():
+        return torch.device("cpu")
+    said, seen = os.environ.get(gpus.VISIBLE), torch.cuda.device_count()
+    if seen == 1 and "," not in (said or ""):
+        return torch.device("cuda", 0)
+    here = max(ranks.local_rank() + 1, ranks.told_local_world_size() or 0)
+    if here > seen:
+        raise MachineError(
+            f"{here} ranks on this machine, but CUDA shows them {seen} GPU{'s' * (seen != 1)} "
+            f"({gpus.VISIBLE} {'is not set' if said is None else said}); start a rank a GPU: "
+            f"deepspeed --num_gpus {seen}, or --set train.num_gpus={seen}"
+        )
+    return torch.device("cuda", ranks.local_rank())
 
 
 def _without_shared_memory_operator() -> None:
@@ -51,9 +74,9 @@ def _without_shared_memory_operator() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def deepspeed_config(recipe: Recipe) -> dict:
-    """The recipe's DeepSpeed file with what the recipe decides filled in. Raises UserError for what
-    would clash, and for what DeepSpeed refuses.
+def deepspeed_config(recipe: Recipe, shape: ModelShape) -> dict:
+    """The recipe's DeepSpeed file with what the recipe and the model decide filled in. Raises
+    UserError for what would clash, and for what DeepSpeed refuses.
     """
     path = Path(recipe.train.deepspeed)
     path = path if path.is_absolute() else ROOT / path
@@ -67,6 +90,11 @@ def deepspeed_config(recipe: Recipe) -> dict:
         # Which optimizers work is for our own table to say (optimizer.py).
         "zero_allow_untested_optimizer": True,
     }
+    if config["zero_optimization"]["stage"] == 3:
+        # What one gather fetches ahead, as long as no more than stage3_max_live_parameters are
+        # whole: two layers, where DeepSpeed's own 50M are half a layer of 4B.
+        two_layers = 2 * shape.linear_parameters_per_layer
+        config["zero_optimization"].setdefault("stage3_prefetch_bucket_size", two_layers)
     try:
         deepspeed.DeepSpeedConfig(copy.deepcopy(config))
     except Exception as error:  # it has no error of its own
@@ -75,11 +103,15 @@ def deepspeed_config(recipe: Recipe) -> dict:
     return config
 
 
-def build_model_engine(recipe: Recipe, start: Path, directory: Path, device: torch.device):
-    """The model engine for `start`; the resolved DeepSpeed config goes into `directory`."""
-    config = deepspeed_config(recipe)
+def build_model_engine(
+    recipe: Recipe, start: Path, directory: Path, device: torch.device, name: str
+):
+    """The model engine for `start`; the resolved DeepSpeed config goes into `directory`. name: of
+    the training.
+    """
+    config = deepspeed_config(recipe, ModelShape.of_directory(start))
     with _sharded_loading(config, recipe):
-        module = load_for_training(start, recipe, device)
+        module = load_for_training(start, recipe, device, name)
     restore_rotary(module)
     offload = config["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
     optimizer = make_optimizer(module, recipe, offload, device)

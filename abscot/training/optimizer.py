@@ -55,7 +55,6 @@ def _adamw(groups: list[dict], lr: float, config: OptimizerConfig, device):
 
 
 def _cpu_adam(groups: list[dict], lr: float, config: OptimizerConfig, device):
-    import torch
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
@@ -66,8 +65,8 @@ def _cpu_adam(groups: list[dict], lr: float, config: OptimizerConfig, device):
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             "train.deepspeed: offload needs DeepSpeed's CPUAdam, which does not build here "
-            f"({reason}); load a CUDA toolkit that matches torch's CUDA {torch.version.cuda}, or "
-            "use ds_configs/zero3.json"
+            f"({reason}); it wants a C++ compiler (c++, or the one that $CXX names), ninja and "
+            "Python's headers, on GPUs too, and no CUDA toolkit; or use ds_configs/zero3.json"
         ) from error
     betas = (config.beta1, config.beta2)
     return DeepSpeedCPUAdam(groups, lr=lr, betas=betas, adamw_mode=True)

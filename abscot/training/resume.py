@@ -4,6 +4,7 @@ from pathlib import Path
 
 from abscot.common import files, ranks
 from abscot.common.errors import DamagedInput, UserError
+from abscot.model import checkpoint_dirs
 from abscot.training import checkpoint
 from abscot.training.record import log_before
 from abscot.training.together import on_all_ranks, on_first_rank
@@ -16,7 +17,7 @@ def newest(directory: Path, plan_hash: str, train_log: Path) -> Path | None:
     The ranks check its files between them. Raises UserError, on every rank, for a damaged one or a
     log that is lost, naming the checkpoint to go on from, and for one of another plan.
     """
-    found = on_first_rank(lambda: checkpoint.checkpoints(directory))
+    found = on_first_rank(lambda: checkpoint_dirs.checkpoints(directory))
     if not found:
         return None
     last = found[-1]
@@ -46,7 +47,7 @@ def _check_files(saved: Path) -> None:
     state, names = checkpoint.state_of(saved), checkpoint.tensor_files(saved)
     if not names:
         raise DamagedInput(saved, f"{saved / files.DONE}: lists no tensors")
-    if saved.name != f"{checkpoint.PREFIX}{state.step:07}":
+    if saved != checkpoint_dirs.at_step(saved.parent, state.step):
         raise DamagedInput(saved, f"{saved}: holds step {state.step}")
     files.verify(saved, part=ranks.rank(), parts=ranks.world_size())
 
@@ -60,7 +61,7 @@ def _check_log(found: list[Path], plan_hash: str, train_log: Path) -> None:
     except UserError as error:
         logged, what = 0, str(error)
     if logged < needed:
-        usable = [path for path in found if path.name <= f"{checkpoint.PREFIX}{logged:07}"]
+        usable = [path for path in found if path <= checkpoint_dirs.at_step(path.parent, logged)]
         lost = [str(path) for path in found if path not in usable]
         raise UserError(f"{what}; put it back, or delete {' and '.join(lost)}, {_then(usable)}")
 

@@ -11,10 +11,11 @@ from abscot.common.log import Progress, log
 from abscot.evaluation.modes import trace_rules
 from abscot.method.lineage import Training
 from abscot.method.vocab import load_tokenizer
+from abscot.model import checkpoint_dirs
 from abscot.model.chat_model import ChatModel, DecodingRules
-from abscot.model.handover import ExportMeta, Probe, surprisals
+from abscot.model.handover import ExportMeta, Probe, agree, surprisals
+from abscot.model.kernels import make_deterministic
 from abscot.recipe.run import claim
-from abscot.training import checkpoint
 from abscot.training.channel import Channel
 from abscot.training.export import export
 from abscot.training.model_engine import init_ranks
@@ -38,6 +39,8 @@ def train(training: Training, lease: contextlib.AbstractContextManager | None = 
                 _clear(training)
         return
     files.require(*training.inputs)
+    if training.recipe.train.deterministic:
+        make_deterministic()
     device = init_ranks()
     with held_by_first_rank(lease):
         if not on_first_rank(lambda: _is_done(training)):  # by another command, until now
@@ -52,7 +55,7 @@ def _is_done(training: Training) -> bool:
 
 def _clear(training: Training) -> None:
     log(f"{training.tag}: done before, in {training.export}")
-    checkpoint.clear(training.checkpoints)  # a kill came between publishing and this
+    checkpoint_dirs.clear(training.checkpoints, keep=1)  # a kill came between publishing and this
 
 
 def _train(training: Training, device: torch.device) -> None:
@@ -61,6 +64,7 @@ def _train(training: Training, device: torch.device) -> None:
     channel = Channel.of(data)
     trainer = Trainer(work_of(training, data), device, data.most_expensive_batch())
     num_steps, done = data.plan.num_steps, trainer.state.step
+    check_start(training, data, trainer)
     export_on_the_way(training, data, trainer)  # a training that goes on may lack the last one
     with (
         Progress(num_steps, "steps", f"train {tag}", done) as progress,
@@ -94,6 +98,19 @@ def verify_inputs(training: Training) -> None:
     sizes = on_all_ranks(lambda: files.verify(*training.inputs, part=part, parts=parts))
     took_s = time.monotonic() - began_s
     log(f"{training.tag}: {sum(sizes) / 1e9:.2f} GB of inputs verified in {took_s:.1f} s")
+
+
+def check_start(training: Training, data: PhaseData, trainer: Trainer) -> None:
+    """Compares the model that training starts from with the weights that were trained, as any other
+    engine that loads it does. All ranks must call it. Raises UserError on all.
+    """
+    probe = Probe.left_in(training.start)
+    if probe is None or trainer.state.step:  # then it was compared before the first step
+        return
+    batch = data.documents.text(probe.tokens).to(trainer.model_engine.device)
+    found = surprisals(trainer.model_engine.module, batch, len(probe.surprisals))
+    most_kl = training.recipe.inference.handover_kl
+    on_first_rank(lambda: agree(training.start, probe, found, most_kl))
 
 
 def export_on_the_way(training: Training, data: PhaseData, trainer: Trainer) -> None:

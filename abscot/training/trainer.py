@@ -20,7 +20,7 @@ from abscot.common.errors import REQUEUE, UserError
 from abscot.common.log import log
 from abscot.common.process import StopRequest
 from abscot.method.phases import HiddenPairs
-from abscot.model import attention
+from abscot.model import attention, checkpoint_dirs
 from abscot.packing.batches import Batch
 from abscot.packing.plan import StepPlan, rows_digest
 from abscot.recipe.run import Run
@@ -64,8 +64,16 @@ class Trainer:
         self.work, recipe = work, work.recipe
         plan_hash, world_size = work.meta.plan_hash, ranks.world_size()
         saved = newest(work.checkpoints, plan_hash, work.train_log)
-        self.model_engine = build_model_engine(recipe, work.start, work.checkpoints, device)
+        self.model_engine = build_model_engine(
+            recipe, work.start, work.checkpoints, device, work.name
+        )
+        began_s = time.monotonic()
         rehearse(self.model_engine, rehearsal, work.hidden)
+        took_s, peak_gb = time.monotonic() - began_s, hardware.peak_memory_bytes() / 1e9
+        log(
+            f"{work.name}: rehearsed its most expensive bin, {rehearsal.labels.numel():,} tokens, "
+            f"in {took_s:.1f} s; {peak_gb:.1f} GB at most"
+        )
         self.optimizer = recipe.optimizer.name
         self.state = TrainState(
             step=0, epoch=0, tokens=0, plan_hash=plan_hash, world_size=world_size
@@ -190,36 +198,41 @@ class Trainer:
             raise SystemExit(REQUEUE)
 
     def close(self) -> None:
-        """The model is published: nothing goes on from the checkpoints."""
+        """The model is published: of the checkpoints the newest stays until an engine has agreed
+        with the model.
+        """
         self.log.flush()
         self.curves.close()
         torch.distributed.barrier()
         if ranks.rank() == 0:
-            checkpoint.clear(self.work.checkpoints)
+            checkpoint_dirs.clear(self.work.checkpoints, keep=1)
 
 
 def rehearse(model_engine, batch: Batch, hidden: HiddenPairs) -> None:
-    """A whole step of the most expensive bin, with a loss and a learning rate of zero.
+    """Two whole steps of the most expensive bin, with a loss and a learning rate of zero: the
+    second beside the optimizer's state, which the first one makes, and with what ZeRO-3 fetches
+    ahead once it knows the order.
 
     What does not fit fails now and not in an hour; weights and moments stay bit for bit what they
-    were. It also makes the optimizer's state, into which a checkpoint is loaded. Raises UserError
-    where memory does not suffice, FloatingPointError where the loss is not finite.
+    were. A checkpoint is loaded into that state. Raises UserError where memory does not suffice,
+    FloatingPointError where the loss is not finite.
     """
     model_engine.set_gradient_accumulation_boundary(True)
     try:
-        total = float(forward_backward(model_engine, batch, hidden, 0.0)[0])
-        if not math.isfinite(total):  # the same bin on all ranks
-            raise FloatingPointError(
-                f"before step 1: loss is {total} at the plan's most expensive bin; rows: "
-                f"{', '.join(batch.ids)}"
-            )
-        set_lr(model_engine, 0.0)
-        model_engine.step()
+        for _ in range(2):
+            total = float(forward_backward(model_engine, batch, hidden, 0.0)[0])
+            if not math.isfinite(total):  # the same bin on all ranks
+                raise FloatingPointError(
+                    f"before step 1: loss is {total} at the plan's most expensive bin; rows: "
+                    f"{', '.join(batch.ids)}"
+                )
+            set_lr(model_engine, 0.0)
+            model_engine.step()
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory at the most expensive bin of the plan ({batch.labels.numel():,} "
-            "tokens) before step 1: lower train.capacity_tokens, take more ranks or "
-            "ds_configs/zero3_offload.json; launch/plan.py says what fits "
+            "tokens) before step 1: lower train.capacity_tokens, set model.keep_attention=false, "
+            "take more ranks or ds_configs/zero3_offload.json; launch/plan.py says what fits "
             f"({str(error).splitlines()[0]})"
         ) from error
     set_optimizer_step(model_engine, 0)

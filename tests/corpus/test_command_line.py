@@ -50,7 +50,14 @@ ARGUMENTS = {  # name -> (script and arguments, words of the last line)
         [*TRACES, "--round", "1", "--shard", "2", "--of", "2"],
         ["--shard 2: expected 0 to 1", "--of 2"],
     ),
-    "traces_shard_of_one": ([*TRACES, "--round", "1", "--shard", "1"], ["--shard 1", "--of 1"]),
+    "traces_shard_of_one": (
+        [*TRACES, "--round", "1", "--shard", "1", "--set", "traces.shards=1"],
+        ["--shard 1", "--of 1"],
+    ),
+    "traces_shard_of_none": (
+        [*TRACES, "--round", "1", "--shard", "1"],
+        ["--shard 1: expected --of N too"],
+    ),
     "traces_shard_empty": ([*TRACES, "--round", "1", "--shard", ""], ["--shard", "''"]),
     "traces_phase": (["traces.py", "--round", "1", "--phase", "C"], ["invalid choice: 'C'"]),
     "traces_no_phase": (["traces.py", "--round", "1"], ["required: --phase"]),
@@ -103,6 +110,11 @@ ARGUMENTS = {  # name -> (script and arguments, words of the last line)
     "mfu_infinite": (["plan.py", "--mfu", "inf"], ["--mfu inf"]),
     "mfu_percent": (["plan.py", "--mfu", "40"], ["--mfu 40.0"]),
     "mfu_word": (["plan.py", "--mfu", "40%"], ["--mfu", "invalid float"]),
+    "scorecard_missing": (["plan.py", "--scorecard", "no.json"], ["no.json", "bench.py gpu"]),
+    "mfu_and_scorecard": (
+        ["plan.py", "--mfu", "0.4", "--scorecard", "no.json"],
+        ["--mfu and --scorecard", "one of them"],
+    ),
     "lengths_missing": (["plan.py", "--lengths", "no.csv"], ["no.csv", "prompt,cot,answer"]),
     "status_nothing": (["status.py"], ["required: RUN"]),
     "status_missing": (["status.py", "no/such/run"], ["no/such/run", "not a run"]),

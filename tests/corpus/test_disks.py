@@ -79,7 +79,7 @@ def to_prepare(root: Path) -> Work:
 
 def to_trace(root: Path) -> Work:
     recipe, run, _ = make_tiny_run(root, rows=400)
-    recipe.inference.chunk_rows = 200
+    recipe.inference.chunk_tokens = 200 * recipe.traces.m_max  # 200 random traces
     training = training_of(recipe, run, 1, "A")
     return Work(lambda: generate(open_job(training)), training.traces / "DONE")
 

@@ -23,6 +23,11 @@ FILES = {
     "key of another section": ("traces:\n  lr: 1\n", ":2:", "traces.lr"),
     "key that has moved": ("train:\n  beta1: 0.9\n", ":2:", "optimizer.beta1"),
     "eval key that has moved": ("eval:\n  temperature: 1\n", ":2:", "eval.answer_temperature"),
+    "key in another unit": (
+        "inference:\n  chunk_rows: 9\n",
+        ":2:",
+        "inference.chunk_tokens, in tok",
+    ),
     "section twice": (
         "train:\n  lr: 1e-4\nname: x\ntrain:\n  epochs: 2\n",
         ":4:",
@@ -134,7 +139,8 @@ world.rows=1000000000000 world.heldout=0 world.swaps=0 world.swaps=1000 world.cu
 world.cups=27 world.hidden_size=100 world.hidden_size=0 world.hidden_size=-64
 world.num_layers=0 world.base_steps=0 world.base_lr=0 world.base_lr=-1 world.base_lr=5
 world.base_thinking_rows=0 world.base_direct_rows=-3 model.base= model.base=null model.base=[]
-model.dtype=fp16 model.dtype=16 model.attention=flash model.gradient_checkpointing=maybe
+model.dtype=fp16 model.dtype=16 model.attention=flash model.attention=flex
+model.gradient_checkpointing=maybe train.deterministic=cuda
 model.new_rows=random model.new_rows_std=-1 model.new_rows_std=.nan model.new_rows_std=.inf
 model.new_rows_std=1e6 model.loss_chunk_tokens=0 model.loss_chunk_tokens=-1 data.source=
 data.source=null data.format=alpaca data.split= data.rows=0 data.rows=-5 data.rows=5e3
@@ -163,7 +169,8 @@ optimizer.beta2=1.0 optimizer.beta2=.nan lora=8 lora.r=0 lora.r=-8 lora.r=8.5 lo
 lora.dropout=1 lora.dropout=-0.1 lora.target_modules=q_proj lora.target_modules=[q_proj,q_proj]
 lora.embeddings=none inference.dtype=int8 inference.max_model_len_tokens=0
 inference.max_num_seqs=0 inference.tensor_parallel=0 inference.gpu_memory_utilization=0
-inference.gpu_memory_utilization=1.2 inference.cpu_kv_cache_gib=0 inference.chunk_rows=0
+inference.gpu_memory_utilization=1.2 inference.cpu_kv_cache_gib=0 inference.chunk_tokens=0
+inference.chunk_rows=64 inference.handover_kl=0 inference.handover_kl=.nan
 inference.enforce_eager=2 eval.benchmarks=[x] eval.benchmarks=[world,world] eval.modes=[x]
 eval.base_modes=[x] eval.limit=0 eval.limit=-1 eval.limit=2.5 eval.samples=0 eval.samples=-1
 eval.samples=4 eval.trace_temperature=-1 eval.answer_temperature=-0.5 eval.answer_top_p=0

@@ -207,7 +207,7 @@ def test_a_table_of_other_values(made, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "meta: version"),
+        ({"version": 3}, "meta: version"),
         ({"version": "gone"}, "meta: version"),
         ({"version": True}, "meta: version"),
         ({"round": "1"}, "meta: round"),
@@ -224,7 +224,7 @@ def test_a_table_of_other_values(made, change, words):
         ({"m_min": 12}, "trace lengths"),
         ({"m_min": -1}, "meta: m_min"),
         ({"sampled": []}, "meta: sampled"),
-        ({"sampled": {"seed": 1}}, "meta: sampled.chunk_rows"),
+        ({"sampled": {"seed": 1}}, "meta: sampled.source"),
         ({"imported": {}}, "meta: imported"),
         ({"imported": [{"file": "a"}]}, "meta: imported.0.sha256"),
         ({"extra": 1}, "meta: extra"),

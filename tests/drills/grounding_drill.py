@@ -30,14 +30,14 @@ from abscot.generation.trace_records import TRACES
 from abscot.recipe.load import ROOT, dump
 from kit.tiny_run import make_tiny_run
 
-ROWS, CHUNK_ROWS = 600, 4
+ROWS, CHUNK_TOKENS = 600, 400  # four rows with their CoTs
 
 
 def make(root: Path):
     """(recipe, run) with base/ and shards/."""
     root.mkdir(parents=True, exist_ok=True)
     recipe, run, _ = make_tiny_run(root, ROWS)
-    inference = dataclasses.replace(recipe.inference, chunk_rows=CHUNK_ROWS)
+    inference = dataclasses.replace(recipe.inference, chunk_tokens=CHUNK_TOKENS)
     recipe = dataclasses.replace(recipe, schedule="grounded", codebook_size=8, inference=inference)
     run.config.write_text(dump(recipe))
     return recipe, run

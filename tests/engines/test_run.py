@@ -40,6 +40,15 @@ def test_every_stage_is_done_and_the_table_is_printed(small_run):
     )
 
 
+def test_no_checkpoint_is_left_where_engines_have_agreed_with_all_models(small_run):
+    """vLLM with those that write traces or answer; the next training with one that does not."""
+    assert list(small_run.run.root.glob("checkpoints/*/*step_*")) == []
+    said = [path.read_text() for path in sorted(small_run.run.logs.glob("*.log"))]
+    for training in trainings(small_run.recipe, small_run.run):
+        gone = rf"{training.tag}/step_\d+ removed, which was kept until now"
+        assert len(re.findall(gone, "".join(said))) == 1
+
+
 def test_a_second_start_finds_everything_done(small_run):
     began = time.monotonic()
     done = small_run.launch("round.py", "--round", "all")

@@ -67,13 +67,17 @@ def test_a_round_over_two_nodes_stopped_and_queued_again_ends_with_the_same_mode
 
 
 def test_a_job_that_is_never_done_gives_up_after_its_last_restart(cluster, tmp_path):
-    """A command that always asks to be started again, in place of a training."""
+    """A command that always asks to be started again, in place of a training. Before it the tasks
+    of srun say how many CPUs they have: those that the job asked for.
+    """
     script = tmp_path / "again.sbatch"
     script.write_text(
         "#!/usr/bin/env bash\n#SBATCH --requeue --open-mode=append\nset -euo pipefail\n"
         'source "$SLURM_SUBMIT_DIR/slurm/job.sh"\nABSCOT_MAX_RESTARTS=0\n'
+        "srun --ntasks=2 bash -c 'echo has $SLURM_CPUS_PER_TASK of $SLURM_CPUS_ON_NODE'\n"
         'requeueing bash -c "exit 75"\n'
     )
-    task = cluster.wait(cluster.sbatch(str(script)), 60)["0"]
+    task = cluster.wait(cluster.sbatch(*TWO_NODES, "--cpus-per-task=2", str(script)), 60)["0"]
     assert (task["JobState"], task["ExitCode"]) == ("FAILED", "1:0")
+    assert cluster.job_log(task).count("has 2 of 2\n") == 2
     assert "not done after 0 restarts" in cluster.job_log(task)

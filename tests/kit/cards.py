@@ -47,7 +47,7 @@ def _train_at_random(training: Training, seed: int) -> None:
     from transformers import AutoModelForCausalLM
 
     lm = AutoModelForCausalLM.from_pretrained(training.start, dtype=torch.float32)
-    lm = with_lora(lm, training.recipe, training.start)
+    lm = with_lora(lm, training.recipe, training.start, training.tag)
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in lm.parameters():

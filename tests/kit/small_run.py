@@ -21,7 +21,7 @@ SMALL = [
     "world.base_steps=12",
     "train.channel_rows=16",
     "train.channel_every_steps=2",
-    "inference.chunk_rows=64",  # more chunks than one: work for two processes
+    "inference.chunk_tokens=10000",  # more chunks than one: work for two processes
     "traces.probe_prompts=8",
     "eval.modes=[abstract, abstract_swapped]",
 ]

@@ -14,7 +14,7 @@ from abscot.common.draws import rng
 from abscot.data.chat import ChatTokenizer
 from abscot.data.rows import Row
 from abscot.data.shards import ShardWriter, manifest_of
-from abscot.generation.requests import Completion
+from abscot.generation.requests import Completion, untold
 from abscot.method.lineage import Training
 from abscot.method.phases import PHASES
 from abscot.method.vocab import AbstractVocab, extend_tokenizer
@@ -59,7 +59,7 @@ def tiny_recipe(root: Path, rows: int = 40) -> Recipe:
             max_model_len_tokens=256,
             max_num_seqs=16,
             cpu_kv_cache_gib=1,
-            chunk_rows=8,
+            chunk_tokens=800,  # eight rows with their CoTs
         ),
         eval=EvalConfig(
             benchmarks=["world"],
@@ -205,7 +205,7 @@ class KeyedEngine:
     def forget(self):
         self.forgotten = True
 
-    def stream(self, requests):
+    def stream(self, requests, stepped=untold):
         assert self.forgotten
         self.requests += requests
         # Requests finish in any order.
@@ -217,7 +217,7 @@ class KeyedEngine:
             tokens = draw.choice(self.codebook_ids, length).tolist()
             yield int(index), [Completion(tokens, "length", len(prompt), 0)]
 
-    def surprisals(self, texts, positions):
+    def surprisals(self, texts, positions, stepped=untold):
         assert max(map(len, texts)) < self.window_tokens
         self.texts += texts
         time.sleep(0.002)

@@ -13,7 +13,9 @@ ROWS = 160
 @pytest.fixture(scope="module")
 def made_once(tmp_path_factory):
     root = tmp_path_factory.mktemp("traces")
-    return root, *make_tiny_run(root, ROWS)
+    recipe, run, vocab = make_tiny_run(root, ROWS)
+    recipe.inference.chunk_tokens = 8 * recipe.traces.m_max  # eight random traces
+    return root, recipe, run, vocab
 
 
 @pytest.fixture

@@ -1,22 +1,27 @@
 """What tests/engines/test_vllm.py looks at: one engine generates everything, in its own process.
 
-python -m kit.vllm_scenarios RUN_ROOT OUT.json, where RUN_ROOT holds a tiny run
-(kit.tiny_run.make_tiny_run).
+python -m kit.vllm_scenarios RUN_ROOT OUT.json [asynchronous] [apart] [on_two], where RUN_ROOT holds
+a tiny run (kit.tiny_run.make_tiny_run). With a word behind it the engine runs as it may on GPUs:
+with asynchronous scheduling, which vLLM leaves out on CPUs; with its core in another process; with
+tensor parallelism 2. The scenarios are then those that do not look into it.
 """
 
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
 from abscot.common import files
 from abscot.common.draws import keyed_seed
+from abscot.common.errors import UserError
 from abscot.evaluation import benchmarks
 from abscot.evaluation.evaluate import _generate, evaluate
 from abscot.evaluation.jobs import jobs_of
 from abscot.evaluation.modes import MODES, Asker, Question
+from abscot.generation import vllm_engine
 from abscot.generation.requests import (
     Request,
     Sampling,
@@ -30,36 +35,112 @@ from abscot.generation.transformers_engine import TransformersEngine
 from abscot.generation.vllm_engine import VllmEngine
 from abscot.method.lineage import round_model
 from abscot.method.vocab import AbstractVocab
-from abscot.model import custom_generate
+from abscot.model import checkpoint_dirs, custom_generate
 from abscot.model.chat_model import DecodingRules
 from abscot.model.handover import check_handover
 from abscot.recipe.run import Run
 from kit import tiny_run
 
 PROMPTS = 48
+TEXTS = (  # and of how many of its last tokens the probability is asked for
+    [[(i * 7 + j * 3) % 250 for j in range(40 + 5 * i)] for i in range(40)],
+    [1 + i % 9 for i in range(40)],
+)
 
 
-def main(root: Path, out: Path) -> None:
+def main(root: Path, out: Path, *kind: str) -> None:
     recipe = tiny_run.tiny_recipe(root)
     run = Run.of(recipe)
     for copy in (tiny_run.training_of(recipe, run, 1, "A").export, round_model(recipe, run, 1)):
-        shutil.copytree(run.base, copy)
+        shutil.copytree(run.base, copy, dirs_exist_ok=True)
+    if kind:
+        out.write_text(json.dumps(elsewhere(recipe, run, kind)))
+        return
     engine = VllmEngine(run.base, recipe.inference, recipe.codebook_size)
     computed = count_scheduled_tokens(engine)
-    found = {"base": str(run.base), "window_tokens": engine.window_tokens}
+    found = {"kind": kind_of(engine)}
     found["stages"] = two_stages(engine, recipe, run, computed)
     found["one by one"] = one_by_one(engine, run, recipe)
     found["greedy"] = greedy(engine, run, recipe)
     found["surprisals"] = surprisals(engine, run, recipe)
     found["sets"] = trace_sets(engine, recipe, run)
     found["answers"] = answers(engine, recipe, run)
-    found["handover"] = handover(engine, run)
+    found["heard"] = heard(engine)
+    found["handover"] = handover(engine, recipe, run)
     out.write_text(json.dumps(found))
 
 
-def handover(engine, run) -> list[str | None]:
-    """What the engine says to the probabilities that an export recorded: the right ones, and those
-    of other weights.
+def elsewhere(recipe, run, kind: tuple[str, ...]) -> dict:
+    """The scenarios that do not look into the engine."""
+    config = recipe.inference
+    if "asynchronous" in kind:
+        with_asynchronous_scheduling()
+    if "apart" in kind:
+        with_its_core_in_another_process()
+    if "on_two" in kind:
+        config = dataclasses.replace(config, tensor_parallel=2)
+    engine = VllmEngine(run.base, config, recipe.codebook_size)
+    return {
+        "kind": kind_of(engine),
+        "stages": two_stages(engine, recipe, run, [0]),
+        "one by one": one_by_one(engine, run, recipe),
+        "surprisals": engine_surprisals(engine),
+        "sets": trace_sets(engine, recipe, run),
+        "heard": heard(engine),
+    }
+
+
+def kind_of(engine) -> list[str]:
+    """The words that say how an engine runs."""
+    vllm, config = engine.llm.llm_engine, engine.llm.llm_engine.vllm_config
+    is_so = {
+        "asynchronous": config.scheduler_config.async_scheduling,
+        "apart": type(vllm.engine_core).__name__ != "InprocClient",
+        "on_two": config.parallel_config.tensor_parallel_size == 2,
+    }
+    return [word for word, so in is_so.items() if so]
+
+
+def with_asynchronous_scheduling() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config.__func__
+
+    def checked(cls, vllm_config) -> None:
+        check(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(checked)
+
+
+def with_its_core_in_another_process() -> None:
+    in_this_one = vllm_engine._set_environment
+
+    def set_environment(config) -> None:
+        in_this_one(config)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+
+    vllm_engine._set_environment = set_environment
+
+
+def heard(engine) -> dict:
+    """What an engine tells while it is at work: prompt tokens computed after each step, and None
+    for each trace that is there.
+    """
+    vocab, told = AbstractVocab.of(tiny_run.tiny_tokenizer()), []
+    requests = [
+        Request([*range(40 + i), vocab.begin_id], Sampling(max_tokens=9, m_min=9, m_max=9))
+        for i in range(20)
+    ]
+    engine.forget()
+    for _ in engine.stream(requests, told.append):
+        told.append(None)
+    return {"told": told, "prompt_tokens": sum(len(r.prompt) for r in requests)}
+
+
+def handover(engine, recipe, run) -> list[tuple[str | None, bool]]:
+    """What the engine says to the probabilities that an export recorded: those of other weights,
+    the right ones. And whether the checkpoint that the model was exported from is there behind it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -72,13 +153,18 @@ def handover(engine, run) -> list[str | None]:
     right = torch.nn.functional.cross_entropy(
         logits[:-1], torch.tensor(tokens[1:]), reduction="none"
     )[-16:]
-    for wrong in (0.0, 0.3):
-        files.seal(run.base, {"probe": {"tokens": tokens, "surprisals": (right + wrong).tolist()}})
+    training = tiny_run.training_of(recipe, run, 1, "A")
+    kept = checkpoint_dirs.at_step(training.checkpoints, 9)
+    kept.mkdir()
+    for wrong in (0.3, 0.0):
+        probe = {"tokens": tokens, "surprisals": (right + wrong).tolist()}
+        files.seal(training.export, {"tag": training.tag, "step": 9, "probe": probe})
+        error = None
         try:
-            check_handover(engine, run.base)
-            said.append(None)
-        except RuntimeError as error:
-            said.append(str(error))
+            check_handover(engine, training.export, recipe.inference.handover_kl)
+        except UserError as refused:
+            error = str(refused)
+        said.append((error, kept.exists()))
     return said
 
 
@@ -210,15 +296,13 @@ def surprisals(engine, run, recipe) -> dict:
     """More texts than the engine holds at a time, by vLLM and by transformers; the second time
     behind a prefix cache that holds them all.
     """
-    texts = [[(i * 7 + j * 3) % 250 for j in range(40 + 5 * i)] for i in range(40)]
-    positions = [1 + i % 9 for i in range(40)]
     other = TransformersEngine(run.base, recipe.inference)
+    return {**engine_surprisals(engine), "transformers": other.surprisals(*TEXTS)}
+
+
+def engine_surprisals(engine) -> dict:
     engine.forget()
-    return {
-        "vllm": engine.surprisals(texts, positions),
-        "vllm again": engine.surprisals(texts, positions),
-        "transformers": other.surprisals(texts, positions),
-    }
+    return {"vllm": engine.surprisals(*TEXTS), "vllm again": engine.surprisals(*TEXTS)}
 
 
 def trace_sets(engine, recipe, run) -> dict:
@@ -276,4 +360,4 @@ def answers(engine, recipe, run) -> dict:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

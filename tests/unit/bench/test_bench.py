@@ -7,16 +7,12 @@ import time
 
 import pytest
 import torch
-import transformers
 
 from abscot.bench import tools
 from abscot.bench.attention import MIXES, document
 from abscot.bench.channel import DOCUMENT, Pass, draw
-from abscot.bench.gpu import BINS, Shape, phase_documents
 from abscot.bench.step import bins
 from abscot.common import hardware
-from abscot.method import masks
-from abscot.method.phases import BOTTLENECK
 from abscot.recipe.load import ROOT
 
 
@@ -40,36 +36,6 @@ def test_two_passes_see_what_they_say():
     assert len(second.columns) == sum(DOCUMENT.values()) - DOCUMENT["C"]
     assert torch.equal(second.mask[0, 0], torch.ones_like(second.mask[0, 0]).tril())
     assert not whole.mask[0, 0, -1, 3:7].any() and whole.mask[0, 0, -1, 7:].all()
-
-
-def test_useful_flops_count_the_real_model():
-    shape = Shape(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, head_dim=16)
-    config = transformers.Qwen3Config(
-        vocab_size=100,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
-    with torch.device("meta"):
-        layers = transformers.Qwen3ForCausalLM(config).model.layers
-    assert 2 * shape.layer_parameters == sum(p.numel() for p in layers.parameters() if p.ndim == 2)
-    attention_only = shape.useful_flops(0, pairs=10, supervised_tokens=0, weight_gradients=True)
-    # two products a pair, layers, heads, head_dim
-    assert attention_only == 3 * (2 * 2 * 10) * 2 * 4 * 16
-
-
-def test_phase_b_has_no_cot_and_fits():
-    for tokens in BINS:
-        documents = phase_documents("B", tokens)
-        assert (
-            all(c == 0 for _, c, _, _ in documents)
-            and 0.9 * tokens < sum(map(sum, documents)) <= tokens
-        )
-        packed = tools.synthetic_bin(documents)
-        assert len(masks.Layout.of(packed.document_id, packed.segment_id, BOTTLENECK).calls) == 1
 
 
 def test_medians_are_of_each_run():

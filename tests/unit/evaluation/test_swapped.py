@@ -13,7 +13,7 @@ from abscot.evaluation import evaluate as evaluation
 from abscot.evaluation.evaluate import evaluate
 from abscot.evaluation.jobs import jobs_of
 from abscot.evaluation.results import read_result
-from abscot.generation.requests import Completion
+from abscot.generation.requests import Completion, untold
 from abscot.method.vocab import AbstractVocab
 from kit.tiny_run import make_tiny_run, tiny_tokenizer
 
@@ -27,7 +27,7 @@ class Engine:
         self.killed_after = killed_after
         self.codebook_ids = AbstractVocab.of(tiny_tokenizer()).codebook_ids
 
-    def stream(self, requests):
+    def stream(self, requests, stepped=untold):
         for index, request in enumerate(requests):
             if index == self.killed_after:
                 raise KeyboardInterrupt

@@ -42,8 +42,8 @@ def in_process(job, shard, of) -> int:
         return pid
     draw, stream = RandomTraces.traces, KeyedEngine.stream
     # or it is done before any kill
-    RandomTraces.traces = lambda self, items: time.sleep(0.05) or draw(self, items)
-    KeyedEngine.stream = lambda self, requests: time.sleep(0.05) or stream(self, requests)
+    RandomTraces.traces = lambda *given: time.sleep(0.05) or draw(*given)
+    KeyedEngine.stream = lambda *given: time.sleep(0.05) or stream(*given)
     try:
         generate(job, shard, of, KeyedEngine())
     finally:
@@ -59,7 +59,10 @@ def test_killed_at_ten_moments_and_started_again_the_traces_are_the_same(tiny, o
     recipe, run, _ = tiny
     recipe = dataclasses.replace(
         with_traces(recipe, best_of=best_of),
-        inference=dataclasses.replace(recipe.inference, chunk_rows=1 if phase == "A" else 3),
+        # A chunk of one random trace, of four sampled ones, of two that are the best of three.
+        inference=dataclasses.replace(
+            recipe.inference, chunk_tokens=1 if phase == "A" else 250 * best_of
+        ),
     )
     if phase == "B" and not (export := training_of(recipe, run, 1, "A").export).exists():
         shutil.copytree(run.base, export)

@@ -62,7 +62,7 @@ def test_the_candidate_behind_which_the_answer_is_most_likely_is_kept(tiny):
     engine = TransformersEngine(run.base, recipe.inference)
     drawn = []
     stream = engine.stream
-    engine.stream = lambda requests: drawn.extend(done := list(stream(requests))) or done
+    engine.stream = lambda asked, *told: drawn.extend(done := list(stream(asked, *told))) or done
     source, items = model_traces(tiny, engine, best_of=3)
     found = source.traces(items[:12])
 
@@ -101,7 +101,7 @@ def test_one_candidate_is_what_it_always_was_and_is_the_first_of_several(tiny):
     assert [r.sampling.seed for r in one.requests] == seeds
     source, items = model_traces(tiny, several, best_of=4)
     told = []
-    better = source.traces(items, told.append)
+    better = source.traces(items, lambda made, note="": told.append(made))
     assert sum(told) == len(items) and len(told) > 1
     assert several.requests[::4] == one.requests
     assert len({r.sampling.seed for r in several.requests}) == 4 * len(items)
@@ -121,7 +121,7 @@ def test_equal_candidates_are_scored_once(tiny):
 
 def test_equally_good_candidates_leave_the_first(tiny):
     engine, plain = KeyedEngine(), KeyedEngine()
-    engine.surprisals = lambda texts, positions: [[1.0] * n for n in positions]
+    engine.surprisals = lambda texts, positions, stepped: [[1.0] * n for n in positions]
     source, items = model_traces(tiny, engine, best_of=4)
     assert source.traces(items) == model_traces(tiny, plain)[0].traces(items)
     assert source.choices.not_first == 0

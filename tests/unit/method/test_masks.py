@@ -47,6 +47,10 @@ def test_without_bottleneck_the_answer_sees_the_cot():
     assert torch.equal(mask, torch.ones(7, 7, dtype=torch.bool).tril())
 
 
+def rows(index, layout):
+    return torch.arange(layout.num_tokens) if index is None else index
+
+
 @settings(max_examples=60, deadline=None)
 @given(packings)
 def test_the_two_calls_hold_every_allowed_pair_once(packing):
@@ -57,7 +61,8 @@ def test_the_two_calls_hold_every_allowed_pair_once(packing):
         boundaries = zip(*(x.tolist() for x in (call.cu_seqlens_q, call.cu_seqlens_k)), strict=True)
         boundaries = list(boundaries)
         for (q0, k0), (q1, k1) in zip(boundaries, boundaries[1:], strict=False):
-            queries, keys = call.query_index[q0:q1], call.key_index[k0:k1]
+            queries = rows(call.query_index, layout)[q0:q1]
+            keys = rows(call.key_index, layout)[k0:k1]
             assert len(queries) <= call.max_seqlen_q and len(keys) <= call.max_seqlen_k
             causal = torch.ones(len(queries), len(keys), dtype=torch.int64).tril(
                 len(keys) - len(queries)
@@ -72,16 +77,19 @@ def test_the_two_calls_hold_every_allowed_pair_once(packing):
 @given(packings)
 def test_the_runs_are_what_the_indices_say(packing):
     packed = _bin(packing)
-    for call in masks.Layout.of(packed.document_id, packed.segment_id, packing[2]).calls:
+    layout = masks.Layout.of(packed.document_id, packed.segment_id, packing[2])
+    for call in layout.calls:
         queries = [row for s in call.sequences for row in range(*s.queries)]
         keys = [row for s in call.sequences for run in s.keys for row in range(*run)]
-        assert queries == call.query_index.tolist() and keys == call.key_index.tolist()
+        assert queries == rows(call.query_index, layout).tolist()
+        assert keys == rows(call.key_index, layout).tolist()
         assert len(set(queries)) == len(queries) and len(set(keys)) == len(keys)
 
 
-def test_a_phase_without_cot_needs_one_call():
+def test_a_phase_without_cot_needs_one_call_of_all_rows():
     packed = synthetic_bin([(3, 0, 2, 4), (1, 0, 3, 2)])
-    assert len(masks.Layout.of(packed.document_id, packed.segment_id, BOTTLENECK).calls) == 1
+    (call,) = masks.Layout.of(packed.document_id, packed.segment_id, BOTTLENECK).calls
+    assert call.query_index is None and call.key_index is None
     packed = synthetic_bin([(3, 5, 2, 4)])
     assert len(masks.Layout.of(packed.document_id, packed.segment_id, NOTHING_HIDDEN).calls) == 1
     assert len(masks.Layout.of(packed.document_id, packed.segment_id, BOTTLENECK).calls) == 2

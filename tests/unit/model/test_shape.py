@@ -3,7 +3,7 @@
 import pytest
 
 from abscot.model.shape import QWEN3, ModelShape
-from abscot.recipe.schema import LoraConfig
+from abscot.recipe.schema_train import LoraConfig
 from kit.shapes import real_model
 
 

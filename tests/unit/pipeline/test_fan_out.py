@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from abscot.method.lineage import round_models
-from abscot.pipeline.fan_out import generate_on_this_machine, training_behind
+from abscot.pipeline.fan_out import engines_here, generate_on_this_machine, training_behind
 from abscot.recipe.load import load_recipe
 from abscot.recipe.run import Run
 from kit.corpus import refused
@@ -18,6 +18,18 @@ def test_shards_of_one_machine_run_together_and_a_failure_is_the_exit_code(tmp_p
     )
     assert generate_on_this_machine([sys.executable, "-c", script, str(tmp_path)], 3, 1) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "number, visible, tensor_parallel, engines",
+    [(8, None, 1, 8), (8, None, 2, 4), (8, "4,5,6", 2, 1), (1, None, 2, 1), (0, None, 1, 1)],
+)
+def test_a_machine_has_as_many_engines_as_its_gpus_hold(
+    machine, number, visible, tensor_parallel, engines
+):
+    machine(number, **({"CUDA_VISIBLE_DEVICES": visible} if visible else {}))
+    recipe = load_recipe(None, [f"inference.tensor_parallel={tensor_parallel}"])
+    assert recipe.traces.shards is None and engines_here(recipe) == engines
 
 
 def behind(tmp_path, number: int, *keys: str):

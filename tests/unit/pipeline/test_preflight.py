@@ -3,6 +3,7 @@
 import pytest
 
 from abscot.common.errors import UserError
+from abscot.model import kernels
 from abscot.model.shape import QWEN3
 from abscot.pipeline.preflight import preflight, stage_walltimes
 from abscot.pipeline.preflight_text import render
@@ -102,6 +103,9 @@ def test_models_on_their_way_are_counted_on_the_disk(tmp_path):
     # After steps 3, 6 and 9; after step 5, as step 10 is the last.
     assert models_bytes("train.export_every_steps=3") == pytest.approx((5 + 4 * 3) * each)
     assert models_bytes("train.export_every_steps=5") == pytest.approx((5 + 4) * each)
+    # Two, one that is being written, and the last of the training before.
+    disk = preflight(load_recipe(FULL, [*keys, "train.keep_checkpoints=2"]), 1, 0.4, file)["disk"]
+    assert disk["checkpoints"] == 4 * 12 * QWEN3["4B"].parameters
 
 
 @pytest.fixture
@@ -116,6 +120,101 @@ def few(tmp_path):
         return preflight(load_recipe(FULL, [*keys, *more]), 2, 0.4, file)
 
     return planned
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Says which kernels this environment has."""
+
+    def say(flash_attention_3: bool, liger: bool) -> None:
+        found = kernels.Active(flash_attention_3, liger)
+        monkeypatch.setattr(kernels, "active", lambda device: found)
+
+    return say
+
+
+def modelled(tmp_path, world: int, *keys: str) -> dict:
+    """Of 8,000 rows of 6,130 tokens, by the model of speed."""
+    file = tmp_path / "long.csv"
+    file.write_text("100,5900,130\n" * 8000)
+    recipe = load_recipe(FULL, [f"run_root={tmp_path}", "data.rows=8000", NO_CHANNEL, *keys])
+    return preflight(recipe, world, lengths_file=file)
+
+
+def test_a_lever_that_is_off_is_named_with_its_hours(tmp_path, installed):
+    installed(False, False)
+    off = modelled(tmp_path, 8, "model.keep_attention=false")
+    installed(True, True)
+    on = modelled(tmp_path, 8)
+    assert [lever["on"] for lever in off["levers"]] == [False] * 3
+    assert [lever["on"] for lever in on["levers"]] == [True] * 3
+    assert not [line for line in on["advice"] if "is off" in line]
+    found = [line for line in off["advice"] if "is off" in line]
+    assert [line.split()[0] for line in found] == ["FlashAttention-3,", "Liger", "attention's"]
+    assert "A100" not in found[0] and "A100" in found[1]
+    assert "(not installed here), which costs" in found[0]
+    assert found[2].endswith("get it by --set model.keep_attention=true")
+    costs = off["levers"][1]["gpu_hours"]
+    installed(False, True)
+    fused = modelled(tmp_path, 8, "model.keep_attention=false")
+    for before, after in zip(off["hours"], fused["hours"], strict=True):
+        gpu, kind = before["gpu"], "training_gpu_hours"
+        assert before[kind] - after[kind] == pytest.approx(costs[gpu])
+        assert before["mfu"] == off["mfu"][gpu] < after["mfu"]
+    text = render(off)
+    assert "OFF: not installed here" in text and "OFF: model.keep_attention is false" in text
+    assert "on: installed here" in render(on)
+
+
+def test_the_hours_of_a_phase_are_those_of_its_bins(tmp_path):
+    report = modelled(tmp_path, 8, "train.phase_epochs={B: 0}", "rounds=1", "staging=reuse")
+    phase, found = report["phases"][0], h100(report)
+    bin_s = found["phases"]["A"]["bin_s"]
+    assert list(bin_s) == [
+        *("matrix products", "attention", "memory", "communication", "waiting"),
+    ]
+    hours = 3 * phase["bins"] * sum(bin_s.values()) / 3600
+    assert found["training_gpu_hours"] == pytest.approx(hours)
+    peak_s = phase["flops"] / phase["bins"] / 989e12
+    assert found["phases"]["A"]["mfu"] == pytest.approx(peak_s / sum(bin_s.values()))
+    assert found["phases"]["A"]["mfu"] == pytest.approx(found["mfu"])
+    assert bin_s["waiting"] == pytest.approx(
+        sum(list(bin_s.values())[:3]) * (1 / phase["utilisation"] - 1)
+    )
+
+
+def test_a_measured_mfu_stands_in_for_the_model(few):
+    report = few()
+    assert report["levers"] == [] and list(report["mfu"].values()) == pytest.approx([0.4] * 3)
+    assert list(h100(report)["phases"]["A"]["bin_s"]) == ["compute", "communication", "waiting"]
+    assert "GPU-h of training that it saves" not in render(report)
+
+
+def test_a_zero_stage_that_fits_and_is_faster_is_named(tmp_path):
+    def stages(world: int, *keys: str) -> list[str]:
+        report = modelled(tmp_path, world, *keys)
+        return [line.split()[1] for line in report["advice"] if "communicates less" in line]
+
+    adapters = ("lora.r=32", "train.capacity_tokens=6400", "train.global_batch_examples=512")
+    assert stages(64, *adapters) == ["train.deepspeed=ds_configs/zero1.json"]
+    assert stages(64, *adapters, "train.deepspeed=ds_configs/zero1.json") == []
+    assert stages(1, *adapters) == [] == stages(8)  # whole bins hide what they communicate
+    # What does not fit anywhere is no advice.
+    assert (
+        stages(64, *adapters, "model.base=Qwen/Qwen3-32B", "model.loss_chunk_tokens=400000") == []
+    )
+
+
+def test_healthy_work_that_would_pass_for_a_hang_is_named(tmp_path):
+    def silent(*keys: str) -> list[str]:
+        lines = [x for x in modelled(tmp_path, 8, *keys)["advice"] if x.startswith("hang_minutes")]
+        return [line.split(":")[1].split(" takes")[0].strip() for line in lines]
+
+    assert silent() == []
+    assert silent("hang_minutes=0.5") == [
+        *("a step of phase A on 8 x A100 40 GB", "a checkpoint"),
+    ]
+    assert "an export" in silent("hang_minutes=0.1")
 
 
 def h100(report: dict) -> dict:

@@ -69,6 +69,20 @@ def test_a_hung_stage_is_ended_and_counts_as_crashed(run_script):
         run_script("import time; print('begun', flush=True); time.sleep(600)", hang_minutes=0.02)
 
 
+def test_a_stage_that_hangs_each_time_needs_a_person_however_long_it_ran(run_script, monkeypatch):
+    """A crash after hours is the first one in a row; a hang never is."""
+    monkeypatch.setattr(runner, "SOON_S", 0.0)
+    hangs = "import time; print('begun', flush=True); time.sleep(600)"
+    for _ in range(2):
+        with pytest.raises(StageCrashed):
+            run_script("1 / 0")
+        assert run_script.state()["crashes"] == 1
+    with pytest.raises(StageCrashed):
+        run_script(hangs, hang_minutes=0.02)
+    with pytest.raises(UserError, match=r"crashed 3 times in a row .*\(hang_minutes\)"):
+        run_script(hangs, hang_minutes=0.02)
+
+
 def test_a_slow_stage_that_talks_is_not_hung(run_script):
     talk = "import time\nfor _ in range(8): print('.', flush=True); time.sleep(0.4)\n"
     run_script(talk + run_script.done, hang_minutes=0.02)
@@ -80,5 +94,5 @@ def test_the_error_that_is_shown_is_the_ranks_not_the_launchers():
         "srun: error: n2: task 1: Exited",
         "",
     ]
-    assert runner._last_error(tail) == tail[0]
-    assert runner._last_error(["mpiexec has ended", "-" * 74]) == "mpiexec has ended"
+    assert runner.last_error(tail) == tail[0]
+    assert runner.last_error(["mpiexec has ended", "-" * 74]) == "mpiexec has ended"

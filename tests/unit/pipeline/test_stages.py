@@ -29,6 +29,25 @@ def test_every_shipped_recipe_plans_its_rounds(path, tmp_path):
     assert final in made
 
 
+@pytest.mark.parametrize(
+    "keys, on_node, gpus",
+    [
+        ([], "8", 1),
+        (["inference.tensor_parallel=4"], "8", 4),
+        (["traces.shards=1"], "8", 0),
+        ([], "0", 0),  # on CPUs the cores are one engine's
+        (["traces.shards=2"], "0", 1),
+    ],
+)
+def test_the_engines_of_a_job_take_all_its_gpus_unless_the_recipe_wants_one(
+    tmp_path, monkeypatch, keys, on_node, gpus
+):
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", on_node)
+    recipe = load_recipe(None, [f"run_root={tmp_path}", "schedule=paper", *keys])
+    stage = next(stage for stage in stages_of(recipe) if stage.name == "traces_pi1_phaseB")
+    assert stage.launch.gpus_per_engine == gpus
+
+
 def test_the_baselines_of_a_run_are_trained_and_asked_with_its_last_round(tmp_path):
     keys = [f"run_root={tmp_path}", "rounds=2", "baselines=[pause, sft_no_cot]"]
     recipe = load_recipe(None, keys)

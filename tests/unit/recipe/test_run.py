@@ -19,6 +19,8 @@ def test_a_run_directory_belongs_to_one_recipe(tmp_path):
     assert run.config.read_text() == before
     claim(load_recipe(None, [root, "eval.limit=7"]))  # how a model is asked may change
     assert "limit: 7" in run.config.read_text()
+    claim(load_recipe(None, [root, "traces.shards=4"]))  # and how many engines make its traces
+    claim(load_recipe(None, [root, "model.keep_attention=false"]))  # and what stays in memory
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path):

@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from abscot.common import files
+from abscot.model import checkpoint_dirs
 from abscot.pipeline.stages import train_stage
 from abscot.recipe.run import Run
-from abscot.training import checkpoint
 from abscot.training.train_phase import train
 from kit.tiny_run import tiny_recipe, training_of
 
@@ -20,19 +20,19 @@ def make_checkpoint(directory, step: int):
     return path
 
 
-def test_a_kill_between_publishing_and_clearing_leaves_no_checkpoints(tmp_path):
-    """They are twice or three times the model: the stage is not done before they are gone, and the
-    same command removes them without starting an engine.
+def test_a_kill_between_publishing_and_clearing_leaves_the_newest_checkpoint_alone(tmp_path):
+    """Each is twice or three times the model: the stage is not done before all but the one that is
+    kept are gone, and the same command removes them without starting an engine.
     """
     recipe = tiny_recipe(tmp_path)
     training = training_of(recipe, Run.of(recipe), 1, "A")
     with files.publish(training.export):
         pass
     make_checkpoint(training.checkpoints, 19)
-    checkpoint._hidden(make_checkpoint(training.checkpoints, 20)).mkdir()
+    checkpoint_dirs.hidden(make_checkpoint(training.checkpoints, 20)).mkdir()
     assert not train_stage(training).done()
     train(training)
-    assert [path.name for path in training.checkpoints.iterdir()] == ["export"]
+    assert {path.name for path in training.checkpoints.iterdir()} == {"export", "step_0000020"}
     assert train_stage(training).done()
 
 
@@ -45,7 +45,7 @@ def test_a_kill_while_one_is_removed_leaves_nothing_damaged(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(shutil, "rmtree", killed)
-        checkpoint.clear(tmp_path)
-    assert checkpoint.checkpoints(tmp_path) == []
-    checkpoint.clear(tmp_path)
+        checkpoint_dirs.clear(tmp_path, keep=0)
+    assert checkpoint_dirs.checkpoints(tmp_path) == []
+    checkpoint_dirs.clear(tmp_path, keep=1)
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from abscot.model.chat_model import ChatModel, DecodingRules, opening_trace
 from abscot.model.custom_generate import generate
 from abscot.model.foreign import Source
 from abscot.model.lora import with_lora
-from abscot.recipe.schema import LoraConfig
+from abscot.recipe.schema_train import LoraConfig
 from abscot.training.export import export
 from abscot.training.train_phase import chat_model_of
 from kit.tiny_run import (
@@ -86,7 +86,7 @@ def test_template_and_rules_go_along_sealed_round_after_round(base, tmp_path):
 def test_an_adapter_brings_its_tokenizer_rules_and_code(base, tmp_path, embeddings):
     recipe = replace(tiny_recipe(tmp_path), lora=LoraConfig(r=2, embeddings=embeddings))
     lm = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    lm, chat = with_lora(lm, recipe, base), chat_model(base)
+    lm, chat = with_lora(lm, recipe, base, "test"), chat_model(base)
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.requires_grad:

@@ -1,11 +1,13 @@
 """The learning rate, and the build of an operator."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from abscot.recipe.schema import TrainConfig
-from abscot.training.optimizer import lr_at, one_builder_per_host
+from abscot.common.errors import UserError
+from abscot.recipe.schema import OptimizerConfig, TrainConfig
+from abscot.training.optimizer import OPTIMIZERS, lr_at, one_builder_per_host
 
 
 def schedule(n, **keys):
@@ -37,3 +39,34 @@ def test_a_build_that_was_killed_does_not_block_the_next(tmp_path, monkeypatch):
     left_over.touch()
     with one_builder_per_host():
         assert not left_over.exists()
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch):
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+
+
+def test_cpu_adam_builds_beside_gpus_without_a_cuda_toolkit(nothing_loaded, monkeypatch):
+    """What would be compiled where torch sees GPUs and there is no nvcc."""
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+    from torch.utils import cpp_extension
+
+    compiled = {}
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(cpp_extension, "load", lambda **job: compiled.update(job))
+    CUDA_Accelerator().create_op_builder("CPUAdamBuilder").jit_load(verbose=False)
+    assert {Path(source).suffix for source in compiled["sources"]} == {".cpp"}
+    assert all(Path(source).exists() for source in compiled["sources"])
+    assert not compiled["with_cuda"] and "-D__ENABLE_CUDA__" not in compiled["extra_cflags"]
+
+
+def test_where_cpu_adam_does_not_build_the_line_says_what_is_missing(
+    nothing_loaded, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")  # a compiler that fails
+    with pytest.raises(UserError, match=r"CPUAdam.*C\+\+ compiler .* no CUDA toolkit") as refused:
+        OPTIMIZERS["adamw"].make_offloaded([], 1e-3, OptimizerConfig(), None)
+    assert "\n" not in str(refused.value)
