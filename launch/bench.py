@@ -3,6 +3,7 @@
   python launch/bench.py channel     does the answer learn the CoT through the trace?
   python launch/bench.py attention   every backend of this machine against dense, causal, the floor
   python launch/bench.py step        a whole training step against three other ways, the same rows
+  python launch/bench.py peers       a training step beside TRL's SFTTrainer, on this CPU
   python launch/bench.py gpu         the first hour on a GPU: kernels, steps, trainer, traces
   python launch/bench.py plan        time, balance and fill of a plan of 600k rows, beside TRL's
   python launch/bench.py loader      tokens/s, memory, resume of the batches, beside two libraries
@@ -11,10 +12,10 @@
   python launch/bench.py grounding   tokens/s of grounded traces, beside plain forwards
   python launch/bench.py mask        the mask of one packed bin as a picture
 
-plan, loader, traces, grounding and gpu take options: python launch/bench.py plan --help. TRL
-and mosaicml-streaming are no part of the project; where they are not installed they are left out.
-They want other versions of what the project pins, so put them beside it, without their
-requirements:
+plan, loader, traces, grounding, gpu and peers take options: python launch/bench.py plan --help. TRL
+and mosaicml-streaming are no part of the project; where they are not installed they are left out,
+and peers says how. They want other versions of what the project pins, so put them beside it,
+without their requirements:
   .venv/bin/pip install --no-deps --target .peers trl==1.16.0 mosaicml-streaming catalogue \\
       brotli python-snappy cramjam zstd xxhash
   PYTHONPATH=.peers python launch/bench.py loader
@@ -42,6 +43,7 @@ BENCHMARKS = {  # name -> module with `run() -> dict`, which prints its tables o
     "channel": "abscot.bench.channel",
     "attention": "abscot.bench.attention",
     "step": "abscot.bench.step",
+    "peers": "abscot.bench.peers",
     "gpu": "abscot.bench.gpu",
     "plan": "abscot.bench.plan",
     "loader": "abscot.bench.loader",
