@@ -8,7 +8,7 @@ import numpy as np
 
 from abscot.method.lineage import Training, listed_baselines, trainings
 from abscot.method.phases import PHASES, Phase
-from abscot.method.schedules import GROUNDED, MODEL_WITH_COT, SAMPLED
+from abscot.method.schedules import GROUNDED, SAMPLED
 from abscot.pipeline.preflight_lengths import Lengths
 from abscot.pipeline.speed import Load, Speed, causal
 from abscot.recipe.run import Run
@@ -88,7 +88,7 @@ class Work:
         """(stage, kind of work, GPU seconds), in order."""
         sources = [(training, training.trace_source) for training in self.trainings]
         first = next((t for t, source in sources if source == GROUNDED), None)
-        traces_s = functools.cache(lambda name, source: self._traces_s(name, source, speed))
+        traces_s = {}  # those of a phase from one source cost the same in every round
         for training, source in sources:
             if training is first:
                 fitted = not self.recipe.grounding.codebook
@@ -96,21 +96,23 @@ class Work:
             phase = training.phase
             if source:
                 kind = "grounding" if source == GROUNDED else "trace"
-                yield f"traces_{training.tag}", kind, traces_s(phase.name, source)
+                of = (phase.name, source)
+                if of not in traces_s:
+                    traces_s[of] = self._traces_s(training, speed)
+                yield f"traces_{training.tag}", kind, traces_s[of]
             train_s = training.epochs * sum(self._epoch_s(phase, speed).values())
             yield f"train_{training.tag}", "training", train_s
             if phase.hidden and self.recipe.train.channel_rows:
                 yield f"train_{training.tag}", "channel", self._channel_s(training, speed)
 
-    def _traces_s(self, name: str, source: str, speed: Speed) -> float:
-        lengths, rules, phase = self.lengths, self.recipe.traces, PHASES[name]
-        share = self.phases[name]["trace_rows"] / len(lengths.prompt)
+    def _traces_s(self, training: Training, speed: Speed) -> float:
+        lengths, rules, source = self.lengths, self.recipe.traces, training.trace_source
+        share = self.phases[training.phase.name]["trace_rows"] / len(lengths.prompt)
         if source == GROUNDED:
             return share * self._grounding_s(speed)
         if source not in SAMPLED:
             return 0.0
-        with_cot = phase.sees_cot or source == MODEL_WITH_COT
-        prompts = lengths.prompt + (lengths.cot if with_cot else 0)
+        prompts = lengths.prompt + (lengths.cot if training.traces_see_cot else 0)
         vllm = speed.of_vllm()
         sampling_s = vllm.trace_s(prompts, rules.m_max, rules.best_of)
         if rules.best_of > 1:
