@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from abscot.bench import tools
 from abscot.bench.gpu_command import Command
-from abscot.bench.gpu_part import TINY_SHAPE, LeftOut, Part, documents_of
+from abscot.bench.gpu_part import TINY_SHAPE, LeftOut, Part, documents_of, size_of
 from abscot.common import hardware
 from abscot.method.phases import BOTTLENECK
 from abscot.model.shape import QWEN3, ModelShape
@@ -29,8 +29,8 @@ FOR_PLAN = {
     "matmul_tflops": ("matmul", "tflops"),
     "copy_bytes_per_s": ("copy", "bytes_per_s"),
     **{
-        f"{backend}_{way}_tflops_{tokens // 1024}k": (
-            f"{backend}, {tokens // 1024}k",
+        f"{backend}_{way}_tflops_{size_of(tokens)}": (
+            f"{backend}, {size_of(tokens)}",
             f"{way}_tflops",
         )
         for backend in ("varlen", "flex", "segments")
@@ -47,7 +47,7 @@ def measure(part: Part) -> None:
     part.case("copy", 5, kernels.copy)
     for tokens in reversed(part.bins):
         for name in kernels.backends(tokens):
-            size = f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
+            size = size_of(tokens)
             part.case(f"{name}, {size}", 20, lambda n=name, t=tokens: kernels.attention(n, t))
     longest = max(part.bins)
     for name in kernels.backends(longest):

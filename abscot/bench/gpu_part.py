@@ -103,6 +103,11 @@ def one_line(error: Exception) -> str:
     return " ".join(f"{kind}{error}".split())[:LINE_CHARS]
 
 
+def size_of(bin_tokens: int) -> str:
+    """32k for 32,768."""
+    return f"{bin_tokens // 1024}k" if bin_tokens >= 1024 else str(bin_tokens)
+
+
 def shape_of(name: str) -> ModelShape:
     return TINY_SHAPE if name == TINY else QWEN3[name]
 

@@ -13,7 +13,16 @@ import torch
 
 from abscot.bench import tools
 from abscot.bench.gpu_command import json_of
-from abscot.bench.gpu_part import BINS, TINY, TINY_BINS, LeftOut, Part, documents_of, shape_of
+from abscot.bench.gpu_part import (
+    BINS,
+    TINY,
+    TINY_BINS,
+    LeftOut,
+    Part,
+    documents_of,
+    shape_of,
+    size_of,
+)
 from abscot.common import hardware
 from abscot.common.process import die_with_parent
 from abscot.method.phases import PHASES, loop
@@ -39,7 +48,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        size = f"{self.bin_tokens // 1024}k" if self.bin_tokens >= 1024 else str(self.bin_tokens)
+        size = size_of(self.bin_tokens)
         layers = "compiled" if self.compiled else "Liger" if self.fused else "eager"
         kept = "selective" if self.keeps_attention else "reentrant"
         return f"{self.shape} {self.kind}, phase {self.phase}, {size}, {layers}, {kept}"

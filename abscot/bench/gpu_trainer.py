@@ -24,6 +24,7 @@ from abscot.bench.gpu_part import (
     documents_of,
     file_name,
     shape_of,
+    size_of,
 )
 from abscot.bench.gpu_run import Workshop
 from abscot.common.process import free_port
@@ -61,7 +62,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        size = f"{self.bin_tokens // 1024}k" if self.bin_tokens >= 1024 else str(self.bin_tokens)
+        size = size_of(self.bin_tokens)
         kept = "selective" if self.keeps_attention else "reentrant"
         words = [self.shape, self.kind, self.deepspeed, size, kept]
         words += ["deterministic"] * self.deterministic + ["to its end"] * self.to_the_end
