@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from abscot.common import json_text
-from abscot.common.errors import UserError, shown
+from abscot.common.errors import UserError
 from abscot.common.paths import matching
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -39,7 +39,7 @@ def read(files: str, key: str) -> Iterator[tuple[str, object]]:
 def _found(files: str, key: str) -> list[Path]:
     found = matching(files)
     if not found:
-        raise UserError(f"{key}: {shown(files)}: no such file")
+        raise UserError(f"{key}: {files}: no such file")
     return found
 
 

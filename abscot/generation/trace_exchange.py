@@ -58,7 +58,7 @@ def import_traces(job: TraceJob, pattern: str, rows_file: str | None = None) -> 
 def _files(pattern: str, option: str) -> list[Path]:
     paths = [path for path in matching(pattern) if path.is_file()]
     if not paths:
-        raise UserError(f"{option} {shown(pattern)}: no such file; expected JSONL, or a glob of it")
+        raise UserError(f"{option} {pattern}: no such file; expected JSONL, or a glob of it")
     return paths
 
 
