@@ -14,7 +14,7 @@ from abscot.recipe.load import ROOT
 
 MOST_BYTES = 1 << 30  # that one case may add to the memory of the process
 LINE_CHARS = 1000
-_measured: list[tuple[str, bool, float, int]] = []  # case, held, seconds, bytes
+MEASURED = "corpus"  # a property of a case: held, seconds, bytes
 
 
 def refused(call, *words: str) -> str:
@@ -58,7 +58,7 @@ def pytest_runtest_call(item):
         held = True
     finally:
         took_s, grown = time.monotonic() - began_s, _peak_bytes() - before
-        _measured.append((item.nodeid, held, took_s, grown))
+        item.user_properties.append((MEASURED, (held, took_s, grown)))
     assert grown <= MOST_BYTES, f"{grown / 2**20:.0f} MiB for one case"
     return result
 
@@ -70,11 +70,20 @@ def _peak_bytes() -> int:
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not _measured:
+    """From the reports, which come from all processes."""
+    reports = [r for of_kind in terminalreporter.stats.values() for r in of_kind]
+    measured = [
+        (report.nodeid, *values)
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, values in report.user_properties
+        if name == MEASURED
+    ]
+    if not measured:
         return
-    slowest, largest = max(_measured, key=lambda m: m[2]), max(_measured, key=lambda m: m[3])
-    held = sum(m[1] for m in _measured)
+    slowest, largest = max(measured, key=lambda m: m[2]), max(measured, key=lambda m: m[3])
+    held = sum(m[1] for m in measured)
     terminalreporter.write_line(
-        f"corpus: {held} of {len(_measured)} cases hold; longest {slowest[2]:.1f} s "
+        f"corpus: {held} of {len(measured)} cases hold; longest {slowest[2]:.1f} s "
         f"({slowest[0]}); most memory {largest[3] / 2**20:.0f} MiB ({largest[0]})"
     )
