@@ -77,14 +77,7 @@ class Kernels:
     def matmul(self) -> dict[str, float]:
         """TFLOP/s of the matrix products of a layer: its projections forward."""
         shape, tokens = self.shape, 64 if self.part.tiny else MATMUL_TOKENS
-        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        ends = [
-            (shape.hidden, query),
-            *[(shape.hidden, key)] * 2,
-            (query, shape.hidden),
-            *[(shape.hidden, shape.intermediate)] * 2,
-            (shape.intermediate, shape.hidden),
-        ]
+        ends = shape.linear_layers.values()
         pairs = [(self._random(tokens, a), self._random(b, a)) for a, b in ends]
         seconds = self._seconds(lambda: [linear(x, weight) for x, weight in pairs])
         return {"tflops": 2 * tokens * shape.linear_parameters_per_layer / seconds / 1e12}

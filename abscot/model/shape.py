@@ -53,9 +53,22 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
     @property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Of one layer, by the names that LoRA knows them by: inputs and outputs."""
+        query, key = self.query_width, self.key_width
+        return {
+            "q_proj": (self.hidden, query),
+            "k_proj": (self.hidden, key),
+            "v_proj": (self.hidden, key),
+            "o_proj": (query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
     def linear_parameters_per_layer(self) -> int:
-        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-        return attention + 3 * self.hidden * self.intermediate
+        return sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
 
     @property
     def parameters(self) -> int:
@@ -101,17 +114,8 @@ class ModelShape:
 
     def adapted_widths(self, lora: LoraConfig) -> tuple[int, int]:
         """(inputs, outputs) of a layer's linear layers that get an adapter, added up."""
-        query, key = self.query_width, self.key_width
-        ends = {
-            "q_proj": (self.hidden, query),
-            "k_proj": (self.hidden, key),
-            "v_proj": (self.hidden, key),
-            "o_proj": (query, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
-        found = [ends[name] for name in lora.target_modules if name in ends]
+        layers = self.linear_layers
+        found = [layers[name] for name in lora.target_modules if name in layers]
         return sum(width for width, _ in found), sum(width for _, width in found)
 
 
