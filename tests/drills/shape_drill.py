@@ -29,6 +29,7 @@ if __name__ == "__main__":  # a script: the kit lies beside this folder
 
 import torch
 
+from abscot.bench.gpu_run import qwen3_config
 from abscot.common import files
 from abscot.model.shape import QWEN3, ModelShape
 from abscot.recipe.load import ROOT, load_recipe
@@ -61,15 +62,7 @@ def make_base(directory: Path, shape: ModelShape, tokenizer: Path) -> None:
     from transformers import Qwen3Config
 
     Qwen3Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=40_960,
-        tie_word_embeddings=shape.tied,
+        **qwen3_config(shape),
         bos_token_id=151_643,
         eos_token_id=151_645,
     ).save_pretrained(directory)

@@ -11,6 +11,7 @@ from torch.nn.attention import varlen  # noqa: F401  registers its operator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from abscot.bench.gpu_run import qwen3_config
 from abscot.bench.tools import Document, synthetic_bin
 from abscot.method.phases import HiddenPairs
 from abscot.model import attention
@@ -33,14 +34,7 @@ def meta_model(
     """A Qwen3 in bf16, as it trains on a GPU without further packages."""
     attention.register()
     config = transformers.Qwen3Config(
-        num_hidden_layers=layers,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
+        **qwen3_config(dataclasses.replace(shape, layers=layers)),
         attn_implementation=BACKEND,
     )
     with META:
