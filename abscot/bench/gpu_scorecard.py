@@ -164,11 +164,9 @@ def _trainer(cases: dict[str, dict]) -> str:
 
 
 def _seconds(found: dict) -> list[str]:
-    return [key for key, value in found.items() if key.endswith("_s") and _is_time(key, value)]
-
-
-def _is_time(key: str, value) -> bool:
-    return value is not None and not key.endswith("per_s")
+    """The keys of what took time, and not of rates."""
+    times = (key for key in found if key.endswith("_s") and not key.endswith("per_s"))
+    return [key for key in times if found[key] is not None]
 
 
 def _traces(cases: dict[str, dict]) -> str:
